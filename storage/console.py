@@ -1,0 +1,113 @@
+"""How a command talks: answers on stdout, everything else on stderr, errors as sentences with an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from storage.errors import StillhouseError
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_command(command: Callable[[], tuple[dict[str, Any], str, int]], *, as_json: bool) -> int:
+    """Run a command that gives (answer, the same as text, exit code), print it, and return the exit code.
+
+    With `as_json` stdout holds the JSON object alone: whatever else a library or a worker prints to
+    it meanwhile goes to stderr. A StillhouseError ends as one sentence, an interrupt with 130.
+    """
+    kept = _stdout_to_stderr() if as_json else None
+    try:
+        answer, text, code = command()
+    except StillhouseError as error:
+        say(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("Interrupted. What was committed stays; run the same command to go on.")
+        return 130
+    finally:
+        if kept is not None:
+            sys.stdout.flush()
+            os.dup2(kept, 1)
+            os.close(kept)
+    print(json.dumps(answer, indent=1) if as_json else text, flush=True)
+    return code
+
+
+def _stdout_to_stderr() -> int | None:
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:
+        return None
+    return kept
+
+
+class Progress:
+    """A bar on a terminal, a plain line every few seconds elsewhere; on stderr.
+
+    `update(done, note)` says how far it is; use it as a context manager.
+    """
+
+    EVERY_S = 5.0
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._started = self._spoke = time.monotonic()
+        self._bar: Any = None
+        self._done, self._note = 0, ""
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+            self._bar = RichProgress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=self._total, note="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._done:
+            self._line()
+
+    def update(self, done: int, note: str = "") -> None:
+        self._done, self._note = done, note
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=note)
+        elif time.monotonic() - self._spoke >= self.EVERY_S:
+            self._line()
+
+    def _line(self) -> None:
+        self._spoke = time.monotonic()
+        seconds = self._spoke - self._started
+        rate = self._done / seconds if seconds else 0.0
+        say(f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:,.1f} {self._unit}/s. {self._note}".rstrip())
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Columns side by side, the first one to the left and the others to the right.
+
+    >>> print(table(["name", "n"], [["a", "1"], ["bcde", "22"]]))
+    name   n
+    a      1
+    bcde  22
+    """
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""Names made from content: canonical JSON, sha256 of values and files, xxh3 of byte ranges."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from storage import tensors
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte string for a JSON value: sorted keys, no spaces, UTF-8, no NaN.
+
+    >>> canonical_json({"b": 1, "a": [True, None]})
+    b'{"a":[true,null],"b":1}'
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def sha256_of(value: Any) -> str:
+    """sha256, in hex, of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sha256_file(file: BinaryIO, chunk: int = 1 << 22) -> str:
+    """sha256, in hex, of everything from the file's place to its end."""
+    digest = hashlib.sha256()
+    while data := file.read(chunk):
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def range_digest(data: bytes | memoryview) -> str:
+    """xxh3-128, in hex, of one byte range: it finds damage, it is no defence against an attacker."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def rows_digest(table: pa.Table) -> str:
+    """sha256, in hex, of the values of some rows, whatever Parquet layout they came from.
+
+    Each column counts with its name, type and values, in the table's column order: tensors and
+    numbers as little-endian bytes, strings as UTF-8, each preceded by its length.
+    """
+    digest = hashlib.sha256()
+    for field, column in zip(table.schema, table.columns, strict=True):
+        if tensors.is_text(field.type):
+            digest.update(canonical_json([field.name, "string", len(column)]))
+            for text in column.to_pylist():
+                data = text.encode()
+                digest.update(len(data).to_bytes(8, "little"))
+                digest.update(data)
+        else:
+            values = tensors.unpack(column, field)
+            digest.update(canonical_json([field.name, values.dtype.name, list(values.shape)]))
+            digest.update(memoryview(np.ascontiguousarray(values)).cast("B") if values.size else b"")
+    return digest.hexdigest()
+
+

@@ -1,0 +1,54 @@
+"""Dense: every class's softened logit, centred, in 16 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from storage import tensors
+from storage.errors import RecipeError
+from storage.targets import DenseTargets
+
+COLUMN = "soft_logits"
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Keep z/T_c - max(z/T_c) for all V classes; for class counts up to some thousands.
+
+    Any temperature T is served by softmax(stored * T_c / T), so T_c is recorded but is not part of
+    the question that a shard answers. Rounding: a stored value x is within |x| * 2^-11 of the
+    teacher's (float16) and a value below -65,504 is stored as -65,504.
+    """
+
+    temperature: float = 1.0
+    dtype: str = "float16"
+
+    draws = False
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.temperature, int | float) and 0 < self.temperature < float("inf")):
+            raise RecipeError(f"targets.temperature is {self.temperature!r}.", "It is a number above 0.")
+        if self.dtype not in ("float16", "float32"):
+            raise RecipeError(f"targets.dtype is '{self.dtype}'.", "Dense logits are kept as float16 or float32.")
+
+    def key(self) -> dict[str, Any]:
+        return {"encoding": "dense", "dtype": self.dtype}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"encoding": "dense", "dtype": self.dtype, "temperature": float(self.temperature)}
+
+    def fields(self, classes: int) -> list[pa.Field]:
+        meaning = "teacher logits / temperature, minus their maximum"
+        return [tensors.tensor_field(COLUMN, np.dtype(self.dtype), (classes,), meaning)]
+
+    def encode(self, softened_PV: np.ndarray[Any, Any]) -> list[pa.Array]:
+        lowest = np.finfo(self.dtype).min
+        return [tensors.pack(np.maximum(softened_PV, lowest).astype(self.dtype))]
+
+    def decode(self, columns: dict[str, np.ndarray[Any, Any]]) -> DenseTargets:
+        logits_PV = columns[COLUMN]
+        return DenseTargets(logits_PV, np.full(len(logits_PV), self.temperature, np.float32))

@@ -1,0 +1,130 @@
+"""Models by name: `package.module:function` with keyword arguments, weights as safetensors."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage.digest import sha256_file, sha256_of
+from storage.errors import ModelError
+from storage.folder import Folder, open_url
+from storage.names import find_function
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How to build a model. factory: package.module:function; weights: a path or URL of safetensors, or None."""
+
+    factory: str
+    arguments: dict[str, Any] = field(default_factory=dict[str, Any])
+    weights: str | None = None
+
+    def build(self, seed: int = 0) -> Any:
+        """The torch module, its weights loaded if there are any, otherwise drawn from the seed.
+
+        Raises RecipeError when the factory is not there, ModelError when it or the weights do not fit.
+        """
+        import torch
+
+        factory = find_function(self.factory, "factory")
+        torch.manual_seed(seed)
+        try:
+            model = factory(**self.arguments)
+        except TypeError as error:
+            raise ModelError(f"{self.factory} refused its arguments: {error}.", f"It takes {inspect.signature(factory)}.") from error
+        if not isinstance(model, torch.nn.Module):
+            raise ModelError(f"{self.factory} gave {type(model).__name__}.", "A factory returns a torch.nn.Module.")
+        if self.weights is not None:
+            load_weights(model, self.weights)
+        return model
+
+    def digest(self, dtype: str) -> str:
+        """sha256 of everything that decides what the model answers: weights, the factory's source, arguments, dtype."""
+        function = find_function(self.factory, "factory")
+        try:
+            source = inspect.getsource(inspect.getmodule(function) or function)
+        except (OSError, TypeError):
+            raise ModelError(f"The source of {self.factory} cannot be read.", "A factory is a function in a Python file.") from None
+        weights = None
+        if self.weights is not None:
+            with _open_weights(self.weights) as file:
+                weights = sha256_file(file)
+        return sha256_of(
+            {"factory": self.factory, "source": source, "arguments": self.arguments, "weights": weights, "dtype": dtype}
+        )
+
+
+def spec_from_folder(url: str) -> ModelSpec:
+    """The spec of a model folder that a training run wrote. Raises ModelError."""
+    folder = Folder(url)
+    try:
+        config = json.loads(folder.read(CONFIG_FILE))
+    except FileNotFoundError:
+        raise ModelError(f"There is no {CONFIG_FILE} in '{url}'.", "A model folder holds it and model.safetensors.") from None
+    except ValueError:
+        raise ModelError(f"{CONFIG_FILE} in '{url}' is no JSON.") from None
+    if "factory" not in config:
+        raise ModelError(
+            f"{CONFIG_FILE} in '{url}' names no factory.",
+            "This version builds models from a package.module:function; Hugging Face folders are not read yet.",
+        )
+    return ModelSpec(config["factory"], config["arguments"], folder.url_of(WEIGHTS_FILE))
+
+
+def _open_weights(url: str) -> Any:
+    try:
+        return open_url(url)
+    except FileNotFoundError:
+        raise ModelError(
+            f"The weights '{url}' are not there.",
+            "They are a safetensors file at a path or an fsspec URL.",
+            "Train the model first, or mend the path.",
+        ) from None
+    except OSError as error:
+        raise ModelError(f"The weights '{url}' cannot be read: {error}.") from None
+
+
+def load_weights(model: Any, url: str) -> None:
+    """Load safetensors into a torch module; every name and shape must fit. Raises ModelError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    with _open_weights(url) as file:
+        data = file.read()
+    try:
+        state = load(data)
+    except SafetensorError as error:
+        raise ModelError(
+            f"'{url}' is no safetensors file ({error}).", "Weights are safetensors; pickles are not opened."
+        ) from None
+    wanted = model.state_dict()
+    missing, odd = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    shapes = [
+        f"{name} is {list(state[name].shape)}, the model has {list(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & state.keys())
+        if state[name].shape != wanted[name].shape
+    ]
+    faults = [
+        text
+        for text, found in (
+            (f"not in the file: {_few(missing)}", missing),
+            (f"not in the model: {_few(odd)}", odd),
+            (f"of another shape: {_few(shapes)}", shapes),
+        )
+        if found
+    ]
+    if faults:
+        raise ModelError(
+            f"The weights '{url}' do not fit the model ({'; '.join(faults)}).",
+            "Every parameter and buffer is in the file, with its shape.",
+            "Give the factory the arguments that the weights were trained with.",
+        )
+    model.load_state_dict(state)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

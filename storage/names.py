@@ -1,0 +1,45 @@
+"""Names that people type: hints for misspelt ones, and `package.module:function` found."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from storage.errors import RecipeError, StillhouseError
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """A hint when one of the words is near, otherwise an empty string.
+
+    >>> nearest("temprature", ["temperature", "weight"])
+    " Did you mean 'temperature'?"
+    """
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def find_function(name: str, key: str) -> Callable[..., Any]:
+    """The function behind 'package.module:function'; `key` is the recipe's key that named it.
+
+    Raises RecipeError when the module or the function is not there, or fails while it is imported.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise RecipeError(f"{key} is '{name}'.", "It names a function as package.module:function.")
+    try:
+        module = importlib.import_module(module_name)
+    except StillhouseError:
+        raise
+    except Exception as error:
+        raise RecipeError(
+            f"{key}: the module '{module_name}' cannot be imported ({type(error).__name__}: {error}).",
+            "It is looked for in the working directory and in the installed packages.",
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise RecipeError(f"{key}: '{module_name}' has no function '{function_name}'.{nearest(function_name, functions)}")
+    return function

@@ -1,0 +1,142 @@
+"""One YAML file that describes one run: read it, apply `a.b=c` overrides, check every key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from storage.digest import sha256_of
+from storage.errors import RecipeError
+from storage.names import nearest
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, and nothing changes once it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+RecipeType = TypeVar("RecipeType", bound=Section)
+
+
+class ColumnNames(Section):
+    sample_id: str = "sample_id"
+    inputs: list[str] | None = None
+    label: str | Literal[False] | None = None
+
+
+class SourceSection(Section):
+    """Exactly one of `parquet` (any fsspec URL, a folder or a pattern) and `function`."""
+
+    parquet: str | None = None
+    function: str | None = None
+    arguments: dict[str, Any] | None = None
+    columns: ColumnNames = ColumnNames()
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SourceSection:
+        if (self.parquet is None) == (self.function is None):
+            raise ValueError("name exactly one of parquet and function")
+        if self.arguments is not None and self.function is None:
+            raise ValueError("arguments belong to a function")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """What `storage.sources.make_source` takes."""
+        settings = self.model_dump(exclude_none=True)
+        if self.parquet is not None:
+            settings["parquet"] = absolute(self.parquet)
+        return settings
+
+
+class TrackingSection(Section):
+    """Where MLflow is. uri: None takes MLFLOW_TRACKING_URI, or SQLite at ./runs/mlflow.db; off tracks nothing."""
+
+    uri: str | Literal[False] | None = None
+    experiment: str = "stillhouse"
+    register_as: str | None = Field(None, description="Register the trained model under this name.")
+
+    def resolved_uri(self) -> str | None:
+        if self.uri is False or self.uri in ("off", "none"):
+            return None
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'runs' / 'mlflow.db'}"
+
+
+def absolute(url: str) -> str:
+    """A local path made absolute (Ray's workers run in other folders); a URL as it is."""
+    return url if "://" in url or "::" in url else os.path.abspath(os.path.expanduser(url))
+
+
+def read_recipe(path: str, overrides: Sequence[str], kind: type[RecipeType]) -> RecipeType:
+    """A recipe file with its overrides applied. Raises RecipeError, which names file, key and the nearest right key."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"The recipe '{path}' cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"The recipe '{path}' is no text.", "A recipe is a YAML file.") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path} holds {type(tree).__name__}.", "A recipe is a mapping of keys.")
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(_explain(path, error, kind)) from None
+
+
+def recipe_digest(recipe: Section, without: Sequence[str] = ()) -> str:
+    """sha256 of a recipe as it was resolved, without some of its top-level keys."""
+    return sha256_of(recipe.model_dump(mode="json", exclude=set(without)))
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    path, sign, text = override.partition("=")
+    if not sign or not path:
+        raise RecipeError(f"'{override}' is no override.", "Overrides are written key=value or key.subkey=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The value of '{override}' is no YAML: {' '.join(str(error).split())}.") from None
+    *parents, last = path.split(".")
+    for key in parents:
+        if not isinstance(tree.get(key), dict):
+            tree[key] = {}
+        tree = tree[key]
+    tree[last] = value
+
+
+def _explain(path: str, error: ValidationError, kind: type[BaseModel]) -> str:
+    sentences: list[str] = []
+    for fault in error.errors():
+        where = [str(part) for part in fault["loc"]]
+        key = ".".join(where) or "the recipe"
+        if fault["type"] == "extra_forbidden":
+            known = _known_keys(kind, where[:-1])
+            sentences.append(f"unknown key '{key}'.{nearest(where[-1], known)} Known here: {', '.join(known)}.")
+        elif fault["type"] == "missing":
+            sentences.append(f"the key '{key}' is missing.")
+        else:
+            found = f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else ""
+            sentences.append(f"{key}: {fault['msg'].removeprefix('Value error, ')}{found}.")
+    return f"{path}: " + " ".join(dict.fromkeys(sentences))
+
+
+def _known_keys(kind: Any, where: Sequence[str]) -> list[str]:
+    """The keys of the section at `where`, looked for through the annotations of its parents."""
+    for key in where:
+        field = kind.model_fields.get(key) if hasattr(kind, "model_fields") else None
+        if field is None:
+            continue
+        inner = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(t, "model_fields")]
+        kind = inner[0] if inner else kind
+    return list(kind.model_fields)

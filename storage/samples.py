@@ -1,0 +1,91 @@
+"""Samples as Arrow rows: an id, inputs as tensors, a label where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from storage import tensors
+from storage.errors import SourceError
+from storage.names import nearest
+
+SAMPLE_ID, LABEL = "sample_id", "label"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a source are what.
+
+    sample_id: integers or text, unique in the whole source.
+    inputs: the columns that the model takes, in its argument order; None takes all that are left.
+    label: integer classes; None takes 'label' when there is one; False leaves labels out.
+    """
+
+    sample_id: str = SAMPLE_ID
+    inputs: tuple[str, ...] | None = None
+    label: str | bool | None = None
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    name: str
+    rows: int
+
+
+def as_samples(table: pa.Table, columns: Columns, where: str) -> pa.Table:
+    """Raw rows as samples: sample_id (int64 or string), the inputs as tensors, label (int64) if any.
+
+    Raises SourceError when a column is not there or its values cannot be used.
+    """
+
+    def column(name: str, role: str) -> pa.ChunkedArray:
+        if name not in table.schema.names:
+            raise SourceError(
+                f"{where} has no column '{name}' (asked for as source.columns.{role}).",
+                f"Its columns are: {', '.join(table.schema.names)}.{nearest(name, table.schema.names)}",
+            )
+        return table.column(name)
+
+    ids = column(columns.sample_id, "sample_id")
+    if ids.null_count or not (tensors.is_text(ids.type) or pa.types.is_integer(ids.type)):
+        raise SourceError(
+            f"{where}: the sample ids in '{columns.sample_id}' are of type {ids.type} with {ids.null_count} nulls.",
+            "Ids are integers or text, without nulls.",
+        )
+    label_name = LABEL if columns.label is None and LABEL in table.schema.names else columns.label
+    taken = {columns.sample_id, label_name}
+    inputs = columns.inputs if columns.inputs is not None else [n for n in table.schema.names if n not in taken]
+    if not inputs:
+        raise SourceError(f"{where} has no input column.", "A sample has at least one input.")
+    id_type = pa.string() if tensors.is_text(ids.type) else pa.int64()
+    fields = [pa.field(SAMPLE_ID, id_type, nullable=False)]
+    arrays: list[Any] = [ids.cast(id_type)]
+    for name in inputs:
+        if name in (SAMPLE_ID, LABEL) or name.startswith("soft_"):
+            raise SourceError(
+                f"{where}: an input is named '{name}'.",
+                f"'{SAMPLE_ID}', '{LABEL}' and names that begin with 'soft_' are the store's own.",
+                "Rename the column.",
+            )
+        raw = column(name, "inputs")
+        field, array = tensors.as_tensor_column(name, raw, table.schema.field(name))
+        fields.append(field)
+        arrays.append(array)
+    if isinstance(label_name, str):
+        labels = column(label_name, "label")
+        if labels.null_count or not pa.types.is_integer(labels.type):
+            raise SourceError(
+                f"{where}: the labels in '{label_name}' are of type {labels.type} with {labels.null_count} nulls.",
+                "Labels are integers, without nulls.",
+                "Leave labels out with source.columns.label=false, or drop the rows without one.",
+            )
+        fields.append(pa.field(LABEL, pa.int64(), nullable=False))
+        arrays.append(labels.cast(pa.int64()))
+    return pa.table(arrays, schema=pa.schema(fields))
+
+
+def input_names(schema: pa.Schema) -> list[str]:
+    """The inputs of a table that `as_samples` made, in the model's argument order."""
+    return [name for name in schema.names if name not in (SAMPLE_ID, LABEL)]

@@ -1,0 +1,48 @@
+"""Samples from a Python function that yields Arrow tables, and yields the same again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from storage.errors import SourceError
+from storage.names import find_function
+from storage.samples import Columns, SourceFile, as_samples
+
+
+@dataclass(frozen=True)
+class FunctionSource:
+    """`function(**arguments)` returns or yields pa.Table; all of it counts as one file."""
+
+    function: str
+    arguments: dict[str, Any] = field(default_factory=dict[str, Any])
+    columns: Columns = Columns()
+
+    def files(self) -> Sequence[SourceFile]:
+        return [SourceFile(self.function, self._table.num_rows)]
+
+    def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
+        return as_samples(self._table.slice(start, stop - start), self.columns, file.name)
+
+    @functools.cached_property
+    def _table(self) -> pa.Table:
+        function = find_function(self.function, "source.function")
+        try:
+            made = function(**self.arguments)
+        except TypeError as error:
+            raise SourceError(
+                f"{self.function} refused its arguments: {error}.", "source.arguments are its keyword arguments."
+            ) from error
+        tables = [made] if isinstance(made, pa.Table) else list(made)
+        if not all(isinstance(table, pa.Table) for table in tables):
+            raise SourceError(f"{self.function} did not give Arrow tables.", "A source returns or yields pyarrow.Table.")
+        if not tables:
+            raise SourceError(f"{self.function} yielded nothing.", "A source has at least one sample.")
+        return pa.concat_tables(tables)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"function": self.function, "arguments": self.arguments, "columns": asdict(self.columns)}

@@ -1,0 +1,65 @@
+"""Samples in Parquet files behind any fsspec URL: one file, a folder of them, or a pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+
+from storage.errors import SourceError
+from storage.samples import Columns, SourceFile, as_samples
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    parquet: str
+    columns: Columns = Columns()
+
+    def files(self) -> Sequence[SourceFile]:
+        return _files(self.parquet)
+
+    def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
+        fs, _ = url_to_fs(self.parquet)
+        with fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
+            groups, first, seen = [], 0, 0
+            for index in range(parquet.num_row_groups):
+                rows = parquet.metadata.row_group(index).num_rows
+                if seen < stop and seen + rows > start:
+                    first = seen if not groups else first
+                    groups.append(index)
+                seen += rows
+            table = parquet.read_row_groups(groups, columns=self._wanted(parquet.schema_arrow))
+        return as_samples(table.slice(start - first, stop - start), self.columns, file.name)
+
+    def _wanted(self, schema: pa.Schema) -> list[str] | None:
+        if self.columns.inputs is None:
+            return None
+        label = self.columns.label if isinstance(self.columns.label, str) else "label"
+        wanted = {self.columns.sample_id, *self.columns.inputs, label}
+        # Columns that are not there are reported by as_samples, which knows what each was wanted for.
+        return [name for name in schema.names if name in wanted]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"parquet": self.parquet, "columns": asdict(self.columns)}
+
+
+def _files(url: str) -> tuple[SourceFile, ...]:
+    fs, path = url_to_fs(url)
+    if fs.isdir(path):
+        names = [name for name in fs.find(path) if name.endswith(".parquet")]
+    else:
+        names = fs.glob(path) if any(sign in path for sign in "*?[") else [path] if fs.exists(path) else []
+    if not names:
+        raise SourceError(f"There are no Parquet files at '{url}'.", "A source is a file, a folder or a pattern of them.")
+    files: list[SourceFile] = []
+    for name in sorted(names):
+        try:
+            with fs.open(name, "rb") as handle:
+                files.append(SourceFile(name, pq.read_metadata(handle).num_rows))
+        except pa.ArrowInvalid as error:
+            raise SourceError(f"'{name}' is no Parquet file: {error}.", "Every file of a source is one.") from None
+    return tuple(files)

@@ -1,0 +1,1 @@
+"""Train models from a cache of soft targets, or from labels, without the teacher."""

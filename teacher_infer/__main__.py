@@ -1,0 +1,69 @@
+"""python -m teacher_infer RECIPE.yaml [a.b=c ...] [--plan] [--json]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from storage.console import run_command, say
+from storage.folder import Folder
+from storage.recipes import absolute, read_recipe
+from teacher_infer.config import TeacherRecipe
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m teacher_infer",
+        description="Run a teacher over a source and seal a cache of its softened logits. What is committed is not computed again.",
+    )
+    parser.add_argument("recipe", help="a YAML file, see recipes/")
+    parser.add_argument("overrides", nargs="*", help="key.subkey=value, in place of what the recipe says")
+    parser.add_argument("--plan", action="store_true", help="show spans, positions, expected bytes and reuse; run nothing")
+    parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
+    asked = parser.parse_intermixed_args(arguments)
+    return run_command(lambda: _run(asked), as_json=asked.json)
+
+
+def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
+    recipe = read_recipe(asked.recipe, asked.overrides, TeacherRecipe)
+    # Imported once the recipe is known to be right: a typing error should not wait for torch and ray.
+    from teacher_infer.job import prepare, run, show_plan
+
+    prepared = prepare(recipe, Folder(absolute(recipe.store)))
+    if asked.plan:
+        plan = show_plan(prepared)
+        return plan, "\n".join(_plan_line(part) for part in _parts(plan)), 0
+    for part in prepared.parts:
+        say(_plan_line({**part.answer(), "forward_positions": sum(span.rows for span in part.missing)}))
+    answer = run(prepared)
+    return answer, "\n".join(_done_line(part) for part in _parts(answer)), 0
+
+
+def _parts(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    return [answer, *([answer["held_out"]] if "held_out" in answer else [])]
+
+
+def _plan_line(part: dict[str, Any]) -> str:
+    spans, text = part["spans"], ""
+    if "expected_bytes" in part:
+        size = part["expected_bytes"]
+        text = ", size unknown" if size is None else f", about {size / 1e6:,.2f} MB before compression"
+    return (
+        f"plan {part['name']}@{part['cache_key'][:8]}: {spans['total']} spans, {part['positions']:,} positions{text}; "
+        f"{spans['reused']} spans reused, {spans['computed']} to compute ({part['forward_positions']:,} forward positions)"
+    )
+
+
+def _done_line(part: dict[str, Any]) -> str:
+    spans = part["spans"]
+    return (
+        f"sealed {part['name']}@{part['cache_key'][:8]}, digest {part['cache_digest'][:8]}: {part['positions']:,} positions, "
+        f"{part['bytes'] / 1e6:,.2f} MB; {spans['reused']} spans reused, {spans['computed']} computed "
+        f"({part['forward_positions']:,} forward positions)\n  {part['cache']}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

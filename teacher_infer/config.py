@@ -1,0 +1,82 @@
+"""What a teacher's recipe may say."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from storage.encodings import Encoding, make_encoding
+from storage.models import ModelSpec, spec_from_folder
+from storage.recipes import Section, SourceSection, TrackingSection, absolute
+
+
+class TeacherSection(Section):
+    """The teacher: a factory with arguments and weights, or `path`, a model folder that a training run wrote."""
+
+    factory: str | None = None
+    arguments: dict[str, Any] | None = None
+    weights: str | None = None
+    path: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"]
+    batch_size: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> TeacherSection:
+        if (self.factory is None) == (self.path is None):
+            raise ValueError("name exactly one of factory and path")
+        if self.path is not None and (self.arguments is not None or self.weights is not None):
+            raise ValueError("path brings its own arguments and weights")
+        return self
+
+    def spec(self) -> ModelSpec:
+        if self.path is not None:
+            return spec_from_folder(absolute(self.path))
+        assert self.factory is not None
+        weights = None if self.weights is None else absolute(self.weights)
+        return ModelSpec(self.factory, self.arguments or {}, weights)
+
+
+class TargetsSection(Section):
+    """The encoding by name; every other key is one of its settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    encoding: str
+
+    def make(self) -> Encoding:
+        return make_encoding(self.encoding, dict(self.model_extra or {}))
+
+
+class HeldOutSection(Section):
+    """A second source that the same job runs the teacher over and seals as a cache of its own."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    source: SourceSection
+
+
+class RaySection(Section):
+    """The actors: how many, what each takes, and how long to wait for the first.
+
+    num_cpus: the logical CPUs of an embedded Ray, where RAY_ADDRESS names no cluster.
+    """
+
+    actors: int = Field(1, gt=0)
+    cpus_per_actor: float = Field(1.0, gt=0)
+    gpus_per_actor: float = Field(0.0, ge=0)
+    max_restarts: int = Field(3, ge=0)
+    capacity_timeout_s: float = Field(600.0, gt=0)
+    num_cpus: int | None = Field(None, gt=0)
+
+
+class TeacherRecipe(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    store: str
+    source: SourceSection
+    held_out: HeldOutSection | None = None
+    teacher: TeacherSection
+    targets: TargetsSection
+    span_rows: int = Field(65536, gt=0)
+    seed: int = 0
+    ray: RaySection = RaySection()
+    tracking: TrackingSection = TrackingSection()

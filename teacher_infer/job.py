@@ -1,0 +1,278 @@
+"""The teacher's Ray job: plan, subtract what is committed, run an actor pool over the rest, seal."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from storage import cache as caches
+from storage.commits import Commit, committed_keys, read_commit
+from storage.console import Progress, say
+from storage.encodings import Encoding, make_encoding
+from storage.errors import JobError, RecipeError, StillhouseError, StoreError
+from storage.folder import Folder
+from storage.lineage import cache_lineage
+from storage.models import ModelSpec
+from storage.recipes import recipe_digest
+from storage.sources import make_source
+from teacher_infer.config import RaySection, TeacherRecipe
+from teacher_infer.label import Work, label_span
+from teacher_infer.plan import Plan, Question, Span, make_plan
+from teacher_infer.teachers.module import ModuleTeacher
+
+SPANS_IN_FLIGHT = 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """One cache of a job: its name, its source and the plan over it."""
+
+    name: str
+    source: dict[str, Any]
+    plan: Plan
+    missing: list[Span]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        total = len(self.plan.spans)
+        return {"total": total, "reused": total - len(self.missing), "computed": len(self.missing)}
+
+    def answer(self) -> dict[str, Any]:
+        key = caches.cache_key([span.shard_key for span in self.plan.spans])
+        return {"name": self.name, "cache_key": key, "spans": self.counts, "positions": self.plan.positions}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with everything in it found, digested and planned; nothing has run."""
+
+    recipe: TeacherRecipe
+    store: Folder
+    spec: ModelSpec
+    teacher_digest: str
+    encoding: Encoding
+    parts: tuple[Part, ...]
+
+
+def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
+    """Resolve the teacher, digest the sources and plan. Raises UsageError of every kind."""
+    encoding, spec = recipe.targets.make(), recipe.teacher.spec()
+    digest = spec.digest(recipe.teacher.dtype)
+    question = Question.of(digest, encoding, recipe.seed, trained=spec.weights is not None)
+    parts = [_part(recipe.name, recipe.source.settings(), recipe.span_rows, question, store)]
+    if recipe.held_out is not None:
+        held_out = recipe.held_out
+        parts.append(_part(held_out.name, held_out.source.settings(), recipe.span_rows, question, store))
+    return Prepared(recipe, store, spec, digest, encoding, tuple(parts))
+
+
+def _part(name: str, source: dict[str, Any], span_rows: int, question: Question, store: Folder) -> Part:
+    plan = make_plan(make_source(source), span_rows, question)
+    done = committed_keys(store, [span.shard_key for span in plan.spans])
+    return Part(name, source, plan, plan.missing(done))
+
+
+def show_plan(prepared: Prepared) -> dict[str, Any]:
+    """What a job would do: spans, positions, expected bytes before compression, and what it would reuse."""
+    teacher = ModuleTeacher(prepared.spec, dtype=prepared.recipe.teacher.dtype, seed=prepared.recipe.seed, device="cpu")
+    answers: list[dict[str, Any]] = []
+    for part in prepared.parts:
+        classes = teacher.classes(part.plan.example)
+        width = None if classes is None else sum(f.type.byte_width for f in prepared.encoding.fields(classes))
+        size = None if width is None else part.plan.sample_bytes + part.plan.positions * width
+        forward = sum(span.rows for span in part.missing)
+        answers.append({**part.answer(), "forward_positions": forward, "expected_bytes": size, "classes": classes})
+    return {"store": prepared.store.url, **_nest(answers)}
+
+
+def run(prepared: Prepared) -> dict[str, Any]:
+    """Compute what is missing and seal every cache of the recipe. Raises JobError and all that a span raises."""
+    started = time.monotonic()
+    prepared.store.prepare()
+    missing = [(index, span) for index, part in enumerate(prepared.parts) for span in part.missing]
+    computed = _label_all(prepared, missing) if missing else {}
+    answers: list[dict[str, Any]] = []
+    sealed: list[caches.Cache] = []
+    for part in prepared.parts:
+        shards = [computed.get(s.shard_key) or read_commit(prepared.store, s.shard_key) for s in part.plan.spans]
+        cache = caches.seal(prepared.store, part.name, shards, _lineage(prepared, part))
+        sealed.append(cache)
+        answers.append(
+            {
+                "cache": cache.url,
+                **part.answer(),
+                "cache_digest": cache.digest,
+                "forward_positions": sum(span.rows for span in part.missing),
+                "bytes": cache.bytes,
+            }
+        )
+    seconds = time.monotonic() - started
+    return {"seconds": round(seconds, 3), **_nest(answers), "tracking": _track(prepared, sealed)}
+
+
+def _nest(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {**answers[0], **({"held_out": answers[1]} if len(answers) > 1 else {})}
+
+
+def _lineage(prepared: Prepared, part: Part) -> dict[str, Any]:
+    spec, recipe = prepared.spec, prepared.recipe
+    teacher = {
+        "digest": prepared.teacher_digest,
+        "factory": spec.factory,
+        "arguments": spec.arguments,
+        "weights": spec.weights,
+        "dtype": recipe.teacher.dtype,
+    }
+    return cache_lineage(
+        teacher=teacher,
+        source=part.source,
+        targets=prepared.encoding.to_dict(),
+        recipe_digest=recipe_digest(recipe),
+    )
+
+
+def _track(prepared: Prepared, sealed: Sequence[caches.Cache]) -> dict[str, Any] | None:
+    uri = prepared.recipe.tracking.resolved_uri()
+    if uri is None:
+        return None
+    from storage.mlflow_lineage import track_cache
+
+    runs = [track_cache(uri, prepared.recipe.tracking.experiment, cache) for cache in sealed]
+    return {"uri": uri, "run_ids": [run for run in runs if run is not None]}
+
+
+def connect(num_cpus: int | None) -> None:
+    """The Ray of RAY_ADDRESS, or one embedded in this process until it ends; the one at hand if there is one."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=True)
+    else:
+        ray.init("local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+
+
+@ray.remote
+class TeacherActor:
+    """A loaded teacher that labels spans. Only commit records leave it."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        import torch
+
+        store = Folder(settings["store"])
+        if not store.exists(settings["marker"]):
+            raise StoreError(
+                f"The machine {socket.gethostname()} does not see the store {store.url}.",
+                "Every machine of the job reads and writes the same store.",
+                "Name a shared folder.",
+            )
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        torch.set_num_threads(max(1, int(settings["cpus"])))
+        targets = dict(settings["targets"])
+        encoding = make_encoding(targets.pop("encoding"), targets)
+        self._teacher = ModuleTeacher(
+            ModelSpec(**settings["spec"]), dtype=settings["dtype"], seed=settings["seed"], device=device
+        )
+        self._works = [
+            Work(store, make_source(source), encoding, settings["teacher_digest"], settings["batch_size"])
+            for source in settings["sources"]
+        ]
+
+    def ready(self) -> bool:
+        return True
+
+    def label(self, part: int, span: Span) -> dict[str, Any]:
+        return label_span(self._works[part], self._teacher, span).to_dict()
+
+
+def _label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]]) -> dict[str, Commit]:
+    settings, recipe = prepared.recipe.ray, prepared.recipe
+    if prepared.store.protocol == "memory":
+        raise RecipeError("store is memory://.", "Ray's workers are other processes, which cannot see it.")
+    connect(settings.num_cpus)
+    marker = f"tmp/job-{uuid.uuid4().hex}"
+    prepared.store.create(marker, b"")
+    facts = {
+        "store": prepared.store.url,
+        "marker": marker,
+        "spec": {"factory": prepared.spec.factory, "arguments": prepared.spec.arguments, "weights": prepared.spec.weights},
+        "dtype": recipe.teacher.dtype,
+        "seed": recipe.seed,
+        "batch_size": recipe.teacher.batch_size,
+        "targets": prepared.encoding.to_dict(),
+        "teacher_digest": prepared.teacher_digest,
+        "sources": [part.source for part in prepared.parts],
+        "cpus": settings.cpus_per_actor,
+    }
+    options = TeacherActor.options(
+        num_cpus=settings.cpus_per_actor,
+        num_gpus=settings.gpus_per_actor,
+        max_restarts=settings.max_restarts,
+        max_task_retries=settings.max_restarts,
+    )
+    actors = [options.remote(facts) for _ in range(min(settings.actors, len(missing)))]
+    try:
+        return _drive(actors, missing, settings)
+    except RayTaskError as error:
+        raise _cause(error) from None
+    except RayActorError as error:
+        cause = getattr(error, "cause", None)
+        raise (_cause(cause) if isinstance(cause, RayTaskError) else _actor_died(error)) from None
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+        prepared.store.remove(marker)
+
+
+def _drive(actors: Sequence[Any], missing: Sequence[tuple[int, Span]], settings: RaySection) -> dict[str, Commit]:
+    waiting = {actor.ready.remote(): actor for actor in actors}
+    flying: dict[Any, Any] = {}
+    todo, done = list(reversed(missing)), dict[str, Commit]()
+    total = sum(span.rows for _, span in missing)
+    labelled, asked = 0, time.monotonic()
+    with Progress("teacher", total, "positions") as progress:
+        while len(done) < len(missing):
+            answered, _ = ray.wait([*waiting, *flying], num_returns=1, timeout=5)
+            if not answered and not flying and not done and time.monotonic() - asked > settings.capacity_timeout_s:
+                raise JobError(
+                    f"No actor could start in {settings.capacity_timeout_s:.0f} s: each asks for "
+                    f"{settings.cpus_per_actor} CPUs and {settings.gpus_per_actor} GPUs, the cluster has "
+                    f"{ray.cluster_resources()}.",
+                    remedy="Ask for less under `ray`, or wait for nodes.",
+                )
+            for reference in answered:
+                actor = waiting.pop(reference, None) or flying.pop(reference)
+                answer = ray.get(reference)
+                if isinstance(answer, dict):
+                    commit = Commit.from_dict(answer)
+                    done[commit.shard_key] = commit
+                    labelled += commit.rows
+                    progress.update(labelled, f"{len(done)}/{len(missing)} spans")
+                while todo and sum(a is actor for a in flying.values()) < SPANS_IN_FLIGHT:
+                    part, span = todo.pop()
+                    flying[actor.label.remote(part, span)] = actor
+    return done
+
+
+def _cause(error: RayTaskError) -> StillhouseError:
+    cause = error.cause
+    if isinstance(cause, StillhouseError):
+        return cause
+    say(str(error))
+    return JobError(f"A span failed: {type(cause).__name__}: {cause}.", remedy="The worker's own account stands above.")
+
+
+def _actor_died(error: RayActorError) -> StillhouseError:
+    text = " ".join(str(error).split())
+    return JobError(
+        f"A teacher's actor died and could not be restarted: {text}",
+        remedy="What was committed stays; run the same command to go on.",
+    )

@@ -1,0 +1,126 @@
+"""Which spans there are, what each is called, and what is left to do. Runs no teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.digest import rows_digest, sha256_of
+from storage.encodings import Encoding
+from storage.errors import SourceError
+from storage.samples import SAMPLE_ID, SourceFile
+from storage.shard import FORMAT_VERSION
+from storage.sources import Source
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows [start, stop) of one source file, the digest of their values, and the key of their shard."""
+
+    file: SourceFile
+    start: int
+    stop: int
+    digest: str
+    shard_key: str
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"{self.file.name}[{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of every span: by which teacher, kept in which encoding.
+
+    seed: only where it has a say (an encoding that draws, a teacher without weights), else None; so
+    that another seed in a recipe costs no teacher work.
+    """
+
+    teacher: str
+    encoding: dict[str, Any]
+    seed: int | None
+
+    @staticmethod
+    def of(teacher_digest: str, encoding: Encoding, seed: int, *, trained: bool) -> Question:
+        return Question(teacher_digest, encoding.key(), seed if encoding.draws or not trained else None)
+
+    def shard_key(self, span_digest: str) -> str:
+        return sha256_of(
+            {
+                "format_version": FORMAT_VERSION,
+                "teacher": self.teacher,
+                "encoding": self.encoding,
+                "seed": self.seed,
+                "span": span_digest,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All spans of a source in order; sample_bytes: what their samples take before the targets are added."""
+
+    spans: tuple[Span, ...]
+    sample_bytes: int
+    example: pa.Table
+
+    @property
+    def positions(self) -> int:
+        return sum(span.rows for span in self.spans)
+
+    def missing(self, committed: set[str]) -> list[Span]:
+        return [span for span in self.spans if span.shard_key not in committed]
+
+
+def cut(files: Iterable[SourceFile], span_rows: int) -> list[tuple[SourceFile, int, int]]:
+    """Spans inside each file, never across two, so that another file moves none of them."""
+    return [
+        (file, start, min(start + span_rows, file.rows)) for file in files for start in range(0, file.rows, span_rows)
+    ]
+
+
+def make_plan(source: Source, span_rows: int, question: Question) -> Plan:
+    """Read and digest the whole source. Raises SourceError when it is empty or an id appears twice."""
+    spans: list[Span] = []
+    ids: list[pa.Array] = []
+    size, example = 0, None
+    for file, start, stop in cut(source.files(), span_rows):
+        table = source.read(file, start, stop)
+        if example is None:
+            example = table.slice(0, 1)
+        elif not table.schema.equals(example.schema, check_metadata=True):
+            raise SourceError(
+                f"{file.name} has the columns {_columns(table.schema)}.",
+                f"The files before it have {_columns(example.schema)}.",
+                "All files of a source have the same columns, types and shapes.",
+            )
+        digest = rows_digest(table)
+        spans.append(Span(file, start, stop, digest, question.shard_key(digest)))
+        ids.extend(table.column(SAMPLE_ID).chunks)
+        size += table.nbytes
+    if example is None:
+        raise SourceError(f"The source {source.to_dict()} is empty.", "There is at least one sample.")
+    _refuse_duplicates(ids)
+    return Plan(tuple(spans), size, example)
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{f.name} {f.type}" for f in schema)
+
+
+def _refuse_duplicates(ids: Sequence[pa.Array]) -> None:
+    counted = pc.value_counts(pa.chunked_array(ids))
+    often = counted.filter(pc.greater(counted.field("counts"), 1))
+    if len(often):
+        names = ", ".join(f"'{row['values']}' ({row['counts']} times)" for row in often[:3].to_pylist())
+        raise SourceError(
+            f"{len(often)} sample ids appear more than once: {names}{' ...' if len(often) > 3 else ''}.",
+            "A sample id is unique in its source.",
+        )

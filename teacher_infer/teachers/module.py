@@ -1,0 +1,50 @@
+"""A teacher that is a torch module: `package.module:function` with safetensors weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from storage import tensors
+from storage.errors import TeacherError
+from storage.models import ModelSpec
+from storage.samples import input_names
+
+
+class ModuleTeacher:
+    """The module in eval mode and an explicit dtype; it takes the inputs as its arguments, in their order."""
+
+    def __init__(self, spec: ModelSpec, *, dtype: str, seed: int, device: str) -> None:
+        import torch
+
+        self._torch, self._device, self._dtype = torch, device, getattr(torch, dtype)
+        self._model = spec.build(seed).to(device=device, dtype=self._dtype).eval()
+
+    def logits(self, inputs: list[np.ndarray[Any, Any]]) -> Any:
+        torch = self._torch
+        with torch.inference_mode():
+            logits = self._model(*(self._tensor(array) for array in inputs))
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(inputs[0]):
+            found = f"shape {list(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise TeacherError(f"The teacher gave {found} for {len(inputs[0])} samples.", "It gives logits [samples, classes].")
+        return logits
+
+    def classes(self, example: pa.Table) -> int | None:
+        torch = self._torch
+        try:
+            model = self._model.to("meta")
+            arrays = [tensors.unpack(example.column(n), example.schema.field(n)) for n in input_names(example.schema)]
+            with torch.inference_mode():
+                logits = model(*(self._tensor(array).to("meta") for array in arrays))
+            return int(logits.shape[1])
+        except Exception:
+            # A model may look at values, which meta tensors have none of: then V shows when it runs.
+            return None
+
+    def _tensor(self, array: np.ndarray[Any, Any]) -> Any:
+        tensor = self._torch.from_numpy(np.array(array))
+        if tensor.is_floating_point():
+            tensor = tensor.to(self._dtype)
+        return tensor.to(self._device)

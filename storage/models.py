@@ -49,13 +49,17 @@ class ModelSpec:
             source = inspect.getsource(inspect.getmodule(function) or function)
         except (OSError, TypeError):
             raise ModelError(f"The source of {self.factory} cannot be read.", "A factory is a function in a Python file.") from None
-        weights = None
-        if self.weights is not None:
-            with _open_weights(self.weights) as file:
-                weights = sha256_file(file)
+        weights = self.weights_sha256()
         return sha256_of(
             {"factory": self.factory, "source": source, "arguments": self.arguments, "weights": weights, "dtype": dtype}
         )
+
+    def weights_sha256(self) -> str | None:
+        """sha256 of the weights file. Raises ModelError when it is not there."""
+        if self.weights is None:
+            return None
+        with _open_weights(self.weights) as file:
+            return sha256_file(file)
 
 
 def spec_from_folder(url: str) -> ModelSpec:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from storage.digest import sha256_of
 from storage.errors import RecipeError
@@ -20,6 +20,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+def absolute(url: str) -> str:
+    """A local path made absolute; a URL as it is."""
+    return url if "://" in url or "::" in url else os.path.abspath(os.path.expanduser(url))
+
+
+# A path or URL in a recipe. Made absolute where it is read, because Ray's workers run in other folders.
+Location = Annotated[str, AfterValidator(absolute)]
 
 RecipeType = TypeVar("RecipeType", bound=Section)
 
@@ -33,7 +41,7 @@ class ColumnNames(Section):
 class SourceSection(Section):
     """Exactly one of `parquet` (any fsspec URL, a folder or a pattern) and `function`."""
 
-    parquet: str | None = None
+    parquet: Location | None = None
     function: str | None = None
     arguments: dict[str, Any] | None = None
     columns: ColumnNames = ColumnNames()
@@ -48,10 +56,7 @@ class SourceSection(Section):
 
     def settings(self) -> dict[str, Any]:
         """What `storage.sources.make_source` takes."""
-        settings = self.model_dump(exclude_none=True)
-        if self.parquet is not None:
-            settings["parquet"] = absolute(self.parquet)
-        return settings
+        return self.model_dump(exclude_none=True)
 
 
 class TrackingSection(Section):
@@ -65,11 +70,6 @@ class TrackingSection(Section):
         if self.uri is False or self.uri in ("off", "none"):
             return None
         return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'runs' / 'mlflow.db'}"
-
-
-def absolute(url: str) -> str:
-    """A local path made absolute (Ray's workers run in other folders); a URL as it is."""
-    return url if "://" in url or "::" in url else os.path.abspath(os.path.expanduser(url))
 
 
 def read_recipe(path: str, overrides: Sequence[str], kind: type[RecipeType]) -> RecipeType:

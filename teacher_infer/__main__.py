@@ -9,7 +9,7 @@ from typing import Any
 
 from storage.console import run_command, say
 from storage.folder import Folder
-from storage.recipes import absolute, read_recipe
+from storage.recipes import read_recipe
 from teacher_infer.config import TeacherRecipe
 
 
@@ -31,7 +31,7 @@ def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     # Imported once the recipe is known to be right: a typing error should not wait for torch and ray.
     from teacher_infer.job import prepare, run, show_plan
 
-    prepared = prepare(recipe, Folder(absolute(recipe.store)))
+    prepared = prepare(recipe, Folder(recipe.store))
     if asked.plan:
         plan = show_plan(prepared)
         return plan, "\n".join(_plan_line(part) for part in _parts(plan)), 0

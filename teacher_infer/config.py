@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from storage.encodings import Encoding, make_encoding
 from storage.models import ModelSpec, spec_from_folder
-from storage.recipes import Section, SourceSection, TrackingSection, absolute
+from storage.recipes import Location, Section, SourceSection, TrackingSection
 
 
 class TeacherSection(Section):
@@ -16,8 +16,8 @@ class TeacherSection(Section):
 
     factory: str | None = None
     arguments: dict[str, Any] | None = None
-    weights: str | None = None
-    path: str | None = None
+    weights: Location | None = None
+    path: Location | None = None
     dtype: Literal["float32", "float16", "bfloat16"]
     batch_size: int = Field(gt=0)
 
@@ -31,10 +31,9 @@ class TeacherSection(Section):
 
     def spec(self) -> ModelSpec:
         if self.path is not None:
-            return spec_from_folder(absolute(self.path))
+            return spec_from_folder(self.path)
         assert self.factory is not None
-        weights = None if self.weights is None else absolute(self.weights)
-        return ModelSpec(self.factory, self.arguments or {}, weights)
+        return ModelSpec(self.factory, self.arguments or {}, self.weights)
 
 
 class TargetsSection(Section):
@@ -71,7 +70,7 @@ class RaySection(Section):
 
 class TeacherRecipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    store: str
+    store: Location
     source: SourceSection
     held_out: HeldOutSection | None = None
     teacher: TeacherSection

@@ -129,6 +129,7 @@ def _lineage(prepared: Prepared, part: Part) -> dict[str, Any]:
         "factory": spec.factory,
         "arguments": spec.arguments,
         "weights": spec.weights,
+        "weights_sha256": spec.weights_sha256(),
         "dtype": recipe.teacher.dtype,
     }
     return cache_lineage(
@@ -157,7 +158,7 @@ def connect(num_cpus: int | None) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True)
     else:
-        ray.init("local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+        ray.init("local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
 @ray.remote

@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("verify", "cache", "hash every shard again; exit 3 when one differs from what was committed"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument(operand, help="STORE/NAME, STORE/NAME@KEY8 or STORE/caches/KEY" if operand == "cache" else "a folder URL")
+        command.add_argument(
+            operand, help="STORE/NAME, STORE/NAME@KEY8 or STORE/caches/KEY" if operand == "cache" else "a folder URL"
+        )
         command.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
     asked = parser.parse_args(arguments)
     run = {"ls": _ls, "show": _show, "verify": _verify}[asked.command]

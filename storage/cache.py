@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.commits import Commit
-from storage.digest import canonical_json, range_digest, sha256_file, sha256_of
+from storage.digest import range_digest, sha256_file, sha256_of
 from storage.errors import CorruptShard, NoCache
 from storage.folder import Folder
 from storage.names import nearest
@@ -222,7 +222,9 @@ def read_cache(store: Folder, key: str) -> Cache:
             "Run the teacher's recipe again: it computes only what is missing and seals it.",
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise NoCache(f"{where}/cache.json is not the cache.json of a cache.", "It is JSON that `seal` wrote.") from None
+        raise NoCache(
+            f"{where}/cache.json is not the cache.json of a cache.", "It is JSON that `seal` wrote."
+        ) from None
     if version != FORMAT_VERSION:
         raise NoCache(f"{where} has the format version {version}.", f"This version reads {FORMAT_VERSION}.")
     try:
@@ -238,7 +240,18 @@ def read_cache(store: Folder, key: str) -> Cache:
     shards = _read_index(index)
     if cache_digest(shards) != facts["cache_digest"] or cache_key([s.shard_key for s in shards]) != key:
         raise CorruptShard(f"The shards that {where} lists do not give its digest {facts['cache_digest'][:16]}.")
-    names = ("name", "encoding", "classes", "samples", "positions", "bytes", "quarantined", "inputs", "labelled", "lineage")
+    names = (
+        "name",
+        "encoding",
+        "classes",
+        "samples",
+        "positions",
+        "bytes",
+        "quarantined",
+        "inputs",
+        "labelled",
+        "lineage",
+    )
     return Cache(store=store, key=key, digest=facts["cache_digest"], shards=shards, **{n: facts[n] for n in names})
 
 
@@ -264,7 +277,9 @@ def verify(cache: Cache) -> dict[str, Any]:
 
 def _counts(cache: Cache) -> dict[str, Any]:
     facts = cache.facts()
-    return {name: facts[name] for name in ("url", "cache_key", "cache_digest", "shards", "samples", "positions", "bytes")}
+    return {
+        name: facts[name] for name in ("url", "cache_key", "cache_digest", "shards", "samples", "positions", "bytes")
+    }
 
 
 def list_caches(store: Folder) -> list[dict[str, Any]]:

@@ -36,8 +36,11 @@ class Commit:
 
     @staticmethod
     def from_dict(facts: dict[str, Any]) -> Commit:
-        groups = tuple(ByteRange(**group) for group in facts["row_groups"])
-        return Commit(**{**facts, "row_groups": groups, "footer": ByteRange(**facts["footer"])})
+        parts: dict[str, Any] = {
+            "row_groups": tuple(ByteRange(**group) for group in facts["row_groups"]),
+            "footer": ByteRange(**facts["footer"]),
+        }
+        return Commit(**{**facts, **parts})
 
 
 def new_attempt() -> str:

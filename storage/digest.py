@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -59,7 +58,5 @@ def rows_digest(table: pa.Table) -> str:
         else:
             values = tensors.unpack(column, field)
             digest.update(canonical_json([field.name, values.dtype.name, list(values.shape)]))
-            digest.update(memoryview(np.ascontiguousarray(values)).cast("B") if values.size else b"")
+            digest.update(np.ascontiguousarray(values).data if values.size else b"")
     return digest.hexdigest()
-
-

@@ -28,7 +28,9 @@ class Folder:
         try:
             fs, root = url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise StoreError(f"'{url}' cannot be opened: {error}.", "A store is a folder URL that fsspec knows.") from None
+            raise StoreError(
+                f"'{url}' cannot be opened: {error}.", "A store is a folder URL that fsspec knows."
+            ) from None
         self._fs: Any = fs
         protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
         self.is_local = protocol in ("file", "local")

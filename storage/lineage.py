@@ -19,7 +19,9 @@ def software() -> dict[str, str]:
     return versions
 
 
-def cache_lineage(*, teacher: dict[str, Any], source: dict[str, Any], targets: dict[str, Any], recipe_digest: str) -> dict[str, Any]:
+def cache_lineage(
+    *, teacher: dict[str, Any], source: dict[str, Any], targets: dict[str, Any], recipe_digest: str
+) -> dict[str, Any]:
     """The lineage of a cache.
 
     teacher: factory, arguments, weights URL, dtype and digest; source: what the recipe named;

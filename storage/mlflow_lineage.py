@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ _default_lock = threading.Lock()
 
 
 @contextmanager
-def best_effort(what: str) -> Iterator[None]:
+def best_effort(what: str) -> Generator[None]:
     """Whatever fails inside is said on stderr, and goes no further."""
     try:
         yield
@@ -63,7 +63,7 @@ def connect(uri: str, experiment: str | None = None) -> tuple[Any, str | None]:
 
 
 @contextmanager
-def _as_default(uri: str) -> Iterator[None]:
+def _as_default(uri: str) -> Generator[None]:
     """MLflow's process-wide default, for the calls that take no other; the environment is left as it was."""
     import mlflow
 
@@ -85,7 +85,12 @@ def cache_dataset(cache: Cache) -> Any:
     from mlflow.data.dataset import Dataset
     from mlflow.data.dataset_source_registry import resolve_dataset_source
 
-    profile = {"samples": cache.samples, "shards": len(cache.shards), "bytes": cache.bytes, "cache_digest": cache.digest}
+    profile = {
+        "samples": cache.samples,
+        "shards": len(cache.shards),
+        "bytes": cache.bytes,
+        "cache_digest": cache.digest,
+    }
     profile |= {"encoding": cache.encoding, "classes": cache.classes}
 
     class LogitCache(Dataset):
@@ -137,7 +142,10 @@ def cache_tags(cache: Cache) -> dict[str, str]:
 
 
 def track_cache(uri: str, experiment: str, cache: Cache) -> str | None:
-    """A run for a sealed cache, with the dataset as its output; the same run again when there is one. None if it failed."""
+    """A run for a sealed cache, with the dataset as its output; the same run again when there is one.
+
+    None if MLflow could not be told.
+    """
     with best_effort(f"of the cache {cache.label}"):
         client, experiment_id = connect(uri, experiment)
         known = client.search_runs(
@@ -271,6 +279,11 @@ def finished_runs(uri: str, filter_string: str) -> list[dict[str, Any]]:
             "Name the tracking server with --tracking or MLFLOW_TRACKING_URI.",
         ) from None
     return [
-        {"run_id": r.info.run_id, "started": r.info.start_time, "tags": dict(r.data.tags), "metrics": dict(r.data.metrics)}
+        {
+            "run_id": r.info.run_id,
+            "started": r.info.start_time,
+            "tags": dict(r.data.tags),
+            "metrics": dict(r.data.metrics),
+        }
         for r in runs
     ]

@@ -35,7 +35,9 @@ class ModelSpec:
         try:
             model = factory(**self.arguments)
         except TypeError as error:
-            raise ModelError(f"{self.factory} refused its arguments: {error}.", f"It takes {inspect.signature(factory)}.") from error
+            raise ModelError(
+                f"{self.factory} refused its arguments: {error}.", f"It takes {inspect.signature(factory)}."
+            ) from error
         if not isinstance(model, torch.nn.Module):
             raise ModelError(f"{self.factory} gave {type(model).__name__}.", "A factory returns a torch.nn.Module.")
         if self.weights is not None:
@@ -48,7 +50,9 @@ class ModelSpec:
         try:
             source = inspect.getsource(inspect.getmodule(function) or function)
         except (OSError, TypeError):
-            raise ModelError(f"The source of {self.factory} cannot be read.", "A factory is a function in a Python file.") from None
+            raise ModelError(
+                f"The source of {self.factory} cannot be read.", "A factory is a function in a Python file."
+            ) from None
         weights = self.weights_sha256()
         return sha256_of(
             {"factory": self.factory, "source": source, "arguments": self.arguments, "weights": weights, "dtype": dtype}
@@ -68,7 +72,9 @@ def spec_from_folder(url: str) -> ModelSpec:
     try:
         config = json.loads(folder.read(CONFIG_FILE))
     except FileNotFoundError:
-        raise ModelError(f"There is no {CONFIG_FILE} in '{url}'.", "A model folder holds it and model.safetensors.") from None
+        raise ModelError(
+            f"There is no {CONFIG_FILE} in '{url}'.", "A model folder holds it and model.safetensors."
+        ) from None
     except ValueError:
         raise ModelError(f"{CONFIG_FILE} in '{url}' is no JSON.") from None
     if "factory" not in config:

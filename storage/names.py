@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -41,5 +40,7 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise RecipeError(f"{key}: '{module_name}' has no function '{function_name}'.{nearest(function_name, functions)}")
+        raise RecipeError(
+            f"{key}: '{module_name}' has no function '{function_name}'.{nearest(function_name, functions)}"
+        )
     return function

@@ -64,7 +64,7 @@ class TrackingSection(Section):
 
     uri: str | Literal[False] | None = None
     experiment: str = "stillhouse"
-    register_as: str | None = Field(None, description="Register the trained model under this name.")
+    register_as: str | None = Field(default=None, description="Register the trained model under this name.")
 
     def resolved_uri(self) -> str | None:
         if self.uri is False or self.uri in ("off", "none"):
@@ -137,6 +137,8 @@ def _known_keys(kind: Any, where: Sequence[str]) -> list[str]:
         field = kind.model_fields.get(key) if hasattr(kind, "model_fields") else None
         if field is None:
             continue
-        inner = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(t, "model_fields")]
+        inner = [
+            t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(t, "model_fields")
+        ]
         kind = inner[0] if inner else kind
     return list(kind.model_fields)

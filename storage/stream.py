@@ -189,7 +189,9 @@ class Stream:
             group, row = np.empty_like(block), np.empty_like(block)
             for number in np.unique(epochs).tolist():
                 mine = epochs == number
-                group[mine], row[mine] = ordering.locate(self.order, self._groups.rows, number, block[mine] % self._total)
+                group[mine], row[mine] = ordering.locate(
+                    self.order, self._groups.rows, number, block[mine] % self._total
+                )
             self._ahead = (first, int(block[-1]) + 1, (epochs, group, row))
         at = slice(first - self._ahead[0], stop - self._ahead[0])
         epochs, group, row = self._ahead[2]
@@ -228,5 +230,7 @@ def _take(pieces: Sequence[Piece], count: int) -> Rows:
         gather([r.sample_id for r in rows]),
         {name: gather([r.inputs[name] for r in rows]) for name in first.inputs},
         gather(labels) if labels else None,
-        DenseTargets(gather([t.logits_PV for t in targets]), gather([t.temperature_P for t in targets])) if targets else None,
+        DenseTargets(gather([t.logits_PV for t in targets]), gather([t.temperature_P for t in targets]))
+        if targets
+        else None,
     )

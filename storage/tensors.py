@@ -62,7 +62,9 @@ def as_tensor_column(name: str, column: pa.ChunkedArray, field: pa.Field) -> tup
     Raises SourceError for nulls, for lists of unequal length and for what is not numeric.
     """
     if column.null_count:
-        raise SourceError(f"Column '{name}' holds {column.null_count} nulls.", "Inputs have no nulls.", "Drop those rows.")
+        raise SourceError(
+            f"Column '{name}' holds {column.null_count} nulls.", "Inputs have no nulls.", "Drop those rows."
+        )
     if is_tensor(field):
         return field, column.combine_chunks()
     shape: list[int] = []
@@ -71,7 +73,9 @@ def as_tensor_column(name: str, column: pa.ChunkedArray, field: pa.Field) -> tup
         rows = len(flat)
         values = flat.flatten()
         length = len(values) // rows if rows else 0
-        if not pa.types.is_fixed_size_list(kind) and any(n != length for n in flat.value_lengths().unique().to_pylist()):
+        if not pa.types.is_fixed_size_list(kind) and any(
+            n != length for n in flat.value_lengths().unique().to_pylist()
+        ):
             raise SourceError(
                 f"Column '{name}' holds lists of unequal length.",
                 "Every row of an input has one shape.",

@@ -42,7 +42,9 @@ def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
 
 
 def _line(result: dict[str, Any]) -> str:
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in result["eval"].items() if not name.startswith("teacher_"))
+    scores = ", ".join(
+        f"{name} {value:.4f}" for name, value in result["eval"].items() if not name.startswith("teacher_")
+    )
     state = f"{result['steps']} steps in {result['seconds']:.1f} s" if result["trained"] else "trained before"
     return f"{result['role']} {result['name']} seed {result['seed']}: {scores or 'not evaluated'} ({state})\n  {result['model']}"
 

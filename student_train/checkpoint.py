@@ -37,7 +37,12 @@ def save(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_tensors(model.state_dict()), folder / MODEL)
     moments = optimizer.state_dict()["state"]
-    flat = {f"{index}.{name}": value for index, values in moments.items() for name, value in values.items() if value is not None}
+    flat = {
+        f"{index}.{name}": value
+        for index, values in moments.items()
+        for name, value in values.items()
+        if value is not None
+    }
     save_file(_tensors(flat), folder / OPTIMIZER)
     (folder / STATE).write_text(json.dumps(asdict(state)))
 
@@ -51,7 +56,9 @@ def read_state(folder: Path) -> State:
     return State(**{**facts, "points": [tuple(point) for point in facts["points"]]})
 
 
-def restore(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, recipe_digest: str, data_digest: str) -> State:
+def restore(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, recipe_digest: str, data_digest: str
+) -> State:
     """Load a checkpoint into a model and its optimiser. Raises ForeignState for one of another recipe or data."""
     state = read_state(folder)
     refuse_foreign(asdict(state), {"recipe_digest": recipe_digest, "data_digest": data_digest}, str(folder))

@@ -33,7 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("cache", nargs="?", help="a cache's URL; without it, the cache that was trained on last")
     parser.add_argument("--tracking", help="MLflow's tracking URI (else MLFLOW_TRACKING_URI, else ./runs/mlflow.db)")
-    parser.add_argument("--picture", default="runs/compare.png", help="where the picture goes, its numbers beside it as .csv")
+    parser.add_argument(
+        "--picture", default="runs/compare.png", help="where the picture goes, its numbers beside it as .csv"
+    )
     parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
     asked = parser.parse_args(arguments)
     return run_command(lambda: _compare(asked), as_json=asked.json)
@@ -44,14 +46,20 @@ def _compare(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
 
     uri = asked.tracking or TrackingSection().resolved_uri()
     if uri is None:
-        raise UsageError("No tracking URI is known.", "Runs are compared from what MLflow was told.", "Give --tracking.")
+        raise UsageError(
+            "No tracking URI is known.", "Runs are compared from what MLflow was told.", "Give --tracking."
+        )
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise TrackingError(f"There is no database at {uri}.", "Training runs make it.", "Train first, or name another with --tracking.")
+        raise TrackingError(
+            f"There is no database at {uri}.", "Training runs make it.", "Train first, or name another with --tracking."
+        )
     runs = finished_runs(uri, "tags.`distill.role` != 'cache'")
     digest = open_cache(absolute(asked.cache)).digest if asked.cache else latest_cache(runs)
     rows = compare(runs, digest)
     if not rows:
-        raise UsageError(f"No finished run at {uri} learned from the cache {digest[:8]}.", remedy="Train a student on it first.")
+        raise UsageError(
+            f"No finished run at {uri} learned from the cache {digest[:8]}.", remedy="Train a student on it first."
+        )
     write_picture(rows, digest, Path(asked.picture))
     name = next(run["tags"]["distill.cache.name"] for run in runs if run["tags"].get("distill.cache.digest") == digest)
     say(f"cache {name}, digest {digest[:8]}; mean ± standard deviation over seeds; {asked.picture}")
@@ -63,7 +71,9 @@ def latest_cache(runs: Iterable[dict[str, Any]]) -> str:
     """The digest of the cache that the newest student learned from. Raises UsageError when there is none."""
     students = [run for run in runs if "distill.cache.digest" in run["tags"]]
     if not students:
-        raise UsageError("No finished student was found.", "A student is a run that learned from a cache.", "Train one first.")
+        raise UsageError(
+            "No finished student was found.", "A student is a run that learned from a cache.", "Train one first."
+        )
     return max(students, key=lambda run: run["started"])["tags"]["distill.cache.digest"]
 
 
@@ -118,7 +128,12 @@ def _teachers(students: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     if not told:
         return []
     run = max(told, key=lambda run: run["started"])
-    row: dict[str, Any] = {"name": run["tags"]["distill.teacher.factory"], "role": "teacher", "seeds": 1, "parameters": None}
+    row: dict[str, Any] = {
+        "name": run["tags"]["distill.teacher.factory"],
+        "role": "teacher",
+        "seeds": 1,
+        "parameters": None,
+    }
     for metric in ("accuracy", "cross_entropy", "ece"):
         row[metric] = _spread([run["metrics"][f"eval/teacher_{metric}"]])
     return [row]
@@ -157,11 +172,17 @@ def write_picture(rows: Sequence[dict[str, Any]], digest: str, path: Path) -> No
         writer = csv.writer(file)
         writer.writerow(["name", "role", "metric", "value"])
         writer.writerows(
-            [row["name"], row["role"], metric, value] for row in rows for metric in METRICS if metric in row for value in row[metric]["values"]
+            [row["name"], row["role"], metric, value]
+            for row in rows
+            for metric in METRICS
+            if metric in row
+            for value in row[metric]["values"]
         )
     colours = {"teacher": "#555555", "student": "#1b6ca8", "baseline": "#c8702a"}
     shown = [metric for metric in METRICS if sum(metric in row for row in rows) > 1]
-    figure, axes = plt.subplots(1, len(shown), figsize=(3.1 * len(shown) + 1.2, 1.3 + 0.6 * len(rows)), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(shown), figsize=(3.1 * len(shown) + 1.2, 1.3 + 0.6 * len(rows)), sharey=True, squeeze=False
+    )
     for axis, metric in zip(axes[0], shown, strict=True):
         for at, row in enumerate(rows):
             if metric not in row:
@@ -175,7 +196,9 @@ def write_picture(rows: Sequence[dict[str, Any]], digest: str, path: Path) -> No
         axis.locator_params(axis="x", nbins=4)
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_yticks(range(len(rows)), [f"{row['name'].rpartition('.')[2]}\n{row['role']}, {row['seeds']} seed(s)" for row in rows])
+    axes[0][0].set_yticks(
+        range(len(rows)), [f"{row['name'].rpartition('.')[2]}\n{row['role']}, {row['seeds']} seed(s)" for row in rows]
+    )
     axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
     figure.suptitle(f"Held-out rows of cache digest {digest[:8]}: a dot a seed, a bar the mean", fontsize=10)
     figure.tight_layout()

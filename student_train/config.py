@@ -17,7 +17,7 @@ class ModelSection(Section):
     """The model to train: a factory with arguments; weights, if any, are what it starts from."""
 
     factory: str
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
     weights: Location | None = None
 
     def spec(self) -> ModelSpec:
@@ -25,8 +25,8 @@ class ModelSection(Section):
 
 
 class LossSection(Section):
-    weight: float = Field(1.0, ge=0)
-    temperature: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
 
 
 class OptimizerSection(Section):
@@ -34,10 +34,10 @@ class OptimizerSection(Section):
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     schedule: Literal["constant", "cosine"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
 
 
 class RaySection(Section):
@@ -46,13 +46,13 @@ class RaySection(Section):
     num_cpus: the logical CPUs of an embedded Ray, where RAY_ADDRESS names no cluster.
     """
 
-    workers: int = Field(1, gt=0)
-    cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: float = Field(0.0, ge=0)
-    max_failures: int = Field(3, ge=0)
-    concurrent_runs: int = Field(1, gt=0)
-    start_timeout_s: float = Field(600.0, gt=0)
-    num_cpus: int | None = Field(None, gt=0)
+    workers: int = Field(default=1, gt=0)
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    max_failures: int = Field(default=3, ge=0)
+    concurrent_runs: int = Field(default=1, gt=0)
+    start_timeout_s: float = Field(default=600.0, gt=0)
+    num_cpus: int | None = Field(default=None, gt=0)
 
 
 _PLACES = ("cache", "source", "evaluate", "output", "resume", "ray", "tracking")
@@ -64,15 +64,15 @@ class StudentRecipe(Section):
     cache: Location | None = None
     source: SourceSection | None = None
     student: ModelSection
-    losses: dict[str, LossSection] = {}
+    losses: dict[str, LossSection] = Field(default_factory=dict)
     optimizer: OptimizerSection
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     evaluate: Location | SourceSection | None = None
-    checkpoint_every: int = Field(1000, gt=0)
-    log_every: int = Field(50, gt=0)
+    checkpoint_every: int = Field(default=1000, gt=0)
+    log_every: int = Field(default=50, gt=0)
     resume: Literal["auto", "never"] = "auto"
-    output: Location = Field("./runs/models", validate_default=True)
+    output: Location = Field(default="./runs/models", validate_default=True)
     ray: RaySection = RaySection()
     tracking: TrackingSection = TrackingSection()
     seed: int | list[int] = 0

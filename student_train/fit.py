@@ -18,7 +18,9 @@ def check_fit(recipe: StudentRecipe, model: torch.nn.Module, data: RowGroups, de
     for name in recipe.loss_sections():
         if LOSSES[name].needs == "label" and batch.label is None:
             raise Mismatch(
-                f"{data.where} has no labels.", f"The loss {name} needs them.", "Leave that loss out, or give data with labels."
+                f"{data.where} has no labels.",
+                f"The loss {name} needs them.",
+                "Leave that loss out, or give data with labels.",
             )
     model.eval()
     try:
@@ -30,7 +32,10 @@ def check_fit(recipe: StudentRecipe, model: torch.nn.Module, data: RowGroups, de
             f"The model {recipe.student.factory} does not take the inputs of {data.where} ({shapes}): {error}."
         ) from error
     if not isinstance(logits_PV, torch.Tensor) or logits_PV.ndim != 2:
-        raise Mismatch(f"The model {recipe.student.factory} gave {type(logits_PV).__name__}.", "It gives logits [samples, classes].")
+        raise Mismatch(
+            f"The model {recipe.student.factory} gave {type(logits_PV).__name__}.",
+            "It gives logits [samples, classes].",
+        )
     if batch.targets is not None and logits_PV.shape[1] != batch.targets.classes:
         raise Mismatch(
             f"The cache {data.where} was written for {batch.targets.classes} classes, this student has {logits_PV.shape[1]}.",
@@ -46,5 +51,6 @@ def check_labels(rows: Rows, classes: int) -> None:
     if len(outside):
         at = int(outside[0])
         raise SourceError(
-            f"The sample '{rows.sample_id[at]}' has the label {rows.label[at]}.", f"The model has the classes 0 to {classes - 1}."
+            f"The sample '{rows.sample_id[at]}' has the label {rows.label[at]}.",
+            f"The model has the classes 0 to {classes - 1}.",
         )

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -86,7 +85,9 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int(sha256_of([seed, step, rank])[:15], 16)
 
 
-def train(recipe: StudentRecipe, place: Place, *, restored: Path | None = None, report: Report | None = None) -> Outcome:
+def train(
+    recipe: StudentRecipe, place: Place, *, restored: Path | None = None, report: Report | None = None
+) -> Outcome:
     """Train a recipe's model to its last step, from a checkpoint folder if one is given.
 
     Raises Mismatch, SourceError, TrainingError, CorruptShard, ForeignState.
@@ -144,7 +145,9 @@ def train(recipe: StudentRecipe, place: Place, *, restored: Path | None = None, 
     )
 
 
-def _saver(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State) -> Callable[[Path, list[Point]], None]:
+def _saver(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State
+) -> Callable[[Path, list[Point]], None]:
     return lambda folder, points: checkpoint.save(folder, model, optimizer, replace(state, points=points))
 
 
@@ -179,7 +182,9 @@ class Means:
 
 def _optimizer(section: OptimizerSection, model: torch.nn.Module) -> torch.optim.Optimizer:
     if section.name == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=section.lr, momentum=section.momentum, weight_decay=section.weight_decay)
+        return torch.optim.SGD(
+            model.parameters(), lr=section.lr, momentum=section.momentum, weight_decay=section.weight_decay
+        )
     return torch.optim.AdamW(model.parameters(), lr=section.lr, weight_decay=section.weight_decay)
 
 
@@ -194,5 +199,7 @@ def parameters_digest(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else str(value).encode())
+        digest.update(
+            value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else str(value).encode()
+        )
     return digest.hexdigest()

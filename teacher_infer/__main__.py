@@ -20,7 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("recipe", help="a YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", help="key.subkey=value, in place of what the recipe says")
-    parser.add_argument("--plan", action="store_true", help="show spans, positions, expected bytes and reuse; run nothing")
+    parser.add_argument(
+        "--plan", action="store_true", help="show spans, positions, expected bytes and reuse; run nothing"
+    )
     parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
     asked = parser.parse_intermixed_args(arguments)
     return run_command(lambda: _run(asked), as_json=asked.json)

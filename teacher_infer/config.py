@@ -60,12 +60,12 @@ class RaySection(Section):
     num_cpus: the logical CPUs of an embedded Ray, where RAY_ADDRESS names no cluster.
     """
 
-    actors: int = Field(1, gt=0)
-    cpus_per_actor: float = Field(1.0, gt=0)
-    gpus_per_actor: float = Field(0.0, ge=0)
-    max_restarts: int = Field(3, ge=0)
-    capacity_timeout_s: float = Field(600.0, gt=0)
-    num_cpus: int | None = Field(None, gt=0)
+    actors: int = Field(default=1, gt=0)
+    cpus_per_actor: float = Field(default=1.0, gt=0)
+    gpus_per_actor: float = Field(default=0.0, ge=0)
+    max_restarts: int = Field(default=3, ge=0)
+    capacity_timeout_s: float = Field(default=600.0, gt=0)
+    num_cpus: int | None = Field(default=None, gt=0)
 
 
 class TeacherRecipe(Section):
@@ -75,7 +75,7 @@ class TeacherRecipe(Section):
     held_out: HeldOutSection | None = None
     teacher: TeacherSection
     targets: TargetsSection
-    span_rows: int = Field(65536, gt=0)
+    span_rows: int = Field(default=65536, gt=0)
     seed: int = 0
     ray: RaySection = RaySection()
     tracking: TrackingSection = TrackingSection()

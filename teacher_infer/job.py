@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -158,7 +159,7 @@ def connect(num_cpus: int | None) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True)
     else:
-        ray.init("local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 @ray.remote
@@ -204,7 +205,11 @@ def _label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]]) -> dict[
     facts = {
         "store": prepared.store.url,
         "marker": marker,
-        "spec": {"factory": prepared.spec.factory, "arguments": prepared.spec.arguments, "weights": prepared.spec.weights},
+        "spec": {
+            "factory": prepared.spec.factory,
+            "arguments": prepared.spec.arguments,
+            "weights": prepared.spec.weights,
+        },
         "dtype": recipe.teacher.dtype,
         "seed": recipe.seed,
         "batch_size": recipe.teacher.batch_size,
@@ -219,7 +224,7 @@ def _label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]]) -> dict[
         max_restarts=settings.max_restarts,
         max_task_retries=settings.max_restarts,
     )
-    actors = [options.remote(facts) for _ in range(min(settings.actors, len(missing)))]
+    actors: list[Any] = [options.remote(facts) for _ in range(min(settings.actors, len(missing)))]
     try:
         return _drive(actors, missing, settings)
     except RayTaskError as error:

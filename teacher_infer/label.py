@@ -77,7 +77,9 @@ def _batches(work: Work, teacher: Teacher, span: Span, samples: pa.Table) -> Ite
             )
         _refuse_foreign_labels(table, classes, span)
         if schema is None:
-            header = ShardHeader(FORMAT_VERSION, span.shard_key, work.encoding, classes, work.teacher_digest, span.digest)
+            header = ShardHeader(
+                FORMAT_VERSION, span.shard_key, work.encoding, classes, work.teacher_digest, span.digest
+            )
             schema = shard_schema(samples.schema, header)
         arrays: list[Any] = [column.combine_chunks() for column in table.columns]
         arrays += work.encoding.encode(soften(logits_PV, work.encoding.temperature))

@@ -16,7 +16,7 @@ LABELLED, TEST, SPLIT_SEED = 300, 600, 20261124
 
 
 def samples(split: str) -> pa.Table:
-    """The split's samples: sample_id (the image's number), image [1, 8, 8] uint8 of 0 to 16, and label where it may be seen."""
+    """sample_id (the image's number), image [1, 8, 8] uint8 of 0 to 16, and label where it may be seen."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)

@@ -14,7 +14,7 @@ class StudentNet(nn.Module):
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.layers(image.to(self.layers[1].weight.dtype) / 16)
+        return self.layers(image.to(next(self.parameters()).dtype) / 16)
 
 
 def build(hidden: int = 16) -> StudentNet:

@@ -21,10 +21,12 @@ class TeacherNet(nn.Module):
             nn.ReLU(),
             nn.MaxPool2d(2),
         )
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(8 * width, 128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, 10))
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(8 * width, 128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, 10)
+        )
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(image.to(self.head[1].weight.dtype) / 16))
+        return self.head(self.features(image.to(next(self.parameters()).dtype) / 16))
 
 
 def build(width: int = 32) -> TeacherNet:

@@ -35,7 +35,9 @@ def make_source(settings: dict[str, Any]) -> Source:
     settings = dict(settings)
     kinds = [name for name in SOURCES if settings.get(name) is not None]
     if len(kinds) != 1:
-        raise RecipeError(f"source names {' and '.join(kinds) or 'no kind'}.", f"It names exactly one of: {', '.join(SOURCES)}.")
+        raise RecipeError(
+            f"source names {' and '.join(kinds) or 'no kind'}.", f"It names exactly one of: {', '.join(SOURCES)}."
+        )
     columns = dict(settings.pop("columns", None) or {})
     if columns.get("inputs") is not None:
         columns["inputs"] = tuple(columns["inputs"])

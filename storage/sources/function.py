@@ -39,7 +39,9 @@ class FunctionSource:
             ) from error
         tables = [made] if isinstance(made, pa.Table) else list(made)
         if not all(isinstance(table, pa.Table) for table in tables):
-            raise SourceError(f"{self.function} did not give Arrow tables.", "A source returns or yields pyarrow.Table.")
+            raise SourceError(
+                f"{self.function} did not give Arrow tables.", "A source returns or yields pyarrow.Table."
+            )
         if not tables:
             raise SourceError(f"{self.function} yielded nothing.", "A source has at least one sample.")
         return pa.concat_tables(tables)

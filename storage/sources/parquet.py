@@ -54,7 +54,9 @@ def _files(url: str) -> tuple[SourceFile, ...]:
     else:
         names = fs.glob(path) if any(sign in path for sign in "*?[") else [path] if fs.exists(path) else []
     if not names:
-        raise SourceError(f"There are no Parquet files at '{url}'.", "A source is a file, a folder or a pattern of them.")
+        raise SourceError(
+            f"There are no Parquet files at '{url}'.", "A source is a file, a folder or a pattern of them."
+        )
     files: list[SourceFile] = []
     for name in sorted(names):
         try:

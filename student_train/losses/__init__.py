@@ -42,7 +42,9 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def combine(sections: Mapping[str, Weighted], logits_PV: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, dict[str, Any]]:
+def combine(
+    sections: Mapping[str, Weighted], logits_PV: torch.Tensor, rows: Rows
+) -> tuple[torch.Tensor, dict[str, Any]]:
     """The weighted sum of a recipe's losses [P], and each loss [P] on its own, unweighted.
 
     Where soft and hard losses are mixed, the soft ones are multiplied by T^2: their gradients

@@ -28,7 +28,9 @@ class ModuleTeacher:
             logits = self._model(*(self._tensor(array) for array in inputs))
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(inputs[0]):
             found = f"shape {list(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise TeacherError(f"The teacher gave {found} for {len(inputs[0])} samples.", "It gives logits [samples, classes].")
+            raise TeacherError(
+                f"The teacher gave {found} for {len(inputs[0])} samples.", "It gives logits [samples, classes]."
+            )
         return logits
 
     def classes(self, example: pa.Table) -> int | None:

@@ -65,9 +65,11 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"{facts['name']}@{facts['cache_key'][:8]}  {facts['url']}",
         f"  digest      {facts['cache_digest']}",
         f"  targets     {json.dumps(facts['encoding'], sort_keys=True)}, {facts['classes']} classes",
-        f"  samples     {facts['samples']:,} in {facts['shards']} shards, {facts['bytes'] / 1e6:,.2f} MB; {facts['quarantined']} quarantined",
+        f"  samples     {facts['samples']:,} in {facts['shards']} shards, {facts['bytes'] / 1e6:,.2f} MB; "
+        f"{facts['quarantined']} quarantined",
         f"  inputs      {', '.join(facts['inputs'])}; {'labelled' if facts['labelled'] else 'no labels'}",
-        f"  teacher     {teacher['factory']} {json.dumps(teacher['arguments'])}, {teacher['dtype']}, digest {teacher['digest'][:8]}",
+        f"  teacher     {teacher['factory']} {json.dumps(teacher['arguments'])}, {teacher['dtype']}, "
+        f"digest {teacher['digest'][:8]}",
         f"  weights     {teacher['weights']}",
         f"  source      {json.dumps(lineage['source'])}",
         f"  sealed      {lineage['sealed_at']} with {', '.join(f'{k} {v}' for k, v in lineage['software'].items())}",

@@ -92,7 +92,7 @@ class Folder:
         if self.protocol not in KEEPS_CREATE:
             raise StoreError(
                 f"{self.url} is on '{self.protocol}'.",
-                f"This version writes stores on {' and '.join(KEEPS_CREATE)} only, where put-if-absent is known to hold.",
+                f"This version writes stores on {' and '.join(KEEPS_CREATE)} only: put-if-absent is known to hold there.",
                 "Name a local folder that every machine of the job sees.",
             )
         probe = f"tmp/probe-{uuid.uuid4().hex}"

@@ -138,6 +138,7 @@ def cache_tags(cache: Cache) -> dict[str, str]:
         "distill.cache.uri": cache.url,
         "distill.teacher.digest": teacher["digest"],
         "distill.teacher.factory": teacher["factory"],
+        **({"distill.teacher.weights.sha256": teacher["weights_sha256"]} if teacher["weights_sha256"] else {}),
     }
 
 

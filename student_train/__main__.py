@@ -46,7 +46,8 @@ def _line(result: dict[str, Any]) -> str:
         f"{name} {value:.4f}" for name, value in result["eval"].items() if not name.startswith("teacher_")
     )
     state = f"{result['steps']} steps in {result['seconds']:.1f} s" if result["trained"] else "trained before"
-    return f"{result['role']} {result['name']} seed {result['seed']}: {scores or 'not evaluated'} ({state})\n  {result['model']}"
+    head = f"{result['role']} {result['name']} seed {result['seed']}"
+    return f"{head}: {scores or 'not evaluated'} ({state})\n  {result['model']}"
 
 
 if __name__ == "__main__":

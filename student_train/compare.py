@@ -29,12 +29,12 @@ METRICS = {
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m student_train compare",
-        description="Compare the students of a cache with their baselines and their teacher: means and spread over seeds.",
+        description="Compare the students of a cache with their baselines and teacher: means and spread over seeds.",
     )
     parser.add_argument("cache", nargs="?", help="a cache's URL; without it, the cache that was trained on last")
     parser.add_argument("--tracking", help="MLflow's tracking URI (else MLFLOW_TRACKING_URI, else ./runs/mlflow.db)")
     parser.add_argument(
-        "--picture", default="runs/compare.png", help="where the picture goes, its numbers beside it as .csv"
+        "--picture", default="runs/compare.png", help="where it goes; its numbers lie beside it as .csv"
     )
     parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
     asked = parser.parse_args(arguments)
@@ -104,7 +104,7 @@ def compare(runs: Sequence[dict[str, Any]], digest: str) -> list[dict[str, Any]]
         _row(name if names.count(name) == 1 else f"{name}#{family[:6]}", role, list(by_seed.values()))
         for (role, name, family), by_seed in groups.items()
     ]
-    return sorted([*_teachers(students), *rows], key=lambda row: (ROLES.index(row["role"]), row["name"]))
+    return sorted([*_teachers(students, runs), *rows], key=lambda row: (ROLES.index(row["role"]), row["name"]))
 
 
 def _row(name: str, role: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -122,18 +122,20 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "std": std, "values": list(values)}
 
 
-def _teachers(students: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The teacher as the evaluation cache remembers it; each student's run was told, and all say the same."""
+def _teachers(students: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The teacher as the evaluation cache remembers it; each student's run was told, and all say the same.
+
+    Its name and size are those of the run that trained it, where that is among `runs`.
+    """
     told = [run for run in students if "eval/teacher_accuracy" in run["metrics"]]
     if not told:
         return []
     run = max(told, key=lambda run: run["started"])
-    row: dict[str, Any] = {
-        "name": run["tags"]["distill.teacher.factory"],
-        "role": "teacher",
-        "seeds": 1,
-        "parameters": None,
-    }
+    weights = run["tags"].get("distill.teacher.weights.sha256")
+    trained = [r for r in runs if weights and r["tags"].get("distill.weights.sha256") == weights]
+    name = trained[0]["tags"]["distill.name"] if trained else run["tags"]["distill.teacher.factory"]
+    parameters = int(trained[0]["metrics"]["model/parameters"]) if trained else None
+    row: dict[str, Any] = {"name": name, "role": "teacher", "seeds": 1, "parameters": parameters}
     for metric in ("accuracy", "cross_entropy", "ece"):
         row[metric] = _spread([run["metrics"][f"eval/teacher_{metric}"]])
     return [row]

@@ -38,7 +38,8 @@ def check_fit(recipe: StudentRecipe, model: torch.nn.Module, data: RowGroups, de
         )
     if batch.targets is not None and logits_PV.shape[1] != batch.targets.classes:
         raise Mismatch(
-            f"The cache {data.where} was written for {batch.targets.classes} classes, this student has {logits_PV.shape[1]}.",
+            f"The cache {data.where} was written for {batch.targets.classes} classes, "
+            f"this student has {logits_PV.shape[1]}.",
             "Student and teacher tell the same classes apart.",
             "Give the student's factory the teacher's number of classes.",
         )

@@ -113,11 +113,15 @@ def connect(num_cpus: int | None) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True)
     else:
+        # Ray Train looks at its workers every two seconds; on one machine that is most of a short run.
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
         ray.init("local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def _fit(recipe: StudentRecipe, folder: Folder, tracker: Tracker) -> dict[str, Any]:
     settings = recipe.ray
+    # Without both, Ray Train asks for workers for ever.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.start_timeout_s)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -136,7 +140,7 @@ def _fit(recipe: StudentRecipe, folder: Folder, tracker: Tracker) -> dict[str, A
         run_config=RunConfig(
             name=f"{recipe.name}-seed-{recipe.seed}",
             storage_path=f"{folder.url}/checkpoints",
-            failure_config=FailureConfig(max_failures=settings.max_failures),
+            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=0),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )

@@ -16,7 +16,8 @@ from teacher_infer.config import TeacherRecipe
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m teacher_infer",
-        description="Run a teacher over a source and seal a cache of its softened logits. What is committed is not computed again.",
+        description="Run a teacher over a source and seal a cache of its softened logits. "
+        "What is committed is not computed again.",
     )
     parser.add_argument("recipe", help="a YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", help="key.subkey=value, in place of what the recipe says")
@@ -54,17 +55,20 @@ def _plan_line(part: dict[str, Any]) -> str:
         text = ", size unknown" if size is None else f", about {size / 1e6:,.2f} MB before compression"
     return (
         f"plan {part['name']}@{part['cache_key'][:8]}: {spans['total']} spans, {part['positions']:,} positions{text}; "
-        f"{spans['reused']} spans reused, {spans['computed']} to compute ({part['forward_positions']:,} forward positions)"
+        f"{_work(part)}"
     )
 
 
 def _done_line(part: dict[str, Any]) -> str:
-    spans = part["spans"]
     return (
-        f"sealed {part['name']}@{part['cache_key'][:8]}, digest {part['cache_digest'][:8]}: {part['positions']:,} positions, "
-        f"{part['bytes'] / 1e6:,.2f} MB; {spans['reused']} spans reused, {spans['computed']} computed "
-        f"({part['forward_positions']:,} forward positions)\n  {part['cache']}"
+        f"sealed {part['name']}@{part['cache_key'][:8]}, digest {part['cache_digest'][:8]}: "
+        f"{part['positions']:,} positions, {part['bytes'] / 1e6:,.2f} MB; {_work(part)}\n  {part['cache']}"
     )
+
+
+def _work(part: dict[str, Any]) -> str:
+    spans = part["spans"]
+    return f"spans: {spans['reused']} reused, {spans['computed']} new ({part['forward_positions']:,} forward positions)"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+# Everything a newcomer types. Each target makes the environment it needs; a second call installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_DB := sqlite:///$(CURDIR)/runs/mlflow.db
+
+.PHONY: demo test check ui clean help
+
+help:
+	@echo "make demo   train a teacher, cache its logits, train students, compare them (./runs)"
+	@echo "make test   run the tests"
+	@echo "make check  formatting, lint, types"
+	@echo "make ui     MLflow's pages on the demo's database"
+	@echo "make clean  remove what the demo made"
+
+demo: $(VENV)/.installed
+	@$(BIN)/python -m recipes.digits.demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+ui: $(VENV)/.installed
+	$(BIN)/mlflow server --backend-store-uri $(RUN_DB) --host 127.0.0.1 --port 5000 --workers 1
+
+clean:
+	rm -rf runs
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11. Name a newer one: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -237,7 +237,10 @@ def register_model(uri: str, run_id: str, name: str, facts: dict[str, str]) -> s
         if known:
             return known["uri"]
         with _as_default(uri):
-            model = mlflow.create_external_model(name=name, source_run_id=run_id, tags=facts)
+            experiment_id = client.get_run(run_id).info.experiment_id
+            model = mlflow.create_external_model(
+                name=name, source_run_id=run_id, tags=facts, experiment_id=experiment_id
+            )
             if not client.search_registered_models(f"name = '{name}'"):
                 client.create_registered_model(name)
             version = client.create_model_version(name, f"models:/{model.model_id}", run_id, tags=facts)

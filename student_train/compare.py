@@ -60,8 +60,8 @@ def _compare(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
         raise UsageError(
             f"No finished run at {uri} learned from the cache {digest[:8]}.", remedy="Train a student on it first."
         )
-    write_picture(rows, digest, Path(asked.picture))
     name = next(run["tags"]["distill.cache.name"] for run in runs if run["tags"].get("distill.cache.digest") == digest)
+    write_picture(rows, f"students of the cache {name}, digest {digest[:8]}", Path(asked.picture))
     say(f"cache {name}, digest {digest[:8]}; mean ± standard deviation over seeds; {asked.picture}")
     answer = {"cache": name, "cache_digest": digest, "picture": str(Path(asked.picture).resolve()), "rows": rows}
     return answer, as_table(rows), 0
@@ -162,7 +162,7 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
     return table(header, lines)
 
 
-def write_picture(rows: Sequence[dict[str, Any]], digest: str, path: Path) -> None:
+def write_picture(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     """One panel a metric: a dot a seed, a bar for the mean; the numbers go beside it as CSV."""
     import matplotlib
 
@@ -199,10 +199,10 @@ def write_picture(rows: Sequence[dict[str, Any]], digest: str, path: Path) -> No
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_yticks(
-        range(len(rows)), [f"{row['name'].rpartition('.')[2]}\n{row['role']}, {row['seeds']} seed(s)" for row in rows]
+        range(len(rows)), [f"{row['name'].rpartition('.')[2]}\n{row['role']}, {row['seeds']} seed{'s' * (row['seeds'] > 1)}" for row in rows]
     )
     axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
-    figure.suptitle(f"Held-out rows of cache digest {digest[:8]}: a dot a seed, a bar the mean", fontsize=10)
+    figure.suptitle(f"{title}: held-out rows, a dot a seed, a bar the mean", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -19,7 +19,6 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 from safetensors.torch import save_file
 
-from storage.console import say
 from storage.digest import sha256_file
 from storage.errors import JobError, StillhouseError
 from storage.folder import Folder
@@ -70,7 +69,6 @@ def run(recipe: StudentRecipe) -> list[dict[str, Any]]:
 def _run_one(run: Run) -> dict[str, Any]:
     recipe, folder = run.recipe, run.folder
     if run.finished:
-        say(f"{recipe.name} seed {recipe.seed}: finished already; resume=never trains it anew.")
         return {**json.loads(folder.read(RESULT_FILE)), "trained": False}
     tracker = Tracker(recipe, run.left.get("run_id"), run.data, run.held_out)
     left = {**_identity(recipe, run.data, run.held_out), "run_id": tracker.run_id}

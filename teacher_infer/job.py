@@ -164,11 +164,20 @@ def connect(num_cpus: int | None) -> None:
 
 @ray.remote
 class TeacherActor:
-    """A loaded teacher that labels spans. Only commit records leave it."""
+    """A loaded teacher that labels spans. Only commit records leave it.
+
+    Loading happens in `ready`, whose errors reach the driver as they are; an actor that Ray has
+    restarted loads again with its first span.
+    """
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._teacher: Any = None
+
+    def ready(self) -> bool:
         import torch
 
+        settings = self._settings
         store = Folder(settings["store"])
         if not store.exists(settings["marker"]):
             raise StoreError(
@@ -176,22 +185,24 @@ class TeacherActor:
                 "Every machine of the job reads and writes the same store.",
                 "Name a shared folder.",
             )
-        device = "cuda" if ray.get_gpu_ids() else "cpu"
         torch.set_num_threads(max(1, int(settings["cpus"])))
         targets = dict(settings["targets"])
         encoding = make_encoding(targets.pop("encoding"), targets)
-        self._teacher = ModuleTeacher(
-            ModelSpec(**settings["spec"]), dtype=settings["dtype"], seed=settings["seed"], device=device
-        )
         self._works = [
             Work(store, make_source(source), encoding, settings["teacher_digest"], settings["batch_size"])
             for source in settings["sources"]
         ]
-
-    def ready(self) -> bool:
+        self._teacher = ModuleTeacher(
+            ModelSpec(**settings["spec"]),
+            dtype=settings["dtype"],
+            seed=settings["seed"],
+            device="cuda" if ray.get_gpu_ids() else "cpu",
+        )
         return True
 
     def label(self, part: int, span: Span) -> dict[str, Any]:
+        if self._teacher is None:
+            self.ready()
         return label_span(self._works[part], self._teacher, span).to_dict()
 
 
@@ -230,8 +241,7 @@ def _label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]]) -> dict[
     except RayTaskError as error:
         raise _cause(error) from None
     except RayActorError as error:
-        cause = getattr(error, "cause", None)
-        raise (_cause(cause) if isinstance(cause, RayTaskError) else _actor_died(error)) from None
+        raise _actor_died(error) from None
     finally:
         for actor in actors:
             ray.kill(actor)

@@ -1,0 +1,118 @@
+"""What the tests share: a quiet environment, and one Ray for all of those that need it."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports Ray or MLflow: no token file in HOME, no usage report, no wait for a server that is down.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "2"
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ.pop("RAY_ADDRESS", None)
+
+# A module that Ray's workers import too; so its folder is on their path when they start.
+TOYS = """
+    '''Small teachers, students and sources for the tests.'''
+
+    import time
+    from pathlib import Path
+
+    import numpy as np
+    import pyarrow as pa
+    import torch
+    from torch import nn
+
+    # While this file is there every forward pass takes its time, so that a test can stop a job in the middle.
+    SLOW = Path(__file__).with_name("slow")
+
+
+    class Linear(nn.Module):
+        def __init__(self, features, classes, calls=None, bad=None):
+            super().__init__()
+            self.linear = nn.Linear(features, classes)
+            self.calls, self.bad = calls, bad
+
+        def forward(self, x):
+            if self.calls is not None and x.device.type != "meta":
+                with open(self.calls, "a") as file:
+                    file.write(f"{len(x)}\\n")
+            if SLOW.exists():
+                time.sleep(0.7)
+            logits = self.linear(x.float())
+            if self.bad is not None:
+                logits = torch.where((x[:, :1] == self.bad), torch.nan, logits)
+            return logits
+
+
+    def linear(features=4, classes=3, **settings):
+        return Linear(features, classes, **settings)
+
+
+    def rows(count=40, first=0, classes=3, label=True, bad_label=None, same_id=False, features=4):
+        values = np.arange(first, first + count, dtype=np.float32)
+        x = np.stack([values / 10 + i for i in range(features)], axis=1).astype(np.float32)
+        columns = {
+            "sample_id": pa.array([f"s{0 if same_id else int(v)}" for v in values]),
+            "x": pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), features),
+        }
+        if label:
+            labels = values.astype(np.int64) % classes
+            if bad_label is not None:
+                labels[-1] = bad_label
+            columns["label"] = pa.array(labels)
+        return pa.table(columns)
+"""
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of `stillhouse_toys`, a module that this process and Ray's workers can import."""
+    folder = tmp_path_factory.mktemp("toys")
+    (folder / "stillhouse_toys.py").write_text(textwrap.dedent(TOYS))
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{before}"
+    import sys
+
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+    os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="session")
+def one_ray(toys: Path) -> Iterator[str]:
+    """One embedded Ray of two CPUs for the whole session; gives its address."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import logging
+
+        import ray
+
+        ray.init(
+            "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+@pytest.fixture
+def write_yaml(tmp_path: Path) -> Callable[..., str]:
+    """Write a recipe under tmp_path and give its path."""
+    import yaml
+
+    def write(file: str = "recipe.yaml", **recipe: object) -> str:
+        path = tmp_path / file
+        path.write_text(yaml.safe_dump(recipe))
+        return str(path)
+
+    return write

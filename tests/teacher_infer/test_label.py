@@ -1,0 +1,115 @@
+"""One span in, one committed shard out, without a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from storage.cache import read_footer
+from storage.commits import read_commit
+from storage.encodings.dense import Dense
+from storage.errors import SourceChanged, SourceError, TeacherError
+from storage.folder import Folder
+from storage.models import ModelSpec
+from storage.sources.function import FunctionSource
+from storage.stream import CacheRows, scan
+from teacher_infer.label import Work, label_span
+from teacher_infer.plan import Question, Span, make_plan
+from teacher_infer.teachers.module import ModuleTeacher
+
+
+def work_of(folder: Path, batch_size: int = 8, **arguments: Any) -> Work:
+    source = FunctionSource("stillhouse_toys:rows", arguments)
+    return Work(Folder(str(folder)), source, Dense(temperature=2.0), "teacher digest", batch_size)
+
+
+def spans_of(work: Work, span_rows: int = 10) -> tuple[Span, ...]:
+    question = Question.of(work.teacher_digest, work.encoding, 0, trained=True)
+    return make_plan(work.source, span_rows, question).spans
+
+
+def toy_teacher(**arguments: Any) -> ModuleTeacher:
+    return ModuleTeacher(ModelSpec("stillhouse_toys:linear", arguments), dtype="float32", seed=3, device="cpu")
+
+
+def test_a_shard_holds_the_teachers_answers_for_its_rows(toys: Path, tmp_path: Path) -> None:
+    work, teacher = work_of(tmp_path), toy_teacher()
+    span = spans_of(work)[1]
+    commit = label_span(work, teacher, span)
+    assert commit == read_commit(work.store, span.shard_key)
+    assert commit.rows == 10
+    header, _ = read_footer(work.store, commit)
+    assert (header.classes, header.teacher, header.span) == (3, "teacher digest", span.digest)
+    [rows] = scan(CacheRows(seal_of(work, [commit])), 100)
+    assert rows.targets is not None
+    assert rows.label is not None
+    assert rows.sample_id.tolist() == [f"s{i}" for i in range(10, 20)]
+    assert rows.label.tolist() == [i % 3 for i in range(10, 20)]
+    logits = teacher.logits(list(rows.inputs.values())).double()
+    expected = logits / 2 - (logits / 2).amax(1, keepdim=True)
+    np.testing.assert_allclose(rows.targets.logits_PV.astype(np.float64), expected, rtol=2**-11, atol=1e-7)
+
+
+def seal_of(work: Work, commits: list[Any]) -> Any:
+    from storage.cache import seal
+
+    return seal(work.store, "toy", commits, {"teacher": {}})
+
+
+def test_the_same_work_gives_the_same_bytes(toys: Path, tmp_path: Path) -> None:
+    digests = []
+    for name in ("one", "two"):
+        work = work_of(tmp_path / name)
+        digests.append([label_span(work, toy_teacher(), span).sha256 for span in spans_of(work)])
+    assert digests[0] == digests[1]
+
+
+def test_another_batch_size_asks_the_same_question(toys: Path, tmp_path: Path) -> None:
+    small, large = work_of(tmp_path, batch_size=3), work_of(tmp_path, batch_size=64)
+    assert spans_of(small) == spans_of(large)
+
+
+def test_a_committed_span_stays_as_it_was_first_committed(toys: Path, tmp_path: Path) -> None:
+    work = work_of(tmp_path)
+    span = spans_of(work)[0]
+    first = label_span(work, toy_teacher(), span)
+    assert label_span(work, toy_teacher(), span) == first
+    assert work.store.names(f"shards/{span.shard_key[:2]}") == [first.path.rsplit("/", 1)[1]]
+
+
+def test_rows_that_changed_under_the_plan_are_no_shard(toys: Path, tmp_path: Path) -> None:
+    planned = spans_of(work_of(tmp_path))[0]
+    changed = work_of(tmp_path, first=1)
+    with pytest.raises(SourceChanged, match=r"rows\[0:10\] have the digest .*The plan read"):
+        label_span(changed, toy_teacher(), planned)
+    assert changed.store.names("commits") == []
+
+
+@pytest.mark.parametrize("bad", [0.0, 0.9])
+def test_a_teacher_that_is_not_a_number_names_the_sample(toys: Path, tmp_path: Path, bad: float) -> None:
+    work = work_of(tmp_path)
+    teacher = toy_teacher(bad=float(np.float32(bad)))
+    with pytest.raises(TeacherError, match=rf"NaN or infinite logits for the sample 's{round(bad * 10)}'"):
+        label_span(work, teacher, spans_of(work)[0])
+    assert work.store.names("commits") == []
+    assert work.store.names("tmp") == []
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_outside_the_classes_names_the_sample(toys: Path, tmp_path: Path, label: int) -> None:
+    work = work_of(tmp_path, count=10, bad_label=label)
+    with pytest.raises(SourceError, match=rf"'s9' .*has the label {label}.*classes 0 to 2"):
+        label_span(work, toy_teacher(), spans_of(work)[0])
+
+
+def test_a_teacher_must_give_one_row_of_logits_a_sample(toys: Path, tmp_path: Path) -> None:
+    work = work_of(tmp_path)
+    teacher = toy_teacher()
+    teacher._model = torch.nn.Flatten(0)  # type: ignore[assignment]
+    with pytest.raises(TeacherError, match=r"gave shape \[32\] for 8 samples"):
+        label_span(replace(work, batch_size=8), teacher, spans_of(work)[0])

@@ -1,0 +1,102 @@
+"""Spans, their keys and what is left to do, without a teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from storage.encodings.dense import Dense
+from storage.errors import SourceError
+from storage.samples import SourceFile
+from storage.sources.parquet import ParquetSource
+from teacher_infer.plan import Plan, Question, cut, make_plan
+
+QUESTION = Question.of("teacher", Dense(), seed=0, trained=True)
+
+
+def write(folder: Path, name: str, ids: list[int], **columns: Any) -> None:
+    x = np.arange(len(ids), dtype=np.float32) + ids[0]
+    pq.write_table(pa.table({"sample_id": ids, "x": columns.pop("x", x), **columns}), folder / name)
+
+
+def plan_of(folder: Path, span_rows: int = 4, question: Question = QUESTION) -> Plan:
+    return make_plan(ParquetSource(str(folder)), span_rows, question)
+
+
+@pytest.mark.parametrize("span_rows", [1, 3, 4, 10, 100])
+def test_spans_tile_each_file_and_never_cross_two(span_rows: int) -> None:
+    files = [SourceFile("a", 10), SourceFile("b", 0), SourceFile("c", 7)]
+    spans = cut(files, span_rows)
+    for file in files:
+        rows = [row for found, start, stop in spans if found == file for row in range(start, stop)]
+        assert rows == list(range(file.rows))
+    assert all(0 < stop - start <= span_rows for _, start, stop in spans)
+
+
+def test_another_file_moves_no_span(tmp_path: Path) -> None:
+    write(tmp_path, "b.parquet", list(range(10)))
+    before = {span.shard_key for span in plan_of(tmp_path).spans}
+    write(tmp_path, "a.parquet", list(range(100, 107)))
+    after = [span.shard_key for span in plan_of(tmp_path).spans]
+    assert before < set(after)
+    assert len(after) == len(before) + 2
+
+
+def test_a_key_does_not_depend_on_where_the_rows_lie(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    write(tmp_path / "one", "a.parquet", list(range(8)))
+    table = pq.read_table(tmp_path / "one" / "a.parquet")
+    pq.write_table(table, tmp_path / "two" / "z.parquet", row_group_size=3, compression="gzip")
+    one, two = plan_of(tmp_path / "one"), plan_of(tmp_path / "two")
+    assert [s.shard_key for s in one.spans] == [s.shard_key for s in two.spans]
+
+
+def test_a_key_moves_with_every_part_of_the_question(tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet", [1, 2])
+    questions = [
+        QUESTION,
+        Question.of("another teacher", Dense(), 0, trained=True),
+        Question.of("teacher", Dense(dtype="float32"), 0, trained=True),
+        Question.of("teacher", Dense(), 0, trained=False),
+        Question.of("teacher", Dense(), 1, trained=False),
+    ]
+    keys = {plan_of(tmp_path, question=question).spans[0].shard_key for question in questions}
+    assert len(keys) == len(questions)
+
+
+def test_temperature_and_a_trained_teachers_seed_cost_no_teacher_work() -> None:
+    assert Question.of("teacher", Dense(temperature=4.0), seed=5, trained=True) == QUESTION
+
+
+def test_missing_is_the_plan_minus_what_is_committed(tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet", list(range(10)))
+    plan = plan_of(tmp_path)
+    assert [s.start for s in plan.spans] == [0, 4, 8]
+    assert plan.missing(set()) == list(plan.spans)
+    assert [s.start for s in plan.missing({plan.spans[1].shard_key})] == [0, 8]
+
+
+def test_an_id_that_appears_twice_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet", [1, 2, 3])
+    write(tmp_path, "b.parquet", [9, 3])
+    with pytest.raises(SourceError, match=r"1 sample ids appear more than once: '3' \(2 times\)"):
+        plan_of(tmp_path)
+
+
+def test_an_empty_source_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"sample_id": pa.array([], pa.int64()), "x": pa.array([], pa.float32())}), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="is empty"):
+        plan_of(tmp_path)
+
+
+def test_files_of_unlike_columns_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet", [1, 2])
+    write(tmp_path, "b.parquet", [3, 4], x=np.array([1, 2], np.int32))
+    with pytest.raises(SourceError, match=r"b\.parquet has the columns .*int32.*same columns, types and shapes"):
+        plan_of(tmp_path)

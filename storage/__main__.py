@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from storage import cache as caches
-from storage.console import run_command, table
+from storage.console import last, run_command, table
 from storage.folder import Folder
 from storage.recipes import absolute
 
@@ -92,4 +92,4 @@ def _verify(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(last(main()))

@@ -41,6 +41,12 @@ def run_command(command: Callable[[], tuple[dict[str, Any], str, int]], *, as_js
     return code
 
 
+def last(code: int) -> int:
+    """The exit code, unchanged; what a library still prints while the process ends goes to stderr."""
+    _stdout_to_stderr()
+    return code
+
+
 def _stdout_to_stderr() -> int | None:
     try:
         sys.stdout.flush()

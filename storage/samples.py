@@ -55,6 +55,15 @@ def as_samples(table: pa.Table, columns: Columns, where: str) -> pa.Table:
             "Ids are integers or text, without nulls.",
         )
     label_name = LABEL if columns.label is None and LABEL in table.schema.names else columns.label
+    labels = None
+    if isinstance(label_name, str):
+        labels = column(label_name, "label")
+        if labels.null_count or not pa.types.is_integer(labels.type):
+            raise SourceError(
+                f"{where}: the labels in '{label_name}' are of type {labels.type} with {labels.null_count} nulls.",
+                "Labels are integers, without nulls.",
+                "Leave labels out with source.columns.label=false, or drop the rows without one.",
+            )
     taken = {columns.sample_id, label_name}
     inputs = columns.inputs if columns.inputs is not None else [n for n in table.schema.names if n not in taken]
     if not inputs:
@@ -73,14 +82,7 @@ def as_samples(table: pa.Table, columns: Columns, where: str) -> pa.Table:
         field, array = tensors.as_tensor_column(name, raw, table.schema.field(name))
         fields.append(field)
         arrays.append(array)
-    if isinstance(label_name, str):
-        labels = column(label_name, "label")
-        if labels.null_count or not pa.types.is_integer(labels.type):
-            raise SourceError(
-                f"{where}: the labels in '{label_name}' are of type {labels.type} with {labels.null_count} nulls.",
-                "Labels are integers, without nulls.",
-                "Leave labels out with source.columns.label=false, or drop the rows without one.",
-            )
+    if labels is not None:
         fields.append(pa.field(LABEL, pa.int64(), nullable=False))
         arrays.append(labels.cast(pa.int64()))
     return pa.table(arrays, schema=pa.schema(fields))

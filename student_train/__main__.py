@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from storage.console import run_command
+from storage.console import last, run_command
 from storage.recipes import read_recipe
 
 
@@ -51,4 +51,4 @@ def _line(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(last(main()))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from storage.console import run_command, say
+from storage.console import last, run_command, say
 from storage.folder import Folder
 from storage.recipes import read_recipe
 from teacher_infer.config import TeacherRecipe
@@ -72,4 +72,4 @@ def _work(part: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(last(main()))

@@ -45,7 +45,11 @@ def _line(result: dict[str, Any]) -> str:
     scores = ", ".join(
         f"{name} {value:.4f}" for name, value in result["eval"].items() if not name.startswith("teacher_")
     )
-    state = f"{result['steps']} steps in {result['seconds']:.1f} s" if result["trained"] else "finished before; resume=never trains it anew"
+    state = (
+        f"{result['steps']} steps in {result['seconds']:.1f} s"
+        if result["trained"]
+        else "finished before; resume=never trains it anew"
+    )
     head = f"{result['role']} {result['name']} seed {result['seed']}"
     return f"{head}: {scores or 'not evaluated'} ({state})\n  {result['model']}"
 

@@ -133,6 +133,7 @@ def _teachers(students: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]
     run = max(told, key=lambda run: run["started"])
     weights = run["tags"].get("distill.teacher.weights.sha256")
     trained = [r for r in runs if weights and r["tags"].get("distill.weights.sha256") == weights]
+    trained.sort(key=lambda r: r["tags"]["distill.role"] != "teacher")
     name = trained[0]["tags"]["distill.name"] if trained else run["tags"]["distill.teacher.factory"]
     parameters = int(trained[0]["metrics"]["model/parameters"]) if trained else None
     row: dict[str, Any] = {"name": name, "role": "teacher", "seeds": 1, "parameters": parameters}
@@ -199,7 +200,11 @@ def write_picture(rows: Sequence[dict[str, Any]], title: str, path: Path) -> Non
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_yticks(
-        range(len(rows)), [f"{row['name'].rpartition('.')[2]}\n{row['role']}, {row['seeds']} seed{'s' * (row['seeds'] > 1)}" for row in rows]
+        range(len(rows)),
+        [
+            f"{row['name'].rpartition('.')[2]}\n{row['role']}, {row['seeds']} seed{'s' * (row['seeds'] > 1)}"
+            for row in rows
+        ],
     )
     axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
     figure.suptitle(f"{title}: held-out rows, a dot a seed, a bar the mean", fontsize=10)

@@ -30,6 +30,7 @@ from student_train.config import StudentRecipe
 from student_train.loop import Outcome, Place, open_data, open_evaluation, train
 from student_train.tracking import Teller, Tracker
 
+RAY_LOGS = "/tmp/ray/session_latest/logs, unless Ray was told otherwise"
 RUN_FILE, RESULT_FILE = "run.json", "result.json"
 
 
@@ -159,7 +160,12 @@ def _cause(error: Exception) -> StillhouseError:
         if isinstance(seen, StillhouseError):
             return seen
         seen = getattr(seen, "_base_exc", None) or getattr(seen, "cause", None) or seen.__cause__
-    return JobError(f"Training failed: {' '.join(str(failures[0]).split())[-800:]}")
+    # A remote error's text is its traceback; the last line says what happened.
+    lines = [line.strip() for line in str(failures[0]).splitlines() if line.strip(" ^~")]
+    return JobError(
+        f"Training failed: {lines[-1] if lines else type(failures[0]).__name__}",
+        remedy=f"Ray's logs have the rest; they lie in the session's folder ({RAY_LOGS}).",
+    )
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any] | StillhouseError | None:

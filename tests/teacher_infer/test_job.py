@@ -98,7 +98,9 @@ def test_a_job_killed_half_way_computes_only_what_is_missing(
     try:
         with open(tmp_path / "log", "wb") as log:
             environment = {**os.environ, "RAY_ADDRESS": one_ray}
-            job = subprocess.Popen([sys.executable, "-m", "teacher_infer", path], env=environment, stdout=log, stderr=log)
+            job = subprocess.Popen(
+                [sys.executable, "-m", "teacher_infer", path], env=environment, stdout=log, stderr=log
+            )
         deadline = time.monotonic() + 60
         while not committed():
             assert job.poll() is None, (tmp_path / "log").read_text()[-2000:]

@@ -125,7 +125,9 @@ def test_duplicate_sample_ids(recipe: Recipe, fails: Any) -> None:
 def test_a_label_outside_the_classes(one_ray: str, recipe: Recipe, fails: Any) -> None:
     code, said = fails(recipe(source_arguments={"bad_label": 3}))
     assert code == 2
-    assert "The sample 's39' (in stillhouse_toys:rows[30:40]) has the label 3. The teacher has the classes 0 to 2." in said
+    assert (
+        "The sample 's39' (in stillhouse_toys:rows[30:40]) has the label 3. The teacher has the classes 0 to 2." in said
+    )
 
 
 def test_a_teacher_that_returns_nan(one_ray: str, recipe: Recipe, fails: Any) -> None:

@@ -90,7 +90,9 @@ def test_an_id_that_appears_twice_is_named(tmp_path: Path) -> None:
 
 
 def test_an_empty_source_is_refused(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"sample_id": pa.array([], pa.int64()), "x": pa.array([], pa.float32())}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"sample_id": pa.array([], pa.int64()), "x": pa.array([], pa.float32())}), tmp_path / "a.parquet"
+    )
     with pytest.raises(SourceError, match="is empty"):
         plan_of(tmp_path)
 

@@ -1,0 +1,303 @@
+"""The whole way on one Ray: a teacher learns, is cached, students learn from it, MLflow knows, compare shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from storage.__main__ import main as storage
+from storage.cache import open_cache
+from storage.mlflow_lineage import connect
+from student_train.__main__ import main as student_train
+from teacher_infer.__main__ import main as teacher_infer
+
+
+@dataclass(frozen=True)
+class Spine:
+    """A finished spine: its folder, and what each command answered."""
+
+    folder: Path
+    tracking: str
+    teacher: dict[str, Any]
+    cache: dict[str, Any]
+    students: dict[str, Any]
+    baseline: dict[str, Any]
+
+
+ROWS = {"function": "stillhouse_toys:rows"}
+MODEL = {"factory": "stillhouse_toys:linear"}
+
+
+def student_recipe(folder: Path, **replaced: Any) -> dict[str, Any]:
+    return {
+        "name": "toy-student",
+        "cache": f"{folder}/store/toy",
+        "student": MODEL,
+        "losses": {"forward_kl": {"temperature": 2.0}},
+        "optimizer": {"lr": 0.05},
+        "steps": 12,
+        "batch_size": 8,
+        "log_every": 4,
+        "evaluate": f"{folder}/store/toy-test",
+        "output": f"{folder}/models",
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "experiment": "toys"},
+        **replaced,
+    }
+
+
+def call(command: Callable[[list[str]], int], recipe: dict[str, Any] | None, *arguments: str) -> tuple[int, Any, str]:
+    """(exit code, the JSON answer, what was said) of a command in this process."""
+    import contextlib
+    import io
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = command([*([] if recipe is None else [str(path)]), *arguments])
+    assert "Traceback" not in err.getvalue()
+    text = out.getvalue()
+    return code, json.loads(text) if "--json" in arguments and text else text, err.getvalue()
+
+
+def answer(command: Callable[[list[str]], int], recipe: dict[str, Any] | None, *arguments: str) -> Any:
+    code, said, err = call(command, recipe, *arguments)
+    assert code == 0, err
+    return said
+
+
+@pytest.fixture(scope="module")
+def spine(one_ray: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spine]:
+    folder = tmp_path_factory.mktemp("spine")
+    labels = {
+        "cache": None,
+        "source": {**ROWS, "arguments": {"count": 60}},
+        "losses": {"cross_entropy": {}},
+        "evaluate": {**ROWS, "arguments": {"count": 30, "first": 60}},
+    }
+    tracking = {"uri": f"sqlite:///{folder}/mlflow.db", "experiment": "toys", "register_as": "toy-teacher"}
+    teacher = answer(
+        student_train,
+        student_recipe(folder, name="toy-teacher", role="teacher", steps=20, tracking=tracking, **labels),
+        "--json",
+    )
+    recipe = {
+        "name": "toy",
+        "store": f"{folder}/store",
+        "source": {**ROWS, "arguments": {"count": 100, "label": False}},
+        "held_out": {"name": "toy-test", "source": {**ROWS, "arguments": {"count": 30, "first": 60}}},
+        "teacher": {"path": teacher["model"], "dtype": "float32", "batch_size": 16},
+        "targets": {"encoding": "dense", "temperature": 2.0},
+        "span_rows": 40,
+        "tracking": {"uri": tracking["uri"], "experiment": "toys"},
+    }
+    cache = answer(teacher_infer, recipe, "--json")
+    students = answer(student_train, student_recipe(folder, seed=[0, 1], ray={"concurrent_runs": 2}), "--json")
+    baseline = answer(
+        student_train,
+        student_recipe(folder, name="toy-baseline", **{**labels, "evaluate": f"{folder}/store/toy-test"}),
+        "--json",
+    )
+    yield Spine(folder, tracking["uri"], teacher, cache, students, baseline)
+
+
+def test_every_command_answers_as_promised(spine: Spine) -> None:
+    assert spine.teacher["eval"].keys() == {"accuracy", "cross_entropy", "ece"}
+    assert spine.cache["spans"] == {"total": 3, "reused": 0, "computed": 3}
+    assert spine.cache["held_out"]["forward_positions"] == 30
+    first, second = spine.students["runs"]
+    assert (first["seed"], second["seed"]) == (0, 1)
+    for run in (first, second, spine.baseline):
+        assert {"accuracy", "ece", "kl_to_teacher", "agreement_top1", "teacher_accuracy"} <= run["eval"].keys()
+        assert (Path(run["model"]) / "model.safetensors").exists()
+        assert run["run_id"]
+    # The teacher is scored from the cache as it was scored when it was trained.
+    assert first["eval"]["teacher_accuracy"] == pytest.approx(spine.teacher["eval"]["accuracy"])
+    assert first["init_digest"] == spine.baseline["init_digest"] != second["init_digest"]
+    listed = answer(storage, None, "ls", f"{spine.folder}/store", "--json")["caches"]
+    assert [(row["name"], row["samples"]) for row in listed] == [("toy", 100), ("toy-test", 30)]
+    assert {"url", "cache_key", "cache_digest", "encoding", "positions", "bytes"} <= listed[0].keys()
+    shown = answer(storage, None, "show", f"{spine.folder}/store/toy-test@{listed[1]['cache_key'][:8]}", "--json")
+    assert shown["lineage"]["teacher"]["weights_sha256"] == spine.teacher["weights_sha256"]
+    assert sum(c["probability"] for c in shown["rows"][0]["top"]) == pytest.approx(1)
+
+
+def teacher_inputs(client: Any, run: Any) -> list[str]:
+    # A search leaves model inputs out; reading the one run does not.
+    return [model.model_id for model in client.get_run(run.info.run_id).inputs.model_inputs]
+
+
+def test_mlflow_leads_from_the_registered_teacher_to_its_students(spine: Spine) -> None:
+    client, experiment = connect(spine.tracking, "toys")
+    cache = open_cache(f"{spine.folder}/store/toy")
+
+    [version] = client.search_model_versions("name = 'toy-teacher'")
+    assert version.tags["distill.weights.sha256"] == spine.teacher["weights_sha256"]
+    teacher_model = version.source.removeprefix("models:/")
+
+    found = client.search_runs([experiment], "dataset.name = 'logit-cache:toy' AND dataset.context = 'cache_output'")
+    assert [run.info.run_id for run in found] == [spine.cache["tracking"]["run_ids"][0]]
+    assert found[0].data.tags["distill.cache.digest"] == cache.digest
+    assert teacher_inputs(client, found[0]) == [teacher_model]
+    assert found[0].data.tags["distill.teacher.uri"] == "models:/toy-teacher/1"
+
+    students = client.search_runs(
+        [experiment], f"dataset.digest = '{cache.digest[:32]}' AND dataset.context = 'distillation'"
+    )
+    assert {run.info.run_id for run in students} == {run["run_id"] for run in spine.students["runs"]}
+    for run in students:
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["distill.role"] == "student"
+        assert teacher_inputs(client, run) == [teacher_model]
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+        assert sorted(steps) == [4, 8, 12]
+    [baseline] = client.search_runs([experiment], "tags.`distill.role` = 'baseline'")
+    assert "distill.cache.digest" not in baseline.data.tags
+
+
+def test_sealing_again_makes_no_second_cache_run(spine: Spine) -> None:
+    from storage.mlflow_lineage import track_cache
+
+    cache = open_cache(f"{spine.folder}/store/toy")
+    assert track_cache(spine.tracking, "toys", cache) == spine.cache["tracking"]["run_ids"][0]
+
+
+def test_compare_puts_teacher_students_and_baseline_side_by_side(spine: Spine) -> None:
+    picture = spine.folder / "compare.png"
+    arguments = ["compare", f"{spine.folder}/store/toy", "--tracking", spine.tracking, "--picture", str(picture)]
+    shown = answer(student_train, None, *arguments, "--json")
+    assert [(row["name"], row["role"], row["seeds"]) for row in shown["rows"]] == [
+        ("toy-teacher", "teacher", 1),
+        ("toy-student", "student", 2),
+        ("toy-baseline", "baseline", 1),
+    ]
+    accuracies = [run["eval"]["accuracy"] for run in spine.students["runs"]]
+    assert shown["rows"][1]["accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
+    assert shown["rows"][0]["accuracy"]["mean"] == pytest.approx(spine.teacher["eval"]["accuracy"])
+    assert picture.stat().st_size > 5000
+    assert picture.with_suffix(".csv").exists()
+
+
+def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(spine: Spine) -> None:
+    again = answer(student_train, student_recipe(spine.folder), "--json")
+    assert not again["trained"]
+    assert again["run_id"] == spine.students["runs"][0]["run_id"]
+    code, _, said = call(student_train, student_recipe(spine.folder, optimizer={"lr": 0.01}))
+    assert code == 3
+    assert "belongs to a run of another recipe" in said
+    assert "resume=never" in said
+    code, _, said = call(student_train, student_recipe(spine.folder, cache=f"{spine.folder}/store/toy-test"))
+    assert code == 3
+    assert "belongs to a run of another data" in said
+
+
+def test_a_run_killed_half_way_goes_on_and_ends_as_if_it_had_not_been(
+    spine: Spine, one_ray: str, toys: Path, tmp_path: Path
+) -> None:
+    # Tracking that nobody answers at stops neither.
+    unreachable = {"uri": "http://127.0.0.1:9", "experiment": "toys"}
+    recipe = student_recipe(spine.folder, steps=8, checkpoint_every=2, evaluate=None, tracking=unreachable)
+    whole = answer(student_train, {**recipe, "name": "undisturbed"}, "--json")
+    assert whole["run_id"] is None
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**recipe, "name": "killed"}))
+    checkpoints = spine.folder / "models" / "killed" / "seed-0" / "checkpoints"
+    (toys / "slow").touch()
+    try:
+        with open(tmp_path / "log", "wb") as log:
+            job = subprocess.Popen(
+                [sys.executable, "-m", "student_train", str(path)],
+                env={**os.environ, "RAY_ADDRESS": one_ray},
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + 90
+        while not list(checkpoints.glob("*/checkpoint_*/state.json")):
+            assert job.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        # Ray Train must have noted the checkpoint before it can be found again.
+        time.sleep(0.5)
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+    finally:
+        (toys / "slow").unlink()
+    assert not (checkpoints.parent / "result.json").exists()
+    # The killed job's workers are ended by Ray a moment later.
+    time.sleep(3)
+    rest = answer(student_train, {**recipe, "name": "killed"}, "--json")
+    assert 2 <= rest["resumed_from"] < 8
+    assert rest["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_a_changed_byte_is_found_by_verify_and_stops_training(spine: Spine) -> None:
+    cache = open_cache(f"{spine.folder}/store/toy")
+    assert answer(storage, None, "verify", cache.url, "--json")["ok"]
+    shard = cache.shards[1]
+    path = spine.folder / "store" / shard.path
+    whole = path.read_bytes()
+    at = (shard.row_groups[0].start + shard.row_groups[0].stop) // 2
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    try:
+        code, verified, _ = call(storage, None, "verify", cache.url, "--json")
+        assert code == 3
+        assert not verified["ok"]
+        assert [str(path) in problem for problem in verified["problems"]] == [True]
+        code, _, said = call(student_train, student_recipe(spine.folder, name="damaged"))
+        assert code == 3
+        assert f"The shard {path} is damaged: row group 0" in said
+        assert not (spine.folder / "models" / "damaged" / "seed-0" / "model.safetensors").exists()
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_student_with_another_class_count(spine: Spine) -> None:
+    other = {"factory": "stillhouse_toys:linear", "arguments": {"classes": 5}}
+    code, _, said = call(student_train, student_recipe(spine.folder, name="other", student=other))
+    assert code == 2
+    assert "was written for 3 classes, this student has 5" in said
+
+
+def test_what_is_no_sealed_cache_is_refused(spine: Spine, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a cache")
+    (tmp_path / "store" / "caches" / "ab12").mkdir(parents=True)
+    for cache, sentence in (
+        (f"{tmp_path}/file", "has no cache named 'file'"),
+        (f"{tmp_path}/store/caches/ab12", "is not sealed"),
+        (f"{spine.folder}/store/toyy", "has no cache named 'toyy'. Did you mean 'toy'?"),
+        (f"{tmp_path}/nowhere/toy", "There is no store at"),
+    ):
+        code, _, said = call(student_train, student_recipe(spine.folder, name="refused", cache=cache))
+        assert code == 2
+        assert sentence in said
+        code, _, said = call(storage, None, "show", cache)
+        assert code == 2
+        assert sentence in said
+    assert not (spine.folder / "models" / "refused").exists()
+
+
+def test_a_label_outside_the_students_classes(spine: Spine) -> None:
+    faulty = {"source": {**ROWS, "arguments": {"bad_label": 7}}, "cache": None, "losses": {}, "evaluate": None}
+    code, _, said = call(student_train, student_recipe(spine.folder, name="mislabelled", **faulty))
+    assert code == 2
+    assert "The sample 's39' has the label 7. The model has the classes 0 to 2." in said
+
+
+def test_workers_that_never_come_end_in_a_sentence(spine: Spine) -> None:
+    greedy = {"cpus_per_worker": 64, "start_timeout_s": 2}
+    code, _, said = call(student_train, student_recipe(spine.folder, name="greedy", ray=greedy))
+    assert code == 1
+    assert "JobError: Training failed" in said

@@ -69,7 +69,7 @@ class Progress:
         self._what, self._total, self._unit = what, total, unit
         self._started = self._spoke = time.monotonic()
         self._bar: Any = None
-        self._done, self._note = 0, ""
+        self._done, self._told, self._note = 0, 0, ""
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
@@ -86,7 +86,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._done:
+        elif self._done != self._told:
             self._line()
 
     def update(self, done: int, note: str = "") -> None:
@@ -97,7 +97,7 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
-        self._spoke = time.monotonic()
+        self._spoke, self._told = time.monotonic(), self._done
         seconds = self._spoke - self._started
         rate = self._done / seconds if seconds else 0.0
         say(f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:,.1f} {self._unit}/s. {self._note}".rstrip())

@@ -1,0 +1,98 @@
+"""The house's arrows, read from the imports: which floor may look at which, and no circle anywhere."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = ("storage", "teacher_infer", "student_train")
+MODULES = sorted(path.relative_to(ROOT) for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            assert node.module is not None
+            yield node.module
+            # `from storage import cache` imports storage.cache.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def arrows(path: Path) -> set[str]:
+    return set(imported(ast.parse((ROOT / path).read_text())))
+
+
+def faults(path: Path, names: set[str]) -> list[str]:
+    """What is wrong with a file's imports, in words."""
+    floor, file = path.parts[0], path.as_posix()
+    roots = {name.split(".")[0] for name in names}
+    said: list[str] = []
+    for other in FLOORS:
+        if other in roots and other not in (floor, "storage"):
+            said.append(f"{file} imports {other}: storage is the ground floor, and the two jobs never meet")
+    if "ray" in roots and file not in ("teacher_infer/job.py", "student_train/job.py"):
+        said.append(f"{file} imports ray: Ray appears in the two job.py files only")
+    if "mlflow" in roots and file != "storage/mlflow_lineage.py":
+        said.append(f"{file} imports mlflow: it lies behind storage/mlflow_lineage.py")
+    if "torch" in roots and floor == "storage" and file not in ("storage/torch.py", "storage/models.py"):
+        said.append(f"{file} imports torch: storage reads without it, but for its adapter and the models")
+    if floor == "storage" and "storage.mlflow_lineage" in names:
+        said.append(f"{file} imports storage.mlflow_lineage: nothing on the ground floor does")
+    return said
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_every_arrow_points_the_right_way(path: Path) -> None:
+    assert faults(path, arrows(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("storage/cache.py", "ray"),
+        ("storage/cache.py", "torch"),
+        ("storage/cache.py", "mlflow"),
+        ("storage/cache.py", "storage.mlflow_lineage"),
+        ("storage/cache.py", "teacher_infer.plan"),
+        ("teacher_infer/label.py", "ray"),
+        ("teacher_infer/label.py", "student_train.loop"),
+        ("student_train/loop.py", "teacher_infer.soften"),
+        ("student_train/tracking.py", "mlflow"),
+    ],
+)
+def test_an_arrow_drawn_the_wrong_way_is_told(file: str, name: str) -> None:
+    assert len(faults(Path(file), {name})) == 1
+
+
+def test_no_file_imports_itself_by_a_detour() -> None:
+    known = {module_name(path): path for path in MODULES}
+    graph = {name: {other for other in arrows(path) if other in known and other != name} for name, path in known.items()}
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, f"a circle: {' -> '.join([*way[way.index(name) :], name])}"
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__main__.py"], ids=str)
+def test_every_door_has_a_label(path: Path) -> None:
+    label = ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
+    assert label.split("\n\n")[0].endswith(".")

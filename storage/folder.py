@@ -81,9 +81,9 @@ class Folder:
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
 
     def remove(self, path: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file, or a folder with all that it holds, if it is there."""
         try:
-            self._fs.rm_file(self._at(path))
+            self._fs.rm(self._at(path), recursive=True)
         except FileNotFoundError:
             return
 
@@ -92,7 +92,7 @@ class Folder:
         if self.protocol not in KEEPS_CREATE:
             raise StoreError(
                 f"{self.url} is on '{self.protocol}'.",
-                f"This version writes stores on {' and '.join(KEEPS_CREATE)} only: put-if-absent is known to hold there.",
+                f"This version writes stores on {' and '.join(KEEPS_CREATE)} only: put-if-absent holds there.",
                 "Name a local folder that every machine of the job sees.",
             )
         probe = f"tmp/probe-{uuid.uuid4().hex}"

@@ -142,7 +142,7 @@ def cache_tags(cache: Cache) -> dict[str, str]:
     }
 
 
-def track_cache(uri: str, experiment: str, cache: Cache) -> str | None:
+def track_cache(uri: str, experiment: str, cache: Cache, recipe: dict[str, Any]) -> str | None:
     """A run for a sealed cache, with the dataset as its output; the same run again when there is one.
 
     None if MLflow could not be told.
@@ -164,6 +164,7 @@ def track_cache(uri: str, experiment: str, cache: Cache) -> str | None:
             client.log_metric(run_id, name, getattr(cache, name))
         _inputs(client, run_id, [(cache, "cache_output")], teacher)
         client.log_dict(run_id, cache.facts(), "cache.json")
+        client.log_dict(run_id, recipe, "recipe.yaml")
         client.set_terminated(run_id)
         return run_id
     return None
@@ -178,6 +179,12 @@ def start_run(uri: str, experiment: str, name: str, tags: dict[str, str], params
             client.log_param(run_id, key, value)
         return run_id
     return None
+
+
+def log_recipe(uri: str, run_id: str, recipe: dict[str, Any]) -> None:
+    """The recipe as it was resolved, as the run's artifact recipe.yaml."""
+    with best_effort(f"the recipe of the run {run_id}"):
+        connect(uri)[0].log_dict(run_id, recipe, "recipe.yaml")
 
 
 def log_points(uri: str, run_id: str, points: Sequence[tuple[str, float, int, int]]) -> bool:

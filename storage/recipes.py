@@ -18,7 +18,7 @@ from storage.names import nearest
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, and nothing changes once it was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def absolute(url: str) -> str:
@@ -116,19 +116,27 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(path: str, error: ValidationError, kind: type[BaseModel]) -> str:
-    sentences: list[str] = []
+    said: dict[str, str] = {}
     for fault in error.errors():
-        where = [str(part) for part in fault["loc"]]
-        key = ".".join(where) or "the recipe"
+        where = [str(part) for part in fault["loc"] if not _names_an_alternative(str(part))]
         if fault["type"] == "extra_forbidden":
+            where = [*where[:-1], str(fault["loc"][-1])] if where else [str(fault["loc"][-1])]
             known = _known_keys(kind, where[:-1])
-            sentences.append(f"unknown key '{key}'.{nearest(where[-1], known)} Known here: {', '.join(known)}.")
+            text = f"unknown key '{'.'.join(where)}'.{nearest(where[-1], known)} Known here: {', '.join(known)}."
         elif fault["type"] == "missing":
-            sentences.append(f"the key '{key}' is missing.")
+            text = f"the key '{'.'.join(where)}' is missing."
         else:
             found = f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else ""
-            sentences.append(f"{key}: {fault['msg'].removeprefix('Value error, ')}{found}.")
-    return f"{path}: " + " ".join(dict.fromkeys(sentences))
+            text = f"{'.'.join(where) or 'the recipe'}: {fault['msg'].removeprefix('Value error, ')}{found}."
+        said.setdefault(".".join(where), text)
+    # Where one alternative failed deeper inside, what the others say of the whole value is noise.
+    deepest = [key for key in said if not any(other.startswith(f"{key}.") for other in said)]
+    return f"{path}: " + " ".join(said[key] for key in deepest)
+
+
+def _names_an_alternative(part: str) -> bool:
+    """Whether a part of pydantic's location is no key, but the name of one of a union's types."""
+    return "[" in part or part in ("int", "str", "bool", "float") or part.endswith("Section")
 
 
 def _known_keys(kind: Any, where: Sequence[str]) -> list[str]:

@@ -66,6 +66,10 @@ def as_samples(table: pa.Table, columns: Columns, where: str) -> pa.Table:
             )
     taken = {columns.sample_id, label_name}
     inputs = columns.inputs if columns.inputs is not None else [n for n in table.schema.names if n not in taken]
+    if len(set(inputs)) < len(inputs):
+        raise SourceError(
+            f"source.columns.inputs names a column twice: {', '.join(inputs)}.", "Each input is named once."
+        )
     if not inputs:
         raise SourceError(f"{where} has no input column.", "A sample has at least one input.")
     id_type = pa.string() if tensors.is_text(ids.type) else pa.int64()

@@ -21,7 +21,7 @@ from storage.targets import DenseTargets
 
 # Below this a cache is shuffled whole; above it, inside windows of this size.
 WINDOW_BYTES = 1 << 30
-PLACES_AHEAD = 1 << 15
+PLACES_AHEAD, EPOCHS_AHEAD = 1 << 15, 8
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -184,7 +184,8 @@ class Stream:
         """(epoch, row group, row), each [B]; worked out for many batches at once, since one costs as much."""
         first, stop = int(places[0]), int(places[-1]) + 1
         if not self._ahead[0] <= first < stop <= self._ahead[1]:
-            block = np.arange(first, max(stop, first + PLACES_AHEAD), dtype=np.int64)
+            ahead = min(PLACES_AHEAD, EPOCHS_AHEAD * self._total)
+            block = np.arange(first, max(stop, first + ahead), dtype=np.int64)
             epochs = block // self._total
             group, row = np.empty_like(block), np.empty_like(block)
             for number in np.unique(epochs).tolist():

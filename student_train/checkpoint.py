@@ -15,13 +15,9 @@ from storage.errors import ForeignState
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
 
-# A metric: name, value, step, milliseconds since 1970.
-Point = tuple[str, float, int, int]
-
-
 @dataclass(frozen=True)
 class State:
-    """step: optimiser steps done; points: metrics that no tracker was told yet.
+    """step: optimiser steps done; stream: where the next batch begins.
 
     Random numbers need no state: each step seeds them anew (see `loop.step_seed`).
     """
@@ -30,12 +26,11 @@ class State:
     recipe_digest: str
     data_digest: str
     stream: dict[str, Any]
-    points: list[Point]
 
 
 def save(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(model.state_dict()), folder / MODEL)
+    save_file(cpu_tensors(model.state_dict()), folder / MODEL)
     moments = optimizer.state_dict()["state"]
     flat = {
         f"{index}.{name}": value
@@ -43,17 +38,17 @@ def save(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
         for name, value in values.items()
         if value is not None
     }
-    save_file(_tensors(flat), folder / OPTIMIZER)
+    save_file(cpu_tensors(flat), folder / OPTIMIZER)
     (folder / STATE).write_text(json.dumps(asdict(state)))
 
 
-def _tensors(values: dict[Any, Any]) -> dict[str, torch.Tensor]:
+def cpu_tensors(values: dict[Any, Any]) -> dict[str, torch.Tensor]:
+    """Copies that safetensors takes: contiguous, on the CPU, and apart where names share a tensor (tied weights)."""
     return {name: torch.as_tensor(value).detach().cpu().contiguous().clone() for name, value in values.items()}
 
 
 def read_state(folder: Path) -> State:
-    facts = json.loads((folder / STATE).read_text())
-    return State(**{**facts, "points": [tuple(point) for point in facts["points"]]})
+    return State(**json.loads((folder / STATE).read_text()))
 
 
 def restore(

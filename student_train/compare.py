@@ -96,7 +96,11 @@ def compare(runs: Sequence[dict[str, Any]], digest: str) -> list[dict[str, Any]]
     groups: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for run in sorted([*students, *others], key=lambda run: run["started"]):
         tags = run["tags"]
-        family = sha256_of([tags["distill.recipe.family"], tags["distill.data.digest"]])
+        # Seeds belong together when only the seed sets them apart: recipe, data and held-out rows are the same.
+        parts = [
+            tags.get(f"distill.{part}") for part in ("recipe.family", "data.digest", "eval.digest", "model.digest")
+        ]
+        family = sha256_of(parts)
         group = (tags["distill.role"], tags["distill.name"], family)
         groups.setdefault(group, {})[tags["distill.seed"]] = run
     names = [name for _, name, _ in groups]
@@ -109,12 +113,17 @@ def compare(runs: Sequence[dict[str, Any]], digest: str) -> list[dict[str, Any]]
 
 def _row(name: str, role: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "role": role, "seeds": len(runs)}
-    row["parameters"] = int(runs[0]["metrics"]["model/parameters"])
+    row["parameters"] = _parameters(runs[0])
     for metric in METRICS:
         values = [run["metrics"][f"eval/{metric}"] for run in runs if f"eval/{metric}" in run["metrics"]]
         if values:
             row[metric] = _spread(values)
     return row
+
+
+def _parameters(run: dict[str, Any]) -> int | None:
+    """None for a run whose last metrics did not reach MLflow."""
+    return int(run["metrics"]["model/parameters"]) if "model/parameters" in run["metrics"] else None
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
@@ -135,7 +144,7 @@ def _teachers(students: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]
     trained = [r for r in runs if weights and r["tags"].get("distill.weights.sha256") == weights]
     trained.sort(key=lambda r: r["tags"]["distill.role"] != "teacher")
     name = trained[0]["tags"]["distill.name"] if trained else run["tags"]["distill.teacher.factory"]
-    parameters = int(trained[0]["metrics"]["model/parameters"]) if trained else None
+    parameters = _parameters(trained[0]) if trained else None
     row: dict[str, Any] = {"name": name, "role": "teacher", "seeds": 1, "parameters": parameters}
     for metric in ("accuracy", "cross_entropy", "ece"):
         row[metric] = _spread([run["metrics"][f"eval/teacher_{metric}"]])
@@ -163,6 +172,11 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
     return table(header, lines)
 
 
+def _short(name: str) -> str:
+    """A run's name as it is; of a teacher that is known by its factory only, the function's module."""
+    return name.partition(":")[0].rpartition(".")[2] if ":" in name else name
+
+
 def write_picture(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     """One panel a metric: a dot a seed, a bar for the mean; the numbers go beside it as CSV."""
     import matplotlib
@@ -182,7 +196,11 @@ def write_picture(rows: Sequence[dict[str, Any]], title: str, path: Path) -> Non
             for value in row[metric]["values"]
         )
     colours = {"teacher": "#555555", "student": "#1b6ca8", "baseline": "#c8702a"}
-    shown = [metric for metric in METRICS if sum(metric in row for row in rows) > 1]
+    told = [metric for metric in METRICS if any(metric in row for row in rows)]
+    # What only one row has cannot be compared, unless nothing else can be shown.
+    shown = [metric for metric in told if sum(metric in row for row in rows) > 1] or told
+    if not shown:
+        raise UsageError(f"The {title} were not evaluated.", remedy="Give their recipe `evaluate`, and train again.")
     figure, axes = plt.subplots(
         1, len(shown), figsize=(3.1 * len(shown) + 1.2, 1.3 + 0.6 * len(rows)), sharey=True, squeeze=False
     )
@@ -201,10 +219,7 @@ def write_picture(rows: Sequence[dict[str, Any]], title: str, path: Path) -> Non
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_yticks(
         range(len(rows)),
-        [
-            f"{row['name'].rpartition('.')[2]}\n{row['role']}, {row['seeds']} seed{'s' * (row['seeds'] > 1)}"
-            for row in rows
-        ],
+        [f"{_short(row['name'])}\n{row['role']}, {row['seeds']} seed{'s' * (row['seeds'] > 1)}" for row in rows],
     )
     axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
     figure.suptitle(f"{title}: held-out rows, a dot a seed, a bar the mean", fontsize=10)

@@ -41,7 +41,7 @@ class OptimizerSection(Section):
 
 
 class RaySection(Section):
-    """Workers of one run, what each takes, and how many runs (seeds) go on at the same time.
+    """Workers of one run, what each takes and on nodes of which labels, and how many runs go on at the same time.
 
     num_cpus: the logical CPUs of an embedded Ray, where RAY_ADDRESS names no cluster.
     """
@@ -52,10 +52,12 @@ class RaySection(Section):
     max_failures: int = Field(default=3, ge=0)
     concurrent_runs: int = Field(default=1, gt=0)
     start_timeout_s: float = Field(default=600.0, gt=0)
+    label_selector: dict[str, str] = Field(default_factory=dict)
     num_cpus: int | None = Field(default=None, gt=0)
 
 
-_PLACES = ("cache", "source", "evaluate", "output", "resume", "ray", "tracking")
+# What does not change a trained weight, and what counts by content instead (see `runs.begin`).
+_PLACES = ("cache", "source", "evaluate", "output", "resume", "ray", "tracking", "checkpoint_every", "log_every")
 
 
 class StudentRecipe(Section):
@@ -121,13 +123,18 @@ class StudentRecipe(Section):
     def digest(self) -> str:
         """What a checkpoint must agree with: how the model is trained, not where or on what machines.
 
-        What it is trained and evaluated on counts by content, with digests of its own.
+        What it is trained and evaluated on, and the weights it starts from, count by content, with
+        digests of their own.
         """
-        return recipe_digest(self, without=_PLACES)
+        return self._digest(_PLACES)
 
     def family(self) -> str:
         """The digest of the recipe without its seed: runs that differ in nothing else belong together."""
-        return recipe_digest(self, without=(*_PLACES, "seed"))
+        return self._digest((*_PLACES, "seed"))
+
+    def _digest(self, without: tuple[str, ...]) -> str:
+        student = self.student.model_copy(update={"weights": None})
+        return recipe_digest(self.model_copy(update={"student": student}), without=without)
 
     def run_folder(self) -> str:
         if isinstance(self.seed, list):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shutil
 import tempfile
+import threading
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +16,17 @@ import ray
 import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from safetensors.torch import save_file
 
-from storage.digest import sha256_file
+from storage.console import Progress
 from storage.errors import JobError, StillhouseError
 from storage.folder import Folder
-from storage.lineage import software
-from storage.models import CONFIG_FILE, WEIGHTS_FILE
-from storage.stream import RowGroups
-from student_train.checkpoint import Point, refuse_foreign
 from student_train.config import StudentRecipe
-from student_train.loop import Outcome, Place, open_data, open_evaluation, train
-from student_train.tracking import Teller, Tracker
+from student_train.journal import Journal, Point, read_progress
+from student_train.loop import Place, train
+from student_train.runs import CHECKPOINTS, Run, begin, keep_model
+from student_train.tracking import Tracker
 
 RAY_LOGS = "/tmp/ray/session_latest/logs, unless Ray was told otherwise"
-RUN_FILE, RESULT_FILE = "run.json", "result.json"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One seed of a recipe before it is trained: its folder, what an earlier attempt left there, and its data."""
-
-    recipe: StudentRecipe
-    folder: Folder
-    left: dict[str, Any]
-    data: RowGroups
-    held_out: RowGroups | None
-
-    @property
-    def finished(self) -> bool:
-        return self.folder.exists(RESULT_FILE)
 
 
 def run(recipe: StudentRecipe) -> list[dict[str, Any]]:
@@ -55,53 +35,52 @@ def run(recipe: StudentRecipe) -> list[dict[str, Any]]:
     A seed goes on where it stopped, and one that is finished gives the result that it has. Raises
     ForeignState when a run's folder belongs to another recipe or other data.
     """
-    data, held_out = open_data(recipe), open_evaluation(recipe)
-    runs: list[Run] = []
-    for seed in recipe.seeds():
-        one = recipe.for_seed(seed)
-        folder = Folder(one.run_folder())
-        runs.append(Run(one, folder, _begin(one, folder, data, held_out), data, held_out))
+    runs = begin(recipe)
     if not all(one.finished for one in runs):
         connect(recipe.ray.num_cpus)
-    with ThreadPoolExecutor(min(recipe.ray.concurrent_runs, len(runs))) as pool:
+    with _shown(runs), ThreadPoolExecutor(min(recipe.ray.concurrent_runs, len(runs))) as pool:
         return list(pool.map(_run_one, runs))
 
 
+@contextmanager
+def _shown(runs: Sequence[Run]) -> Generator[None]:
+    """Show how far the runs are, from what their workers write into their folders, until the block ends."""
+    going = [run for run in runs if not run.finished]
+    over = threading.Event()
+
+    def watch(progress: Progress) -> None:
+        while not over.wait(1.0):
+            seen = [read_progress(run.folder) for run in going]
+            losses = [f"{p['loss']:.4f}" for p in seen if p["loss"] is not None]
+            progress.update(sum(p["step"] for p in seen), f"loss {', '.join(losses)}" if losses else "")
+
+    if not going:
+        yield
+        return
+    with Progress("training", sum(run.recipe.steps for run in going), "steps") as progress:
+        watcher = threading.Thread(target=watch, args=(progress,), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+
 def _run_one(run: Run) -> dict[str, Any]:
-    recipe, folder = run.recipe, run.folder
     if run.finished:
-        return {**json.loads(folder.read(RESULT_FILE)), "trained": False}
-    tracker = Tracker(recipe, run.left.get("run_id"), run.data, run.held_out)
-    left = {**_identity(recipe, run.data, run.held_out), "run_id": tracker.run_id}
-    folder.write(RUN_FILE, json.dumps(left).encode())
+        return {**run.result(), "trained": False}
+    tracker = Tracker(run)
+    run.note(tracker.run_id)
     try:
-        told = _fit(recipe, folder, tracker)
+        trained = _fit(run.recipe, run.folder, tracker)
     except BaseException as error:
         tracker.failed(interrupted=isinstance(error, KeyboardInterrupt))
         raise
-    result = {**told["result"], "run_id": tracker.run_id, "recipe_digest": recipe.digest()}
-    tracker.succeeded(result, [tuple(point) for point in told["points"]])
-    # Written last: its existence means that the run is finished, and that MLflow was told.
-    folder.write(RESULT_FILE, json.dumps(result, indent=1).encode())
+    result = {**trained, "run_id": tracker.run_id, "recipe_digest": run.recipe.digest()}
+    tracker.succeeded(result)
+    run.finish(result)
     return {**result, "trained": True}
-
-
-def _identity(recipe: StudentRecipe, data: RowGroups, held_out: RowGroups | None) -> dict[str, Any]:
-    evaluation = None if held_out is None else held_out.digest
-    return {"recipe_digest": recipe.digest(), "data_digest": data.digest, "evaluation_digest": evaluation}
-
-
-def _begin(recipe: StudentRecipe, folder: Folder, data: RowGroups, held_out: RowGroups | None) -> dict[str, Any]:
-    """What an earlier attempt left in the run's folder; nothing, after clearing it, when resume is `never`."""
-    if recipe.resume == "never":
-        for name in (RESULT_FILE, RUN_FILE):
-            folder.remove(name)
-        shutil.rmtree(f"{folder.url}/checkpoints", ignore_errors=True)
-    if not folder.exists(RUN_FILE):
-        return {}
-    known = json.loads(folder.read(RUN_FILE))
-    refuse_foreign(known, _identity(recipe, data, held_out), folder.url)
-    return known
 
 
 def connect(num_cpus: int | None) -> None:
@@ -131,6 +110,7 @@ def _fit(recipe: StudentRecipe, folder: Folder, tracker: Tracker) -> dict[str, A
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=settings.gpus_per_worker > 0,
+            label_selector=settings.label_selector or None,
             resources_per_worker={
                 "CPU": settings.cpus_per_worker,
                 **({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
@@ -138,18 +118,18 @@ def _fit(recipe: StudentRecipe, folder: Folder, tracker: Tracker) -> dict[str, A
         ),
         run_config=RunConfig(
             name=f"{recipe.name}-seed-{recipe.seed}",
-            storage_path=f"{folder.url}/checkpoints",
+            storage_path=folder.url_of(CHECKPOINTS),
             failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=0),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
     try:
-        told: Any = trainer.fit().return_value
+        answer: Any = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from None
-    if isinstance(told, StillhouseError):
-        raise told
-    return told
+    if isinstance(answer, StillhouseError):
+        raise answer
+    return answer
 
 
 def _cause(error: Exception) -> StillhouseError:
@@ -168,6 +148,26 @@ def _cause(error: Exception) -> StillhouseError:
     )
 
 
+class _Reporter:
+    """A run's observer on a Ray Train worker: Ray is told by every rank, the journal is kept by the first."""
+
+    def __init__(self, rank: int, journal: Journal) -> None:
+        self._rank, self._journal = rank, journal
+
+    def points(self, points: list[Point]) -> None:
+        if self._rank == 0:
+            self._journal.add(points)
+
+    def checkpoint(self, step: int, save: Callable[[Path], None]) -> None:
+        if self._rank:
+            ray.train.report({"step": step})
+            return
+        self._journal.close_segment(step)
+        with tempfile.TemporaryDirectory() as folder:
+            save(Path(folder))
+            ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(folder))
+
+
 def _worker(config: dict[str, Any]) -> dict[str, Any] | StillhouseError | None:
     """What runs on each Ray Train worker: the loop, with Ray's checkpoints and reports around it."""
     import torch
@@ -176,54 +176,14 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | StillhouseError | None:
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), str(ray.train.torch.get_device()))
     torch.set_num_threads(max(1, int(recipe.ray.cpus_per_worker)))
-    teller = Teller(*config["tracking"])
-
-    def report(step: int, points: list[Point], save: Any) -> list[Point]:
-        if place.rank:
-            ray.train.report({"step": step})
-            return []
-        left = teller.tell(points)
-        with tempfile.TemporaryDirectory() as folder:
-            save(Path(folder), left)
-            ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(folder))
-        return left
-
+    observer = _Reporter(place.rank, Journal(Folder(config["folder"]), *config["tracking"]))
     latest = ray.train.get_checkpoint()
     try:
         with nullcontext() if latest is None else latest.as_directory() as folder:
-            outcome = train(recipe, place, restored=None if folder is None else Path(folder), report=report)
+            outcome = train(recipe, place, restored=None if folder is None else Path(folder), observer=observer)
     except StillhouseError as error:
         # Starting again would end the same way. A worker among others must raise, though: they wait for it.
         if place.world > 1:
             raise
         return error
-    return None if place.rank else _keep(recipe, Folder(config["folder"]), outcome)
-
-
-def _keep(recipe: StudentRecipe, folder: Folder, outcome: Outcome) -> dict[str, Any]:
-    """Write the model folder; the answer of one run, and the metrics that are left to tell."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in outcome.model.state_dict().items()}
-    staged = folder.stage()
-    save_file(weights, staged)
-    with open(staged, "rb") as file:
-        digest = sha256_file(file)
-    folder.write(WEIGHTS_FILE, staged.read_bytes())
-    staged.unlink()
-    config = {"factory": recipe.student.factory, "arguments": recipe.student.arguments}
-    folder.write(CONFIG_FILE, json.dumps(config, indent=1).encode())
-    result = {
-        "name": recipe.name,
-        "role": recipe.role_name(),
-        "seed": recipe.seed,
-        "model": folder.url,
-        "eval": outcome.eval,
-        "steps": recipe.steps,
-        "parameters": outcome.parameters,
-        "weights_sha256": digest,
-        "init_digest": outcome.init_digest,
-        "data_digest": outcome.data_digest,
-        "resumed_from": outcome.resumed_from,
-        "seconds": round(outcome.seconds, 3),
-        "software": software(),
-    }
-    return {"result": result, "points": outcome.points}
+    return None if place.rank else keep_model(recipe, Folder(config["folder"]), outcome)

@@ -5,25 +5,30 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from storage.cache import open_cache
-from storage.digest import sha256_of
+from storage.digest import canonical_json, sha256_of
 from storage.errors import RecipeError, TrainingError
 from storage.recipes import SourceSection
+from storage.shard import Rows
 from storage.sources import make_source
 from storage.stream import CacheRows, RowGroups, SourceRows, Stream, scan
 from storage.torch import to_torch
 from student_train import checkpoint
-from student_train.checkpoint import Point, State
+from student_train.checkpoint import State
 from student_train.config import OptimizerSection, StudentRecipe
 from student_train.evaluate import evaluate
 from student_train.fit import check_fit, check_labels
+from student_train.journal import Point
 from student_train.losses import combine
+from student_train.means import Means
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trained model, what it is worth, and the metrics that no tracker was told yet."""
+    """A trained model, and what it is worth."""
 
     model: torch.nn.Module
     eval: dict[str, float]
@@ -46,12 +51,28 @@ class Outcome:
     data_digest: str
     resumed_from: int
     seconds: float
-    points: list[Point]
 
 
-# Called with the step, the metrics gathered so far and a function that writes a checkpoint into a
-# folder; gives back the metrics that are still to be told. Every rank calls it at the same steps.
-Report = Callable[[int, list[Point], Callable[[Path, list[Point]], None]], list[Point]]
+class Observer(Protocol):
+    """Who is told how a run goes; every rank tells it the same things at the same steps."""
+
+    def points(self, points: list[Point]) -> None:
+        """Metrics since the last ones."""
+        ...
+
+    def checkpoint(self, step: int, save: Callable[[Path], None]) -> None:
+        """A step at which the run can be resumed; `save` writes it into a folder."""
+        ...
+
+
+class Unobserved:
+    """Nobody is told, and no checkpoint is kept."""
+
+    def points(self, points: list[Point]) -> None:
+        return
+
+    def checkpoint(self, step: int, save: Callable[[Path], None]) -> None:
+        return
 
 
 def open_data(recipe: StudentRecipe) -> RowGroups:
@@ -86,26 +107,28 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def train(
-    recipe: StudentRecipe, place: Place, *, restored: Path | None = None, report: Report | None = None
+    recipe: StudentRecipe, place: Place, *, restored: Path | None = None, observer: Observer | None = None
 ) -> Outcome:
     """Train a recipe's model to its last step, from a checkpoint folder if one is given.
 
     Raises Mismatch, SourceError, TrainingError, CorruptShard, ForeignState.
     """
-    started = time.monotonic()
+    started, observer = time.monotonic(), observer or Unobserved()
     if isinstance(recipe.seed, list):
         raise RecipeError("A run has one seed.")
     data, held_out, seed = open_data(recipe), open_evaluation(recipe), recipe.seed
     model = recipe.student.spec().build(seed).to(place.device)
     init_digest = parameters_digest(model)
-    check_fit(recipe, model, data, place.device)
+    classes = check_fit(model, data, place.device, recipe.loss_sections())
+    if held_out is not None:
+        check_fit(model, held_out, place.device)
     optimizer = _optimizer(recipe.optimizer, model)
     stream = Stream(data, batch_size=recipe.batch_size, seed=seed, rank=place.rank, world=place.world)
-    first, points = 0, list[Point]()
+    first = 0
     if restored is not None:
         state = checkpoint.restore(restored, model, optimizer, recipe_digest=recipe.digest(), data_digest=data.digest)
         stream.load_state_dict(state.stream)
-        first, points = state.step, list(state.points)
+        first = state.step
     wrapped = model
     if place.world > 1:
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
@@ -117,7 +140,7 @@ def train(
         torch.manual_seed(step_seed(seed, step, place.rank))
         rows = to_torch(batch.rows, place.device)
         logits_PV = wrapped(*rows.inputs.values())
-        check_labels(batch.rows, logits_PV.shape[1])
+        check_labels(batch.rows, classes)
         total_P, parts = combine(sections, logits_PV, rows)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe.optimizer, step, recipe.steps)
@@ -125,14 +148,17 @@ def train(
         # DDP averages over ranks whatever their share of the batch; this makes it the batch's mean.
         (total_P.sum() * (place.world / batch.global_size)).backward()
         optimizer.step()
-        means.add({"loss": total_P, **{f"loss_{name}": part for name, part in parts.items()}})
+        means.add({"loss": total_P, **{f"loss_{name}": part for name, part in parts.items()}}, batch.global_size)
         done, last = step + 1, step + 1 == recipe.steps
-        if done % recipe.log_every == 0 or last:
-            points += means.take(done, optimizer.param_groups[0]["lr"], batch.global_size)
-        if report is not None and (done % recipe.checkpoint_every == 0 or last):
-            saved = State(done, recipe.digest(), data.digest, stream.state_dict(), points)
-            points = report(done, points, _saver(model, optimizer, saved))
-    scores = {} if held_out is None or place.rank else _evaluate(model, held_out, place)
+        resumable = done % recipe.checkpoint_every == 0 or last
+        # A checkpoint closes a log window too, so that a resumed run logs the same means.
+        if done % recipe.log_every == 0 or resumable:
+            observer.points(means.take(done, optimizer.param_groups[0]["lr"]))
+        if resumable:
+            _check_finite(model, done)
+            state = State(done, recipe.digest(), data.digest, stream.state_dict())
+            observer.checkpoint(done, partial(checkpoint.save, model=model, optimizer=optimizer, state=state))
+    scores = {} if held_out is None or place.rank else _evaluate(model, held_out, classes, place.device)
     return Outcome(
         model,
         scores,
@@ -141,43 +167,18 @@ def train(
         data.digest,
         first,
         time.monotonic() - started,
-        points,
     )
 
 
-def _saver(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State
-) -> Callable[[Path, list[Point]], None]:
-    return lambda folder, points: checkpoint.save(folder, model, optimizer, replace(state, points=points))
-
-
-class Means:
-    """Means of what the steps since the last `take` gave; they stay on the device until then."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._steps, self._since = 0, time.monotonic()
-
-    def add(self, values: dict[str, torch.Tensor]) -> None:
-        self._steps += 1
-        for name, value_P in values.items():
-            mean = value_P.detach().mean()
-            self._sums[name] = self._sums[name] + mean if name in self._sums else mean
-
-    def take(self, step: int, lr: float, batch_size: int) -> list[Point]:
-        """One point a metric, and begin anew. Raises TrainingError for what is not a number."""
-        now, seconds = int(time.time() * 1000), max(time.monotonic() - self._since, 1e-9)
-        values = {f"train/{name}": float(total) / self._steps for name, total in self._sums.items()}
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{name} is {value} at step {step}.",
-                    "A loss is a finite number.",
-                    "Lower optimizer.lr, or look at the inputs.",
-                )
-        values |= {"train/lr": lr, "train/samples_per_s": self._steps * batch_size / seconds}
-        self._sums, self._steps, self._since = {}, 0, time.monotonic()
-        return [(name, value, step, now) for name, value in values.items()]
+def _check_finite(model: torch.nn.Module, step: int) -> None:
+    # A step can break the weights after its own loss was fine; such a checkpoint would replace a good one.
+    for name, value in model.named_parameters():
+        if not torch.isfinite(value).all():
+            raise TrainingError(
+                f"The parameter {name} is not finite after step {step}.",
+                "Weights are finite numbers.",
+                "Lower optimizer.lr; the checkpoint before this step is kept.",
+            )
 
 
 def _optimizer(section: OptimizerSection, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -188,18 +189,21 @@ def _optimizer(section: OptimizerSection, model: torch.nn.Module) -> torch.optim
     return torch.optim.AdamW(model.parameters(), lr=section.lr, weight_decay=section.weight_decay)
 
 
-def _evaluate(model: torch.nn.Module, held_out: RowGroups, place: Place) -> dict[str, float]:
+def _evaluate(model: torch.nn.Module, held_out: RowGroups, classes: int, device: str) -> dict[str, float]:
     model.eval()
-    batches = (to_torch(rows, place.device) for rows in scan(held_out, 512))
-    return evaluate(lambda rows: model(*rows.inputs.values()), batches)
+
+    def batches() -> Iterator[Rows]:
+        for rows in scan(held_out, 512):
+            check_labels(rows, classes)
+            yield to_torch(rows, device)
+
+    return evaluate(lambda rows: model(*rows.inputs.values()), batches())
 
 
 def parameters_digest(model: torch.nn.Module) -> str:
     """sha256 of a model's parameters and buffers: two students that start alike have the same."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(
-            value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else str(value).encode()
-        )
+        digest.update(canonical_json([name, str(value.dtype), list(value.shape)]))
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

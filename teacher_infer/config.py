@@ -39,7 +39,7 @@ class TeacherSection(Section):
 class TargetsSection(Section):
     """The encoding by name; every other key is one of its settings."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     encoding: str
 
@@ -55,7 +55,7 @@ class HeldOutSection(Section):
 
 
 class RaySection(Section):
-    """The actors: how many, what each takes, and how long to wait for the first.
+    """The actors: how many, what each takes and on nodes of which labels, and how long to wait for the first.
 
     num_cpus: the logical CPUs of an embedded Ray, where RAY_ADDRESS names no cluster.
     """
@@ -63,6 +63,7 @@ class RaySection(Section):
     actors: int = Field(default=1, gt=0)
     cpus_per_actor: float = Field(default=1.0, gt=0)
     gpus_per_actor: float = Field(default=0.0, ge=0)
+    label_selector: dict[str, str] = Field(default_factory=dict)
     max_restarts: int = Field(default=3, ge=0)
     capacity_timeout_s: float = Field(default=600.0, gt=0)
     num_cpus: int | None = Field(default=None, gt=0)

@@ -147,7 +147,8 @@ def _track(prepared: Prepared, sealed: Sequence[caches.Cache]) -> dict[str, Any]
         return None
     from storage.mlflow_lineage import track_cache
 
-    runs = [track_cache(uri, prepared.recipe.tracking.experiment, cache) for cache in sealed]
+    recipe = prepared.recipe.model_dump(mode="json")
+    runs = [track_cache(uri, prepared.recipe.tracking.experiment, cache, recipe) for cache in sealed]
     return {"uri": uri, "run_ids": [run for run in runs if run is not None]}
 
 
@@ -172,7 +173,7 @@ class TeacherActor:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
-        self._teacher: Any = None
+        self._works: list[Work] = []
 
     def ready(self) -> bool:
         import torch
@@ -188,20 +189,20 @@ class TeacherActor:
         torch.set_num_threads(max(1, int(settings["cpus"])))
         targets = dict(settings["targets"])
         encoding = make_encoding(targets.pop("encoding"), targets)
-        self._works = [
-            Work(store, make_source(source), encoding, settings["teacher_digest"], settings["batch_size"])
-            for source in settings["sources"]
-        ]
         self._teacher = ModuleTeacher(
             ModelSpec(**settings["spec"]),
             dtype=settings["dtype"],
             seed=settings["seed"],
             device="cuda" if ray.get_gpu_ids() else "cpu",
         )
+        self._works = [
+            Work(store, make_source(source), encoding, settings["teacher_digest"], settings["batch_size"])
+            for source in settings["sources"]
+        ]
         return True
 
     def label(self, part: int, span: Span) -> dict[str, Any]:
-        if self._teacher is None:
+        if not self._works:
             self.ready()
         return label_span(self._works[part], self._teacher, span).to_dict()
 
@@ -232,6 +233,7 @@ def _label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]]) -> dict[
     options = TeacherActor.options(
         num_cpus=settings.cpus_per_actor,
         num_gpus=settings.gpus_per_actor,
+        label_selector=settings.label_selector or None,
         max_restarts=settings.max_restarts,
         max_task_retries=settings.max_restarts,
     )

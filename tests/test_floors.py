@@ -78,7 +78,9 @@ def test_an_arrow_drawn_the_wrong_way_is_told(file: str, name: str) -> None:
 
 def test_no_file_imports_itself_by_a_detour() -> None:
     known = {module_name(path): path for path in MODULES}
-    graph = {name: {other for other in arrows(path) if other in known and other != name} for name, path in known.items()}
+    graph = {
+        name: {other for other in arrows(path) if other in known and other != name} for name, path in known.items()
+    }
     done: set[str] = set()
 
     def visit(name: str, way: tuple[str, ...]) -> None:

@@ -172,7 +172,7 @@ def test_sealing_again_makes_no_second_cache_run(spine: Spine) -> None:
     from storage.mlflow_lineage import track_cache
 
     cache = open_cache(f"{spine.folder}/store/toy")
-    assert track_cache(spine.tracking, "toys", cache) == spine.cache["tracking"]["run_ids"][0]
+    assert track_cache(spine.tracking, "toys", cache, {}) == spine.cache["tracking"]["run_ids"][0]
 
 
 def test_compare_puts_teacher_students_and_baseline_side_by_side(spine: Spine) -> None:

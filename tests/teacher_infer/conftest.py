@@ -24,7 +24,7 @@ def weights(toys: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def recipe(tmp_path: Path, weights: str) -> Callable[..., dict[str, Any]]:
-    """A complete recipe as a dict; `teacher_arguments` and `source_arguments` go to the toys, the rest replaces keys."""
+    """A complete recipe as a dict; two arguments go to the toys, the rest replaces the recipe's keys."""
 
     def make(teacher_arguments: Any = None, source_arguments: Any = None, **replaced: Any) -> dict[str, Any]:
         return {

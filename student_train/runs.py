@@ -1,0 +1,102 @@
+"""One seed of a recipe on disk: what its folder holds, what an earlier attempt left there, and when it is finished."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors.torch import save_file
+
+from storage.digest import sha256_file
+from storage.folder import Folder
+from storage.lineage import software
+from storage.models import CONFIG_FILE, WEIGHTS_FILE
+from storage.stream import RowGroups
+from student_train.checkpoint import cpu_tensors, refuse_foreign
+from student_train.config import StudentRecipe
+from student_train.journal import METRICS, PROGRESS_FILE, TOLD_FILE, show_progress
+from student_train.loop import Outcome, open_data, open_evaluation
+
+RUN_FILE, RESULT_FILE, CHECKPOINTS = "run.json", "result.json", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run before it is trained; `left` is what an earlier attempt noted of itself, if there was one."""
+
+    recipe: StudentRecipe
+    folder: Folder
+    identity: dict[str, Any]
+    left: dict[str, Any]
+    data: RowGroups
+    held_out: RowGroups | None
+
+    @property
+    def finished(self) -> bool:
+        return self.folder.exists(RESULT_FILE)
+
+    def note(self, run_id: str | None) -> None:
+        """Say whose folder this is, before anything else is written to it."""
+        facts = {**self.identity, "run_id": run_id, "recipe": self.recipe.model_dump(mode="json")}
+        self.folder.write(RUN_FILE, json.dumps(facts, indent=1).encode())
+
+    def result(self) -> dict[str, Any]:
+        return json.loads(self.folder.read(RESULT_FILE))
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Written last: its existence means that the run is finished, and that MLflow was told."""
+        show_progress(self.folder, self.recipe.steps, None)
+        self.folder.write(RESULT_FILE, json.dumps(result, indent=1).encode())
+
+
+def begin(recipe: StudentRecipe) -> list[Run]:
+    """A run for each seed of a recipe; with resume=never, after what earlier attempts left was removed.
+
+    Raises ForeignState when a folder belongs to another recipe, model or data.
+    """
+    data, held_out = open_data(recipe), open_evaluation(recipe)
+    identity = {
+        # The factory's source and the weights to start from count by content, as the data do.
+        "model_digest": recipe.student.spec().digest("float32"),
+        "data_digest": data.digest,
+        "evaluation_digest": None if held_out is None else held_out.digest,
+    }
+    runs: list[Run] = []
+    for one in map(recipe.for_seed, recipe.seeds()):
+        folder, mine = Folder(one.run_folder()), {"recipe_digest": one.digest(), **identity}
+        if one.resume == "never":
+            for name in (RESULT_FILE, RUN_FILE, CHECKPOINTS, METRICS, TOLD_FILE, PROGRESS_FILE):
+                folder.remove(name)
+        left = json.loads(folder.read(RUN_FILE)) if folder.exists(RUN_FILE) else {}
+        if left:
+            refuse_foreign(left, mine, folder.url)
+        runs.append(Run(one, folder, mine, left, data, held_out))
+    return runs
+
+
+def keep_model(recipe: StudentRecipe, folder: Folder, outcome: Outcome) -> dict[str, Any]:
+    """Write the model folder, and give the answer of one run."""
+    staged = folder.stage()
+    save_file(cpu_tensors(outcome.model.state_dict()), staged)
+    with open(staged, "rb") as file:
+        digest = sha256_file(file)
+    folder.write(WEIGHTS_FILE, staged.read_bytes())
+    staged.unlink()
+    config = {"factory": recipe.student.factory, "arguments": recipe.student.arguments}
+    folder.write(CONFIG_FILE, json.dumps(config, indent=1).encode())
+    return {
+        "name": recipe.name,
+        "role": recipe.role_name(),
+        "seed": recipe.seed,
+        "model": folder.url,
+        "eval": outcome.eval,
+        "steps": recipe.steps,
+        "parameters": outcome.parameters,
+        "weights_sha256": digest,
+        "init_digest": outcome.init_digest,
+        "data_digest": outcome.data_digest,
+        "resumed_from": outcome.resumed_from,
+        "seconds": round(outcome.seconds, 3),
+        "software": software(),
+    }

@@ -19,6 +19,19 @@ from storage.names import nearest
 from storage.samples import LABEL, input_names
 from storage.shard import FORMAT_VERSION, ShardHeader, read_header
 
+# What `cache.json` says of a cache, field by field.
+_TOLD = (
+    "name",
+    "encoding",
+    "classes",
+    "samples",
+    "positions",
+    "bytes",
+    "quarantined",
+    "inputs",
+    "labelled",
+    "lineage",
+)
 _RANGE = pa.struct([("start", pa.int64()), ("stop", pa.int64()), ("rows", pa.int64()), ("xxh3", pa.string())])
 INDEX_SCHEMA = pa.schema(
     [
@@ -95,23 +108,24 @@ def cache_digest(shards: Sequence[Commit]) -> str:
 def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, Any]) -> Cache:
     """Make a cache of committed shards and let `name` point to it. Sealing what is sealed changes nothing.
 
-    `lineage` is kept as it was first sealed. Raises CorruptShard when a shard's footer cannot be read.
+    `lineage` is kept as it was first sealed. Raises CorruptShard when a shard's footer cannot be read,
+    or when the cache was sealed with other files.
     """
-    key, digest = cache_key([s.shard_key for s in shards]), cache_digest(shards)
+    key = cache_key([s.shard_key for s in shards])
     if not store.exists(f"caches/{key}/cache.json"):
         header, schema = read_footer(store, shards[0])
         index = _write_index(shards)
         index_path = f"caches/{key}/index.parquet"
         if not store.create(index_path, index):
             # A sealer that died before cache.json left an index; only its rows matter, not its bytes.
-            if _read_index(store.read(index_path)) != tuple(shards):
+            if not _is_index_of(store.read(index_path), shards):
                 store.write(index_path, index)
             index = store.read(index_path)
         rows = sum(shard.rows for shard in shards)
         facts = {
             "format_version": FORMAT_VERSION,
             "cache_key": key,
-            "cache_digest": digest,
+            "cache_digest": cache_digest(shards),
             "name": name,
             "index": {"path": "index.parquet", "bytes": len(index), "sha256": _sha256(index)},
             "encoding": header.encoding.to_dict(),
@@ -125,8 +139,15 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
             "lineage": lineage,
         }
         store.create(f"caches/{key}/cache.json", json.dumps(facts, indent=1, sort_keys=True).encode())
+    cache = read_cache(store, key)
+    if cache.shards != tuple(shards):
+        raise CorruptShard(
+            f"The cache {cache.url} was sealed with other files than those that are committed now.",
+            "A sealed cache's shards stay as they are.",
+            "Remove the cache's folder and run the teacher's recipe again to seal what is there.",
+        )
     store.write(f"names/{name}", key.encode())
-    return read_cache(store, key)
+    return cache
 
 
 def _inputs(schema: pa.Schema, header: ShardHeader) -> list[str]:
@@ -201,11 +222,14 @@ _FORMS = "A cache is named as STORE/NAME, STORE/NAME@KEY8 or STORE/caches/KEY."
 
 def _split(url: str) -> tuple[Folder, str]:
     parent, _, last = url.rstrip("/").rpartition("/")
-    for folder in ("caches", "names"):
-        if parent == folder or parent.endswith(f"/{folder}"):
-            parent = parent[: -len(folder)].rstrip("/") or "."
     if not last or not parent:
         raise NoCache(f"'{url}' names no cache.", _FORMS)
+    for folder in ("caches", "names"):
+        above, _, within = parent.rpartition("/")
+        # A store may itself lie in a folder of that name: what is there decides.
+        above = above or ("/" if parent.startswith("/") else ".")
+        if within == folder and Folder(above).exists(f"{folder}/{last}"):
+            return Folder(above), last
     return Folder(parent), last
 
 
@@ -214,7 +238,8 @@ def read_cache(store: Folder, key: str) -> Cache:
     where = store.url_of(f"caches/{key}")
     try:
         facts = json.loads(store.read(f"caches/{key}/cache.json"))
-        version, index_facts = facts["format_version"], facts["index"]
+        version, index_sha256 = facts["format_version"], facts["index"]["sha256"]
+        told = {name: facts[name] for name in ("cache_digest", *_TOLD)}
     except (FileNotFoundError, NotADirectoryError):
         raise NoCache(
             f"The cache {where} is not sealed: it has no cache.json.",
@@ -231,28 +256,17 @@ def read_cache(store: Folder, key: str) -> Cache:
         index = store.read(f"caches/{key}/index.parquet")
     except FileNotFoundError:
         raise CorruptShard(f"{where}/index.parquet is not there.", "cache.json names it.") from None
-    if _sha256(index) != index_facts["sha256"]:
+    if _sha256(index) != index_sha256:
         raise CorruptShard(
             f"{where}/index.parquet has the sha256 {_sha256(index)[:16]}.",
-            f"cache.json names {index_facts['sha256'][:16]}.",
+            f"cache.json names {index_sha256[:16]}.",
             "Restore the file from a copy, or remove the cache's folder and run the teacher's recipe to seal it anew.",
         )
     shards = _read_index(index)
-    if cache_digest(shards) != facts["cache_digest"] or cache_key([s.shard_key for s in shards]) != key:
-        raise CorruptShard(f"The shards that {where} lists do not give its digest {facts['cache_digest'][:16]}.")
-    names = (
-        "name",
-        "encoding",
-        "classes",
-        "samples",
-        "positions",
-        "bytes",
-        "quarantined",
-        "inputs",
-        "labelled",
-        "lineage",
-    )
-    return Cache(store=store, key=key, digest=facts["cache_digest"], shards=shards, **{n: facts[n] for n in names})
+    digest = told.pop("cache_digest")
+    if cache_digest(shards) != digest or cache_key([s.shard_key for s in shards]) != key:
+        raise CorruptShard(f"The shards that {where} lists do not give its digest {digest[:16]}.")
+    return Cache(store=store, key=key, digest=digest, shards=shards, **told)
 
 
 def verify(cache: Cache) -> dict[str, Any]:
@@ -302,6 +316,13 @@ def _write_index(shards: Sequence[Commit]) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([shard.to_dict() for shard in shards], INDEX_SCHEMA), sink, compression="zstd")
     return sink.getvalue()
+
+
+def _is_index_of(data: bytes, shards: Sequence[Commit]) -> bool:
+    try:
+        return _read_index(data) == tuple(shards)
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError):
+        return False
 
 
 def _read_index(data: bytes) -> tuple[Commit, ...]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from storage.digest import canonical_json, sha256_file
 from storage.errors import CorruptShard
@@ -61,13 +61,11 @@ def commit_shard(store: Folder, shard_key: str, attempt: str, staged: Path, rows
     Returns the commit that won, which is another's when another was first; a file that lost is
     removed. Raises CorruptShard when the staged file does not hold what was written to it.
     """
-    with open(staged, "rb+") as file:
-        # What is hashed below must be what a crash leaves.
-        os.fsync(file.fileno())
-    found = pq.read_metadata(staged).num_rows
-    if found != rows:
-        raise CorruptShard(f"The staged shard {shard_key} holds {found} rows.", f"{rows} were written to it.")
-    groups, footer = byte_ranges(staged)
+    try:
+        groups, footer = _checked(staged, shard_key, rows)
+    except CorruptShard:
+        staged.unlink()
+        raise
     with open(staged, "rb") as file:
         digest = sha256_file(file)
     path = shard_path(shard_key, attempt)
@@ -80,6 +78,20 @@ def commit_shard(store: Folder, shard_key: str, attempt: str, staged: Path, rows
     if winner.path != mine.path:
         store.remove(path)
     return winner
+
+
+def _checked(staged: Path, shard_key: str, rows: int) -> tuple[list[ByteRange], ByteRange]:
+    with open(staged, "rb+") as file:
+        # What is read back and hashed must be what a crash leaves.
+        os.fsync(file.fileno())
+    try:
+        groups, footer = byte_ranges(staged)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorruptShard(f"The staged shard {shard_key} cannot be read back: {error}.") from None
+    found = sum(group.rows for group in groups)
+    if found != rows:
+        raise CorruptShard(f"The staged shard {shard_key} holds {found} rows.", f"{rows} were written to it.")
+    return groups, footer
 
 
 def read_commit(store: Folder, shard_key: str) -> Commit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -37,8 +38,17 @@ def run_command(command: Callable[[], tuple[dict[str, Any], str, int]], *, as_js
             sys.stdout.flush()
             os.dup2(kept, 1)
             os.close(kept)
-    print(json.dumps(answer, indent=1) if as_json else text, flush=True)
+    print(json.dumps(_finite(answer), indent=1) if as_json else text, flush=True)
     return code
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity; what is not finite is null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def last(code: int) -> int:

@@ -57,6 +57,8 @@ def rows_digest(table: pa.Table) -> str:
                 digest.update(data)
         else:
             values = tensors.unpack(column, field)
+            if values.dtype.hasobject:
+                raise TypeError(f"the column '{field.name}' is {field.type}; only samples have a digest")
             digest.update(canonical_json([field.name, values.dtype.name, list(values.shape)]))
             digest.update(np.ascontiguousarray(values).data if values.size else b"")
     return digest.hexdigest()

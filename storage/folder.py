@@ -72,9 +72,11 @@ class Folder:
         return self._fs.open(self._at(path), "rb")
 
     def names(self, path: str = "") -> list[str]:
-        """The names directly inside a folder, sorted; none if it is not there."""
+        """The names directly inside a folder, sorted; none if it is not there, or a file."""
         self._fs.invalidate_cache()
         try:
+            if not self._fs.isdir(self._at(path)):
+                return []
             found = self._fs.ls(self._at(path), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -182,6 +184,9 @@ def _create_exclusively(path: Path, data: bytes) -> bool:
             os.fsync(file.fileno())
     except FileExistsError:
         return False
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
     return True
 

@@ -10,7 +10,7 @@ from typing import Any
 from storage.digest import sha256_file, sha256_of
 from storage.errors import ModelError
 from storage.folder import Folder, open_url
-from storage.names import find_function
+from storage.names import call, find_function
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
@@ -32,12 +32,7 @@ class ModelSpec:
 
         factory = find_function(self.factory, "factory")
         torch.manual_seed(seed)
-        try:
-            model = factory(**self.arguments)
-        except TypeError as error:
-            raise ModelError(
-                f"{self.factory} refused its arguments: {error}.", f"It takes {inspect.signature(factory)}."
-            ) from error
+        model = call(factory, self.arguments, self.factory, ModelError)
         if not isinstance(model, torch.nn.Module):
             raise ModelError(f"{self.factory} gave {type(model).__name__}.", "A factory returns a torch.nn.Module.")
         if self.weights is not None:
@@ -71,17 +66,19 @@ def spec_from_folder(url: str) -> ModelSpec:
     folder = Folder(url)
     try:
         config = json.loads(folder.read(CONFIG_FILE))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ModelError(
             f"There is no {CONFIG_FILE} in '{url}'.", "A model folder holds it and model.safetensors."
         ) from None
     except ValueError:
         raise ModelError(f"{CONFIG_FILE} in '{url}' is no JSON.") from None
-    if "factory" not in config:
+    if not isinstance(config, dict) or "factory" not in config:
         raise ModelError(
             f"{CONFIG_FILE} in '{url}' names no factory.",
             "This version builds models from a package.module:function; Hugging Face folders are not read yet.",
         )
+    if not isinstance(config.get("arguments"), dict):
+        raise ModelError(f"{CONFIG_FILE} in '{url}' has no arguments.", "They are a mapping, which may be empty.")
     return ModelSpec(config["factory"], config["arguments"], folder.url_of(WEIGHTS_FILE))
 
 
@@ -94,7 +91,7 @@ def _open_weights(url: str) -> Any:
             "They are a safetensors file at a path or an fsspec URL.",
             "Train the model first, or mend the path.",
         ) from None
-    except OSError as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"The weights '{url}' cannot be read: {error}.") from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,6 +19,26 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def call(
+    function: Callable[..., Any], arguments: dict[str, Any], name: str, error: type[StillhouseError], remedy: str = ""
+) -> Any:
+    """Call a function that a recipe named. Raises `error` when it does not take the arguments, or fails."""
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as reason:
+        raise error(
+            f"{name} refused its arguments: {reason}.", f"It takes {inspect.signature(function)}.", remedy
+        ) from None
+    except ValueError:
+        pass  # some functions written in C tell no signature; they refuse for themselves
+    try:
+        return function(**arguments)
+    except StillhouseError:
+        raise
+    except Exception as reason:
+        raise error(f"{name} failed ({type(reason).__name__}: {reason}).") from reason
 
 
 def find_function(name: str, key: str) -> Callable[..., Any]:

@@ -32,6 +32,10 @@ class Order:
     seed: int
     window: int
 
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"a window of {self.window} rows; there is at least one")
+
     def to_dict(self) -> dict[str, Any]:
         return {"version": VERSION, **asdict(self)}
 

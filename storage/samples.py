@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,17 +35,20 @@ class SourceFile:
     rows: int
 
 
-def as_samples(table: pa.Table, columns: Columns, where: str) -> pa.Table:
+def as_samples(table: pa.Table, columns: Columns, where: str, known: Sequence[str] | None = None) -> pa.Table:
     """Raw rows as samples: sample_id (int64 or string), the inputs as tensors, label (int64) if any.
 
-    Raises SourceError when a column is not there or its values cannot be used.
+    known: the names of all columns, where the table holds only some of them. Raises SourceError when
+    a column is not there or its values cannot be used.
     """
+
+    there = table.schema.names if known is None else list(known)
 
     def column(name: str, role: str) -> pa.ChunkedArray:
         if name not in table.schema.names:
             raise SourceError(
                 f"{where} has no column '{name}' (asked for as source.columns.{role}).",
-                f"Its columns are: {', '.join(table.schema.names)}.{nearest(name, table.schema.names)}",
+                f"Its columns are: {', '.join(there)}.{nearest(name, there)}",
             )
         return table.column(name)
 
@@ -64,7 +68,7 @@ def as_samples(table: pa.Table, columns: Columns, where: str) -> pa.Table:
                 "Labels are integers, without nulls.",
                 "Leave labels out with source.columns.label=false, or drop the rows without one.",
             )
-    taken = {columns.sample_id, label_name}
+    taken = {columns.sample_id, LABEL if columns.label is False else label_name}
     inputs = columns.inputs if columns.inputs is not None else [n for n in table.schema.names if n not in taken]
     if len(set(inputs)) < len(inputs):
         raise SourceError(
@@ -74,7 +78,7 @@ def as_samples(table: pa.Table, columns: Columns, where: str) -> pa.Table:
         raise SourceError(f"{where} has no input column.", "A sample has at least one input.")
     id_type = pa.string() if tensors.is_text(ids.type) else pa.int64()
     fields = [pa.field(SAMPLE_ID, id_type, nullable=False)]
-    arrays: list[Any] = [ids.cast(id_type)]
+    arrays: list[Any] = [_cast(ids, id_type, columns.sample_id, where)]
     for name in inputs:
         if name in (SAMPLE_ID, LABEL) or name.startswith("soft_"):
             raise SourceError(
@@ -88,8 +92,15 @@ def as_samples(table: pa.Table, columns: Columns, where: str) -> pa.Table:
         arrays.append(array)
     if labels is not None:
         fields.append(pa.field(LABEL, pa.int64(), nullable=False))
-        arrays.append(labels.cast(pa.int64()))
+        arrays.append(_cast(labels, pa.int64(), str(label_name), where))
     return pa.table(arrays, schema=pa.schema(fields))
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, where: str) -> pa.ChunkedArray:
+    try:
+        return column.cast(kind)
+    except pa.ArrowInvalid as error:
+        raise SourceError(f"{where}: the column '{name}' does not fit {kind}: {error}.") from None
 
 
 def input_names(schema: pa.Schema) -> list[str]:

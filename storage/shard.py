@@ -79,21 +79,25 @@ def read_header(schema: pa.Schema, where: str) -> ShardHeader:
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise CorruptShard(f"{where} has no '{METADATA_KEY.decode()}' metadata.", "A shard describes itself.")
-    facts = json.loads(raw)
-    if facts["format_version"] != FORMAT_VERSION:
-        raise CorruptShard(
-            f"{where} has the format version {facts['format_version']}.",
-            f"This version reads {FORMAT_VERSION}.",
-            "Read it with the version of stillhouse that wrote it.",
-        )
-    settings = dict(facts["targets"])
     try:
+        facts = json.loads(raw)
+        version = facts["format_version"]
+        if version != FORMAT_VERSION:
+            raise CorruptShard(
+                f"{where} has the format version {version}.",
+                f"This version reads {FORMAT_VERSION}.",
+                "Read it with the version of stillhouse that wrote it.",
+            )
+        settings = dict(facts["targets"])
         encoding = make_encoding(settings.pop("encoding"), settings)
+        return ShardHeader(version, facts["shard_key"], encoding, facts["classes"], facts["teacher"], facts["span"])
     except RecipeError as error:
         raise CorruptShard(f"{where} is encoded in a way that is not known here: {error}") from None
-    return ShardHeader(
-        facts["format_version"], facts["shard_key"], encoding, facts["classes"], facts["teacher"], facts["span"]
-    )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptShard(
+            f"{where} does not describe itself as a shard does ({type(error).__name__}: {error}).",
+            f"Its metadata '{METADATA_KEY.decode()}' is the JSON of a header.",
+        ) from None
 
 
 def shard_schema(samples: pa.Schema, header: ShardHeader) -> pa.Schema:
@@ -103,8 +107,8 @@ def shard_schema(samples: pa.Schema, header: ShardHeader) -> pa.Schema:
 
 def write_shard(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
     """Write a whole shard file and return its rows. Row groups depend on the schema only, not on the batches."""
-    row_bytes = sum(_width(field) for field in schema)
-    group_rows = max(1, ROW_GROUP_BYTES // row_bytes)
+    width = row_bytes(schema)
+    group_rows = max(1, ROW_GROUP_BYTES // width)
     plain = [field.name for field in schema if not tensors.is_tensor(field)]
     rows, held, held_rows = 0, [], 0
     with pq.ParquetWriter(
@@ -117,28 +121,34 @@ def write_shard(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
         write_page_checksum=True,
         data_page_size=PAGE_BYTES,
         # pyarrow looks at the page size only every this many rows.
-        write_batch_size=max(1, min(1024, PAGE_BYTES // row_bytes)),
+        write_batch_size=max(1, min(1024, PAGE_BYTES // width)),
     ) as writer:
         for batch in batches:
             held.append(batch)
             held_rows += batch.num_rows
             while held_rows >= group_rows:
                 table = pa.Table.from_batches(held, schema)
-                writer.write_table(table.slice(0, group_rows), row_group_size=group_rows)
+                # In one piece: Parquet ends a page where a chunk ends, and batches should leave no mark.
+                writer.write_table(table.slice(0, group_rows).combine_chunks(), row_group_size=group_rows)
                 held = table.slice(group_rows).to_batches()
                 held_rows -= group_rows
                 rows += group_rows
         if held_rows or not rows:
-            writer.write_table(pa.Table.from_batches(held, schema), row_group_size=group_rows)
+            writer.write_table(pa.Table.from_batches(held, schema).combine_chunks(), row_group_size=group_rows)
             rows += held_rows
     return rows
+
+
+def row_bytes(schema: pa.Schema) -> int:
+    """What a row takes in memory; of text an estimate, which is enough for sizing row groups and windows."""
+    return sum(_width(field) for field in schema)
 
 
 def _width(field: pa.Field) -> int:
     try:
         return max(1, field.type.byte_width)
     except ValueError:
-        return 32  # text: an estimate is enough, it only sizes row groups
+        return 32  # text
 
 
 def byte_ranges(path: Path) -> tuple[list[ByteRange], ByteRange]:

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage import order as ordering
-from storage.cache import Cache, footer_metadata, read_checked
+from storage.cache import Cache, footer_metadata, read_checked, read_footer
 from storage.digest import rows_digest, sha256_of
 from storage.errors import ForeignState, RecipeError, SourceError
 from storage.order import Order
-from storage.shard import RangeFile, Rows, decode, read_header, sample_rows
+from storage.shard import RangeFile, Rows, decode, read_header, row_bytes, sample_rows
 from storage.sources import Source
 from storage.targets import DenseTargets
 
@@ -35,7 +35,9 @@ class RowGroups(Protocol):
         ...
 
     @property
-    def bytes(self) -> int: ...
+    def bytes(self) -> int:
+        """What all rows take in memory."""
+        ...
 
     @property
     def digest(self) -> str:
@@ -57,7 +59,7 @@ class CacheRows:
         self._places = places
         self._footers: dict[str, Any] = {}
         self.rows = np.array([shard.row_groups[index].rows for shard, index in places], np.int64)
-        self.bytes = cache.bytes
+        self.bytes = int(self.rows.sum()) * row_bytes(read_footer(cache.store, cache.shards[0])[1])
         self.digest = cache.digest
         self.where = cache.url
 

@@ -53,7 +53,9 @@ def unpack(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> np.ndarray[An
     if not len(column):
         return np.empty((0, *shape), dtype)
     data = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
-    return data.view(dtype).reshape(len(column), *shape)
+    values = data.view(dtype).reshape(len(column), *shape)
+    values.flags.writeable = False  # the memory is Arrow's, and every other view's
+    return values
 
 
 def as_tensor_column(name: str, column: pa.ChunkedArray, field: pa.Field) -> tuple[pa.Field, pa.Array]:
@@ -66,16 +68,20 @@ def as_tensor_column(name: str, column: pa.ChunkedArray, field: pa.Field) -> tup
             f"Column '{name}' holds {column.null_count} nulls.", "Inputs have no nulls.", "Drop those rows."
         )
     if is_tensor(field):
+        _check_width(name, field)
         return field, column.combine_chunks()
     shape: list[int] = []
     flat, kind = column.combine_chunks(), field.type
     while pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         rows = len(flat)
         values = flat.flatten()
-        length = len(values) // rows if rows else 0
-        if not pa.types.is_fixed_size_list(kind) and any(
-            n != length for n in flat.value_lengths().unique().to_pylist()
-        ):
+        if flat.null_count:
+            raise SourceError(
+                f"Column '{name}' holds nulls inside its lists.", "Inputs have no nulls.", "Drop those rows."
+            )
+        fixed = pa.types.is_fixed_size_list(kind)
+        length = kind.list_size if fixed else len(values) // rows if rows else 0
+        if not fixed and any(n != length for n in flat.value_lengths().unique().to_pylist()):
             raise SourceError(
                 f"Column '{name}' holds lists of unequal length.",
                 "Every row of an input has one shape.",
@@ -95,3 +101,20 @@ def as_tensor_column(name: str, column: pa.ChunkedArray, field: pa.Field) -> tup
     if not shape:
         return pa.field(name, pa.from_numpy_dtype(array.dtype), nullable=False), pa.array(array)
     return tensor_field(name, array.dtype, tuple(shape), "input"), pack(array)
+
+
+def _check_width(name: str, field: pa.Field) -> None:
+    facts = field.metadata
+    try:
+        dtype, shape = np.dtype(facts[DTYPE].decode()), json.loads(facts[SHAPE])
+        width = dtype.itemsize * math.prod(shape)
+    except (KeyError, TypeError, ValueError):
+        raise SourceError(
+            f"Column '{name}' is binary whose metadata gives no dtype and shape.",
+            "A tensor's field says both, as in dtype 'float32' and shape '[3, 4]'.",
+        ) from None
+    if width != field.type.byte_width:
+        raise SourceError(
+            f"Column '{name}' has values of {field.type.byte_width} bytes.",
+            f"{dtype.name} of shape {shape} takes {width}.",
+        )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from storage.errors import SourceError
-from storage.names import find_function
+from storage.names import call, find_function
 from storage.samples import Columns, SourceFile, as_samples
 
 
@@ -31,12 +31,11 @@ class FunctionSource:
     @functools.cached_property
     def _table(self) -> pa.Table:
         function = find_function(self.function, "source.function")
-        try:
-            made = function(**self.arguments)
-        except TypeError as error:
+        made = call(function, self.arguments, self.function, SourceError, "source.arguments are its keyword arguments.")
+        if not isinstance(made, pa.Table | Iterable):
             raise SourceError(
-                f"{self.function} refused its arguments: {error}.", "source.arguments are its keyword arguments."
-            ) from error
+                f"{self.function} did not give Arrow tables.", "A source returns or yields pyarrow.Table."
+            )
         tables = [made] if isinstance(made, pa.Table) else list(made)
         if not all(isinstance(table, pa.Table) for table in tables):
             raise SourceError(
@@ -44,7 +43,12 @@ class FunctionSource:
             )
         if not tables:
             raise SourceError(f"{self.function} yielded nothing.", "A source has at least one sample.")
-        return pa.concat_tables(tables)
+        try:
+            return pa.concat_tables(tables)
+        except pa.ArrowInvalid:
+            raise SourceError(
+                f"{self.function} yielded tables of different columns.", "All of them have the same columns and types."
+            ) from None
 
     def to_dict(self) -> dict[str, Any]:
         return {"function": self.function, "arguments": self.arguments, "columns": asdict(self.columns)}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from storage.errors import SourceError
-from storage.samples import Columns, SourceFile, as_samples
+from storage.samples import LABEL, Columns, SourceFile, as_samples
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,27 @@ class ParquetSource:
                     first = seen if not groups else first
                     groups.append(index)
                 seen += rows
-            table = parquet.read_row_groups(groups, columns=self._wanted(parquet.schema_arrow))
-        return as_samples(table.slice(start - first, stop - start), self.columns, file.name)
+            names = parquet.schema_arrow.names
+            table = parquet.read_row_groups(groups, columns=self._wanted(names))
+        return as_samples(table.slice(start - first, stop - start), self.columns, file.name, names)
 
-    def _wanted(self, schema: pa.Schema) -> list[str] | None:
+    def _wanted(self, names: Sequence[str]) -> list[str] | None:
         if self.columns.inputs is None:
             return None
-        label = self.columns.label if isinstance(self.columns.label, str) else "label"
+        label = self.columns.label if isinstance(self.columns.label, str) else LABEL
         wanted = {self.columns.sample_id, *self.columns.inputs, label}
         # Columns that are not there are reported by as_samples, which knows what each was wanted for.
-        return [name for name in schema.names if name in wanted]
+        return [name for name in names if name in wanted]
 
     def to_dict(self) -> dict[str, Any]:
         return {"parquet": self.parquet, "columns": asdict(self.columns)}
 
 
 def _files(url: str) -> tuple[SourceFile, ...]:
-    fs, path = url_to_fs(url)
+    try:
+        fs, path = url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise SourceError(f"'{url}' cannot be opened: {error}.", "A source is at a URL that fsspec knows.") from None
     if fs.isdir(path):
         names = [name for name in fs.find(path) if name.endswith(".parquet")]
     else:
@@ -62,6 +66,6 @@ def _files(url: str) -> tuple[SourceFile, ...]:
         try:
             with fs.open(name, "rb") as handle:
                 files.append(SourceFile(name, pq.read_metadata(handle).num_rows))
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
             raise SourceError(f"'{name}' is no Parquet file: {error}.", "Every file of a source is one.") from None
     return tuple(files)

@@ -385,7 +385,7 @@ def test_held_out_rows_that_do_not_fit_are_told_of(
     if fault == "label":
         held_out = {"parquet": write_source("held-out.parquet", 10, labels=[0] * 9 + [7])}
     kept = Keeper()
-    with pytest.raises((Mismatch, SourceError), match="written for 5 classes|has the label 7"):
+    with pytest.raises((Mismatch, SourceError), match=r"written for 5 classes|has the label 7"):
         train(make_recipe(cache=make_cache(), evaluate=held_out, steps=2), Place(), observer=kept)
     assert kept.checkpoints == ([2] if fault == "label" else [])
 

@@ -1,0 +1,213 @@
+"""One winner a shard key, whoever races, dies or asks twice."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from storage.commits import (
+    Commit,
+    commit_path,
+    commit_shard,
+    committed_keys,
+    new_attempt,
+    read_commit,
+    shard_path,
+)
+from storage.digest import canonical_json, sha256_file
+from storage.errors import CorruptShard
+from storage.folder import Folder
+from storage.shard import byte_ranges, write_shard
+
+KEY = "ab" + "0" * 62
+Attempt = Callable[..., Commit]
+
+
+@pytest.fixture
+def attempt(make_samples: Any, make_batch: Any) -> Attempt:
+    """`attempt(store, name, first)`: one attempt at KEY, with rows of its own."""
+
+    def commit(store: Folder, name: str, first: int = 0, key: str = KEY) -> Commit:
+        batch = make_batch(make_samples(4, first), key)
+        staged = store.stage()
+        return commit_shard(store, key, name, staged, write_shard(staged, batch.schema, [batch]))
+
+    return commit
+
+
+def files(store: Folder) -> list[str]:
+    return [f"{kk}/{name}" for kk in store.names("shards") for name in store.names(f"shards/{kk}")]
+
+
+def test_the_paths_are_those_of_the_design() -> None:
+    assert shard_path(KEY, "a1") == f"shards/ab/{KEY}-a1.parquet"
+    assert commit_path(KEY) == f"commits/ab/{KEY}.json"
+
+
+def test_every_attempt_has_a_name_of_its_own() -> None:
+    assert len({new_attempt() for _ in range(100)}) == 100
+
+
+def test_a_committed_shard_is_what_its_record_says(folder: Folder, attempt: Attempt) -> None:
+    commit = attempt(folder, "a1")
+    assert (commit.shard_key, commit.attempt, commit.rows) == (KEY, "a1", 4)
+    assert commit.path == shard_path(KEY, "a1")
+    data = folder.read(commit.path)
+    with folder.open(commit.path) as file:
+        assert commit.sha256 == sha256_file(file)
+    assert commit.bytes == len(data) == commit.footer.stop
+    assert sum(group.rows for group in commit.row_groups) == 4
+    with folder.open(commit.path) as file:
+        assert pq.read_table(file).num_rows == 4
+    assert read_commit(folder, KEY) == commit
+    assert folder.names("tmp") == []
+
+
+def test_the_record_holds_the_ranges_of_the_published_file(local: Folder, attempt: Attempt) -> None:
+    commit = attempt(local, "a1")
+    groups, footer = byte_ranges(Path(local.url_of(commit.path)))
+    assert (commit.row_groups, commit.footer) == (tuple(groups), footer)
+
+
+def test_the_staged_file_is_gone_after_a_commit(folder: Folder, make_samples: Any, make_batch: Any) -> None:
+    batch, staged = make_batch(make_samples(2), KEY), folder.stage()
+    write_shard(staged, batch.schema, [batch])
+    commit_shard(folder, KEY, "a1", staged, 2)
+    assert not staged.exists()
+
+
+@pytest.mark.parametrize("first_of_loser", [0, 100])
+def test_of_two_attempts_the_first_wins_and_both_are_told_so(
+    folder: Folder, attempt: Attempt, first_of_loser: int
+) -> None:
+    winner = attempt(folder, "a1", 0)
+    told = attempt(folder, "a2", first_of_loser)
+    assert told == winner == read_commit(folder, KEY)
+    assert files(folder) == [f"ab/{KEY}-a1.parquet"]
+    assert folder.names("tmp") == []
+
+
+def test_of_many_that_race_all_are_told_of_one_winner_whose_file_stays(folder: Folder, attempt: Attempt) -> None:
+    told: list[Commit] = []
+    threads = [threading.Thread(target=lambda n=n: told.append(attempt(folder, f"a{n}", n))) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 8 and len(set(told)) == 1
+    assert files(folder) == [told[0].path.removeprefix("shards/")]
+    assert folder.names("tmp") == []
+
+
+def test_a_refused_put_of_my_own_record_is_my_success(
+    folder: Folder, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose first answer was lost asks again, and is told that the record is there already."""
+    really = folder.create
+
+    def create(path: str, data: bytes) -> bool:
+        return really(path, data) and not path.startswith("commits/")
+
+    monkeypatch.setattr(folder, "create", create)
+    commit = attempt(folder, "a1")
+    assert commit.attempt == "a1"
+    assert read_commit(folder, KEY) == commit
+    assert files(folder) == [f"ab/{KEY}-a1.parquet"]
+
+
+def test_the_file_is_there_before_the_record_that_names_it(
+    folder: Folder, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, seen = folder.create, []
+
+    def look(path: str, data: bytes) -> bool:
+        if path.startswith("commits/"):
+            seen.append(folder.size(json.loads(data)["path"]) == json.loads(data)["bytes"])
+        return really(path, data)
+
+    monkeypatch.setattr(folder, "create", look)
+    attempt(folder, "a1")
+    assert seen == [True]
+
+
+def test_an_attempt_that_died_before_its_record_does_not_stand_in_the_way(
+    folder: Folder, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = folder.create
+
+    def die(path: str, data: bytes) -> bool:
+        if path.startswith("commits/"):
+            raise KeyboardInterrupt
+        return really(path, data)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(folder, "create", die)
+        attempt(folder, "a1")
+    assert committed_keys(folder, [KEY]) == set()
+    commit = attempt(folder, "a2")
+    assert commit.attempt == "a2"
+    assert folder.read(commit.path)
+
+
+def test_two_keys_do_not_know_each_other(folder: Folder, attempt: Attempt) -> None:
+    other = "ac" + KEY[2:]
+    assert attempt(folder, "a1").path != attempt(folder, "a1", key=other).path
+    assert committed_keys(folder, [KEY, other]) == {KEY, other}
+
+
+def test_only_the_keys_that_were_asked_for_are_told(folder: Folder, attempt: Attempt) -> None:
+    same_folder, other = "ab" + "1" * 62, "cd" + "0" * 62
+    attempt(folder, "a1")
+    attempt(folder, "a1", key=same_folder)
+    assert committed_keys(folder, [KEY, other]) == {KEY}
+    assert committed_keys(folder, iter([KEY, same_folder])) == {KEY, same_folder}
+    assert committed_keys(folder, []) == set()
+
+
+def test_a_key_without_a_commit_is_not_found(folder: Folder) -> None:
+    assert committed_keys(folder, [KEY]) == set()
+    with pytest.raises(FileNotFoundError):
+        read_commit(folder, KEY)
+
+
+def test_a_commit_comes_back_from_its_record(folder: Folder, attempt: Attempt) -> None:
+    commit = attempt(folder, "a1")
+    assert Commit.from_dict(commit.to_dict()) == commit
+    assert Commit.from_dict(json.loads(canonical_json(commit.to_dict()))) == commit
+    assert folder.read(commit_path(KEY)) == canonical_json(commit.to_dict())
+    assert set(commit.to_dict()) == {
+        "shard_key",
+        "attempt",
+        "path",
+        "bytes",
+        "sha256",
+        "rows",
+        "row_groups",
+        "footer",
+    }
+
+
+def test_a_staged_file_of_other_rows_is_not_committed(folder: Folder, make_samples: Any, make_batch: Any) -> None:
+    batch, staged = make_batch(make_samples(4), KEY), folder.stage()
+    write_shard(staged, batch.schema, [batch])
+    with pytest.raises(CorruptShard, match=rf"The staged shard {KEY} holds 4 rows\. 5 were written"):
+        commit_shard(folder, KEY, "a1", staged, 5)
+    assert committed_keys(folder, [KEY]) == set() and files(folder) == []
+
+
+@pytest.mark.parametrize("kept", [0, 10, -1])
+def test_a_staged_file_that_is_not_whole_is_not_committed(
+    folder: Folder, make_samples: Any, make_batch: Any, kept: int
+) -> None:
+    batch, staged = make_batch(make_samples(4), KEY), folder.stage()
+    write_shard(staged, batch.schema, [batch])
+    staged.write_bytes(staged.read_bytes()[:kept])
+    with pytest.raises(CorruptShard, match=f"The staged shard {KEY}"):
+        commit_shard(folder, KEY, "a1", staged, 4)
+    assert committed_keys(folder, [KEY]) == set() and files(folder) == []

@@ -1,0 +1,282 @@
+"""What every folder promises, on each kind of file system that a store is written to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from storage.errors import StoreError
+from storage.folder import Folder, open_url
+
+
+def race(calls: int, call: Callable[[int], object]) -> list[object]:
+    """`call(i)` from that many threads at once; what each returned or raised."""
+    gate = threading.Barrier(calls)
+    answers: list[object] = [None] * calls
+
+    def run(index: int) -> None:
+        gate.wait()
+        try:
+            answers[index] = call(index)
+        except BaseException as error:
+            answers[index] = error
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(calls)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # many more chances to come in between
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    return answers
+
+
+def test_create_makes_a_file_once_and_never_overwrites_it(folder: Folder) -> None:
+    assert folder.create("a/b.json", b"first") is True
+    assert folder.create("a/b.json", b"second") is False
+    assert folder.create("a/b.json", b"first") is False
+    assert folder.read("a/b.json") == b"first"
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00\xff" * 70_000])
+def test_what_was_created_is_read_back_whole(folder: Folder, data: bytes) -> None:
+    assert folder.create("file", data)
+    assert folder.read("file") == data
+    assert folder.size("file") == len(data)
+    with folder.open("file") as file:
+        assert file.read() == data
+    with open_url(folder.url_of("file")) as file:
+        assert file.read() == data
+
+
+def test_of_fifty_that_race_to_create_one_wins_and_its_content_is_whole(folder: Folder) -> None:
+    contents = [bytes([index]) * 20_000 for index in range(50)]
+    answers = race(50, lambda index: folder.create("prize", contents[index]))
+    assert sorted(map(str, answers)) == ["False"] * 49 + ["True"]
+    assert folder.read("prize") == contents[answers.index(True)]
+    assert folder.names("tmp") == []
+
+
+def test_create_leaves_no_staged_file_whether_it_wins_or_loses(folder: Folder) -> None:
+    folder.create("x", b"1")
+    folder.create("x", b"2")
+    assert folder.names("tmp") == []
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_create_keeps_its_promise_where_there_are_no_hard_links(
+    local: Folder, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    answers = race(20, lambda index: local.create("a/prize", bytes([index]) * 1000))
+    assert sorted(map(str, answers)) == ["False"] * 19 + ["True"]
+    assert local.read("a/prize") == bytes([answers.index(True)]) * 1000
+
+
+def test_a_put_that_fails_halfway_without_hard_links_leaves_its_name_free(
+    local: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    calls: list[int] = []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 2:  # the first one is of the staged file
+            raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        local.create("record", b"0123456789")
+    assert not local.exists("record")
+
+
+def test_another_failure_of_a_hard_link_is_not_swallowed(local: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match="the disk is broken"):
+        local.create("x", b"1")
+    assert local.names("tmp") == []
+    assert not local.exists("x")
+
+
+def test_write_overwrites(folder: Folder) -> None:
+    folder.write("names/digits", b"a long first content")
+    folder.write("names/digits", b"short")
+    assert folder.read("names/digits") == b"short"
+    assert folder.names("tmp") == []
+
+
+@pytest.mark.parametrize(
+    "start, stop, found", [(0, 10, b"0123456789"), (0, 1, b"0"), (3, 7, b"3456"), (8, 99, b"89"), (4, 4, b"")]
+)
+def test_a_range_is_those_bytes_and_fewer_at_the_end(folder: Folder, start: int, stop: int, found: bytes) -> None:
+    folder.write("digits", b"0123456789")
+    assert folder.read_range("digits", start, stop) == found
+
+
+def test_what_is_not_there_is_not_found(folder: Folder) -> None:
+    folder.write("other", b"")
+    assert not folder.exists("no/file")
+    for read in (folder.read, folder.open, folder.size, lambda path: folder.read_range(path, 0, 1)):
+        with pytest.raises(FileNotFoundError):
+            read("no/file")
+
+
+def test_names_are_sorted_and_without_their_folder(folder: Folder) -> None:
+    for path in ("b", "a", "c/inner", "ab"):
+        folder.create(path, b"")
+    assert [name for name in folder.names() if name != "tmp"] == ["a", "ab", "b", "c"]
+    assert folder.names("c") == ["inner"]
+    assert folder.names("no/such") == []
+
+
+def test_names_tells_of_a_file_that_came_after_the_last_look(folder: Folder) -> None:
+    folder.create("a/1", b"")
+    assert folder.names("a") == ["1"]
+    Folder(folder.url).create("a/2", b"")
+    assert folder.names("a") == ["1", "2"]
+
+
+def test_nothing_is_inside_a_file(folder: Folder) -> None:
+    folder.create("file", b"")
+    assert folder.names("file") == []
+
+
+def test_removing_what_is_missing_is_silent(folder: Folder) -> None:
+    folder.create("a/x", b"")
+    folder.remove("a/x")
+    assert not folder.exists("a/x")
+    folder.remove("a/x")
+    folder.remove("never/was")
+
+
+def test_removing_a_folder_removes_what_it_holds_and_nothing_else(folder: Folder) -> None:
+    for path in ("a/x", "a/b/y", "ab", "c"):
+        folder.create(path, b"")
+    folder.remove("a")
+    assert [folder.exists(path) for path in ("a/x", "a/b/y", "a", "ab", "c")] == [False, False, False, True, True]
+
+
+def test_a_removed_file_can_be_created_again(folder: Folder) -> None:
+    folder.create("x", b"1")
+    folder.remove("x")
+    assert folder.create("x", b"2") is True
+
+
+def test_publish_gives_a_staged_file_its_name_and_leaves_none_behind(folder: Folder) -> None:
+    staged = folder.stage()
+    staged.write_bytes(b"a shard")
+    folder.publish(staged, "shards/aa/x.parquet")
+    assert folder.read("shards/aa/x.parquet") == b"a shard"
+    assert not staged.exists()
+
+
+def test_publish_over_a_file_is_refused_and_leaves_that_file_alone(folder: Folder) -> None:
+    folder.create("x", b"first")
+    staged = folder.stage()
+    staged.write_bytes(b"second")
+    with pytest.raises(StoreError, match="exists already"):
+        folder.publish(staged, "x")
+    assert folder.read("x") == b"first"
+    assert not staged.exists()
+
+
+def test_every_staged_path_is_new(folder: Folder) -> None:
+    assert len({folder.stage() for _ in range(20)}) == 20
+
+
+def test_a_local_file_is_staged_on_the_disk_of_its_store(local: Folder) -> None:
+    assert Path(local.url) in local.stage().parents
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "..", "../x", "a/../../x", "a/..", "memory://x/y", "file:///x"])
+def test_a_path_that_leads_out_is_refused(folder: Folder, path: str) -> None:
+    for call in (
+        folder.exists,
+        folder.read,
+        folder.names,
+        folder.remove,
+        folder.open,
+        lambda path: folder.create(path, b""),
+        lambda path: folder.write(path, b""),
+    ):
+        with pytest.raises(StoreError, match="leads out of"):
+            call(path)
+
+
+def test_a_name_with_two_dots_inside_is_no_way_out(folder: Folder) -> None:
+    assert folder.create("a..b/c..", b"")
+
+
+def test_a_sub_folder_is_a_folder(folder: Folder) -> None:
+    folder.sub("a").create("b", b"1")
+    assert folder.read("a/b") == b"1"
+    assert folder.sub("a").url == folder.url_of("a")
+    assert folder.sub("a").exists() and not folder.sub("b").exists()
+
+
+def test_a_folder_opened_again_by_its_url_is_the_same(folder: Folder) -> None:
+    folder.create("x", b"1")
+    again = Folder(folder.url)
+    assert (again.url, again.read("x")) == (folder.url, b"1")
+    assert Folder(f"{folder.url}/").url == folder.url
+
+
+def test_prepare_makes_the_folder_and_leaves_nothing_to_read(folder: Folder) -> None:
+    folder.prepare()
+    folder.prepare()
+    assert folder.names("tmp") == []
+    assert set(folder.names()) <= {"tmp"}
+    assert folder.protocol == "memory" or folder.exists()
+
+
+def test_a_place_that_nobody_may_write_is_refused_in_a_sentence() -> None:
+    with pytest.raises(StoreError, match=r"^The store /proc/store cannot be written: .*\. Choose another store"):
+        Folder("/proc/store").prepare()
+
+
+def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = Folder("store")
+    assert made.url == str(tmp_path / "store")
+    assert Folder(f"file://{tmp_path}/store").url == made.url
+
+
+@pytest.mark.parametrize("path", ["file", "file/store", "file/a/b"])
+def test_a_store_inside_a_file_is_refused_in_a_sentence(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(
+        StoreError, match=r"^The store .*/file.* cannot be written: .*\. A job needs .*\. Choose another"
+    ):
+        Folder(str(tmp_path / path)).prepare()
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+@pytest.mark.parametrize("url", ["nonsense://bucket/store", "noprotocol9://x"])
+def test_an_unknown_protocol_is_refused_in_a_sentence(url: str) -> None:
+    with pytest.raises(StoreError, match=rf"^'{url}' cannot be opened: .*\. A store is a folder URL"):
+        Folder(url)
+
+
+def test_a_store_where_put_if_absent_is_not_known_to_hold_is_not_written(tmp_path: Path) -> None:
+    # A cached view of a local folder is a file system that no promise is known of.
+    store = Folder(f"simplecache::file://{tmp_path}")
+    with pytest.raises(StoreError, match=r"is on '.*cache'\. .*put-if-absent holds there\. Name a local"):
+        store.prepare()

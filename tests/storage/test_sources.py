@@ -1,0 +1,284 @@
+"""What every source promises, on the same rows from files and from a function."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from storage.digest import rows_digest
+from storage.errors import RecipeError, SourceError
+from storage.sources import SOURCES, Source, make_source
+
+ROWS = 23
+MODULE = '''
+"""Rows that follow from their index."""
+import numpy as np, pyarrow as pa
+
+def rows(count, changed=-1):
+    ids = np.arange(count)
+    x = (ids[:, None] * 10 + np.arange(3)).astype("float32")
+    x[changed] += changed >= 0
+    return pa.table({"sample_id": ids, "x": list(x), "label": ids % 4})
+
+def at_once(count=23, changed=-1):
+    return rows(count, changed)
+
+def in_pieces(count=23, changed=-1):
+    table = rows(count, changed)
+    for start, stop in ((0, 4), (4, 4), (4, 5), (5, count)):
+        yield table.slice(start, stop - start)
+'''
+
+
+def raw(changed: int = -1) -> pa.Table:
+    """The same rows as MODULE's."""
+    ids = np.arange(ROWS)
+    x = (ids[:, None] * 10 + np.arange(3)).astype(np.float32)
+    x[changed] += changed >= 0
+    return pa.table({"sample_id": ids, "x": list(x), "label": ids % 4})
+
+
+Open = Callable[..., Source]
+
+
+@pytest.fixture(params=["one file", "a folder", "a pattern", "a file of odd groups", "a table", "tables"])
+def open_source(request: pytest.FixtureRequest, tmp_path: Path, module: Callable[[str], str]) -> Open:
+    """`open_source(changed)`: a source of `raw(changed)`, by each way in."""
+    kind = request.param
+    if kind in ("a table", "tables"):
+        function = f"{module(MODULE)}:{'at_once' if kind == 'a table' else 'in_pieces'}"
+        return lambda changed=-1, **more: make_source(
+            {"function": function, "arguments": {"count": ROWS, "changed": changed}, **more}
+        )
+
+    def write(changed: int = -1, **more: Any) -> Source:
+        folder = tmp_path / f"data {changed}"
+        folder.mkdir(exist_ok=True)
+        table = raw(changed)
+        if kind == "a file of odd groups":
+            with pq.ParquetWriter(folder / "a.parquet", table.schema) as writer:
+                for start, stop in ((0, 1), (1, 6), (6, 13), (13, 15), (15, ROWS)):
+                    writer.write_table(table.slice(start, stop - start))
+        elif kind == "one file":
+            pq.write_table(table, folder / "a.parquet")
+        else:
+            pq.write_table(table.slice(0, 9), folder / "a.parquet", row_group_size=4)
+            pq.write_table(table.slice(9), folder / "b.parquet", row_group_size=5)
+            (folder / "README.txt").write_text("no samples")
+        end = {"one file": "/a.parquet", "a pattern": "/*.parquet"}.get(kind, "")
+        return make_source({"parquet": f"{folder}{end}", **more})
+
+    return write
+
+
+def read_all(source: Source) -> pa.Table:
+    return pa.concat_tables([source.read(file, 0, file.rows) for file in source.files()])
+
+
+def test_every_source_is_tried_here() -> None:
+    assert set(SOURCES) == {"parquet", "function"}
+
+
+def test_every_way_in_gives_the_same_samples(open_source: Open) -> None:
+    table = read_all(open_source())
+    assert table.schema.names == ["sample_id", "x", "label"]
+    assert table.column("sample_id").to_pylist() == list(range(ROWS))
+    assert rows_digest(table) == "5c6dbaf2d7b9bcad491383b937244d08fb9e8a5adaec2b81da38719f20e6ec2e"
+
+
+def test_ids_are_stable(open_source: Open) -> None:
+    first, again = open_source(), open_source()
+    assert [file.rows for file in first.files()] == [file.rows for file in again.files()]
+    assert [file.name for file in first.files()] == [file.name for file in again.files()]
+    assert rows_digest(read_all(first)) == rows_digest(read_all(first)) == rows_digest(read_all(again))
+
+
+def test_a_slice_is_those_rows(open_source: Open) -> None:
+    source = open_source()
+    for file in source.files():
+        whole = source.read(file, 0, file.rows)
+        for start in range(file.rows):
+            for stop in range(start + 1, file.rows + 1):
+                part = source.read(file, start, stop)
+                assert part.num_rows == stop - start
+                assert part.equals(whole.slice(start, stop - start)), (start, stop)
+
+
+def test_the_digest_of_a_slice_is_that_of_its_values(open_source: Open) -> None:
+    source = open_source()
+    file = source.files()[-1]
+    start, stop = file.rows - 7, file.rows - 2
+    assert rows_digest(source.read(file, start, stop)) == rows_digest(
+        source.read(file, 0, file.rows).slice(start, stop - start)
+    )
+
+
+@pytest.mark.parametrize("changed", [0, 11, ROWS - 1])
+def test_one_changed_value_changes_the_digest(open_source: Open, changed: int) -> None:
+    assert rows_digest(read_all(open_source())) != rows_digest(read_all(open_source(changed)))
+
+
+def test_columns_are_chosen_by_name(open_source: Open) -> None:
+    assert read_all(open_source(columns={"inputs": ["x"]})).schema.names == ["sample_id", "x", "label"]
+    assert read_all(open_source(columns={"inputs": ["x"], "label": "sample_id"})).column("label")[5].as_py() == 5
+
+
+@pytest.mark.parametrize("inputs", [["x"], None])
+def test_label_false_leaves_labels_out(open_source: Open, inputs: list[str] | None) -> None:
+    source = open_source(columns={"inputs": inputs, "label": False})
+    assert read_all(source).schema.names == ["sample_id", "x"]
+
+
+def test_a_missing_column_is_named_with_the_nearest(open_source: Open) -> None:
+    source = open_source(columns={"inputs": ["x"], "label": "lable"})
+    with pytest.raises(SourceError, match=r"no column 'lable'.*source\.columns\.label.*Did you mean 'label'\?"):
+        source.read(source.files()[0], 0, 1)
+    source = open_source(columns={"inputs": ["pixels_x", "x"]})
+    with pytest.raises(SourceError, match=r"no column 'pixels_x' \(asked for as source\.columns\.inputs\)"):
+        source.read(source.files()[0], 0, 1)
+
+
+def test_a_source_says_what_it_is_and_comes_back_from_that(open_source: Open) -> None:
+    source = open_source(columns={"inputs": ["x"]})
+    again = make_source(source.to_dict())
+    assert again == source
+    assert again.to_dict() == source.to_dict()
+
+
+# Files
+
+
+def test_files_stand_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("b.parquet", "a/z.parquet", "c.parquet", "a/b.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(raw().slice(0, 2), tmp_path / name)
+    found = [file.name.removeprefix(f"{tmp_path}/") for file in make_source({"parquet": str(tmp_path)}).files()]
+    assert found == ["a/b.parquet", "a/z.parquet", "b.parquet", "c.parquet"]
+
+
+def test_a_file_added_to_a_folder_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+    pq.write_table(raw().slice(0, 9), tmp_path / "b.parquet")
+    source = make_source({"parquet": str(tmp_path)})
+    before = source.files()
+    pq.write_table(raw().slice(9), tmp_path / "a.parquet")
+    assert set(before) < set(source.files())
+
+
+@pytest.mark.parametrize("end", ["", "/none.parquet", "/*.parquet", "/no/such/folder"])
+def test_a_place_without_parquet_files_is_named(tmp_path: Path, end: str) -> None:
+    (tmp_path / "notes.txt").write_text("no samples")
+    with pytest.raises(SourceError, match=rf"^There are no Parquet files at '{tmp_path}.*A source is a file, a folder"):
+        make_source({"parquet": f"{tmp_path}{end}"}).files()
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n", b"PAR1" + bytes(100) + b"PAR1"])
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path, content: bytes) -> None:
+    pq.write_table(raw(), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes(content)
+    with pytest.raises(SourceError, match=r"b\.parquet' is no Parquet file"):
+        make_source({"parquet": str(tmp_path)}).files()
+
+
+def test_an_unknown_protocol_is_refused_in_a_sentence() -> None:
+    with pytest.raises(SourceError, match="nonsense://"):
+        make_source({"parquet": "nonsense://bucket/data"}).files()
+
+
+def test_null_ids_and_null_labels_are_refused_with_the_files_name(tmp_path: Path) -> None:
+    for column, found in (("sample_id", "sample ids"), ("label", "labels")):
+        table = raw().slice(0, 3)
+        at = table.schema.names.index(column)
+        path = tmp_path / f"{column}.parquet"
+        pq.write_table(table.set_column(at, column, pa.array([0, None, 2])), path)
+        source = make_source({"parquet": str(path)})
+        with pytest.raises(SourceError, match=rf"{path}: the {found} in '{column}' .*1 nulls"):
+            source.read(source.files()[0], 0, 3)
+
+
+def test_only_the_columns_that_are_wanted_are_looked_at(tmp_path: Path) -> None:
+    pq.write_table(raw().append_column("text", pa.array(["a"] * ROWS)), tmp_path / "a.parquet")
+    everything = make_source({"parquet": str(tmp_path)})
+    with pytest.raises(SourceError, match="Column 'text'"):
+        everything.read(everything.files()[0], 0, 1)
+    source = make_source({"parquet": str(tmp_path), "columns": {"inputs": ["x"]}})
+    assert source.read(source.files()[0], 0, 1).schema.names == ["sample_id", "x", "label"]
+
+
+def test_samples_are_read_behind_any_url(folder: Any) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(raw(), sink)
+    folder.create("data/a.parquet", sink.getvalue().to_pybytes())
+    source = make_source({"parquet": folder.url_of("data")})
+    assert source.read(source.files()[0], 3, 5).column("sample_id").to_pylist() == [3, 4]
+
+
+# Functions
+
+
+FUNCTIONS = """
+import pyarrow as pa
+def good(): return pa.table({"sample_id": [1], "x": [1.0]})
+def nothing(): yield from ()
+def none(): return None
+def numbers(): yield good(); yield 3
+def rows(): return [{"sample_id": 1}]
+def mixed(): yield good(); yield pa.table({"sample_id": [1], "y": [1.0]})
+def broken(): return len(5)
+"""
+
+
+@pytest.mark.parametrize(
+    "name, found",
+    [
+        ("nothing", "yielded nothing"),
+        ("none", "did not give Arrow tables"),
+        ("numbers", "did not give Arrow tables"),
+        ("rows", "did not give Arrow tables"),
+        ("mixed", "different|schema|columns"),
+    ],
+)
+def test_a_function_that_gives_no_tables_is_named(module: Callable[[str], str], name: str, found: str) -> None:
+    function = f"{module(FUNCTIONS)}:{name}"
+    with pytest.raises(SourceError, match=rf"^{function} .*{found}"):
+        make_source({"function": function}).files()
+
+
+def test_arguments_that_a_function_does_not_take_are_refused(module: Callable[[str], str]) -> None:
+    function = f"{module(FUNCTIONS)}:good"
+    with pytest.raises(SourceError, match=rf"^{function} refused its arguments: .*'split'.*source\.arguments"):
+        make_source({"function": function, "arguments": {"split": "train"}}).files()
+
+
+def test_a_function_that_fails_inside_is_not_said_to_refuse_its_arguments(module: Callable[[str], str]) -> None:
+    with pytest.raises(Exception, match=r"object of type 'int' has no len\(\)") as caught:
+        make_source({"function": f"{module(FUNCTIONS)}:broken"}).files()
+    assert "refused its arguments" not in str(caught.value)
+
+
+def test_a_misspelt_function_is_answered_with_the_nearest(module: Callable[[str], str]) -> None:
+    with pytest.raises(RecipeError, match=r"source\.function: .*no function 'goood'\. Did you mean 'good'\?"):
+        make_source({"function": f"{module(FUNCTIONS)}:goood"}).files()
+
+
+def test_a_function_is_called_once(module: Callable[[str], str]) -> None:
+    name = module("calls = []\n" + FUNCTIONS.replace("def good():", "def good(): calls.append(1);"))
+    source = make_source({"function": f"{name}:good"})
+    for _ in range(3):
+        source.read(source.files()[0], 0, 1)
+    assert sys.modules[name].calls == [1]
+
+
+# Settings
+
+
+@pytest.mark.parametrize("settings", [{}, {"parquet": "a", "function": "b:c"}, {"parquet": None}])
+def test_a_source_is_of_exactly_one_kind(settings: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"^source names .*It names exactly one of: parquet, function\."):
+        make_source(settings)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from storage import cache as caches
-from storage.console import last, run_command, table
+from storage.console import last, run_command, say, table
 from storage.folder import Folder
 from storage.recipes import absolute
 
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _ls(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     wanted = ("name", "url", "cache_key", "cache_digest", "encoding", "samples", "positions", "bytes", "quarantined")
-    rows = [{key: row[key] for key in wanted} for row in caches.list_caches(Folder(absolute(asked.store)))]
+    found, problems = caches.list_caches(Folder(absolute(asked.store)))
+    rows = [{key: row[key] for key in wanted} for row in found]
     lines = [
         [
             f"{row['name'] or ''}@{row['cache_key'][:8]}",
@@ -47,7 +48,9 @@ def _ls(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
         for row in rows
     ]
     text = table(["cache", "digest", "encoding", "samples", "MB", "quarantined"], lines) if rows else "no sealed cache"
-    return {"caches": rows}, text, 0
+    for problem in problems:
+        say(problem)
+    return {"caches": rows, "problems": problems}, text, 3 if problems else 0
 
 
 def _show(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,9 @@ import pyarrow.parquet as pq
 
 from storage.commits import Commit
 from storage.digest import range_digest, sha256_file, sha256_of
-from storage.errors import CorruptShard, NoCache
+from storage.errors import CorruptShard, NoCache, RecipeError
 from storage.folder import Folder
-from storage.names import nearest
+from storage.names import NAME_PATTERN, nearest
 from storage.samples import LABEL, input_names
 from storage.shard import FORMAT_VERSION, ShardHeader, read_header
 
@@ -111,6 +112,8 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
     `lineage` is kept as it was first sealed. Raises CorruptShard when a shard's footer cannot be read,
     or when the cache was sealed with other files.
     """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise RecipeError(f"'{name}' is no name for a cache.", "It has letters, digits, '.', '_' and '-'.")
     key = cache_key([s.shard_key for s in shards])
     if not store.exists(f"caches/{key}/cache.json"):
         header, schema = read_footer(store, shards[0])
@@ -296,20 +299,28 @@ def _counts(cache: Cache) -> dict[str, Any]:
     }
 
 
-def list_caches(store: Folder) -> list[dict[str, Any]]:
-    """Every sealed cache under each of its names; name is None where no name points to it any more."""
+def list_caches(store: Folder) -> tuple[list[dict[str, Any]], list[str]]:
+    """The facts of every sealed cache under each of its names, and a sentence for each that cannot be read.
+
+    A name is None where none points to the cache any more. Raises NoCache where there is no store.
+    """
     if not store.exists():
         raise NoCache(f"There is no store at {store.url}.", "A store is a folder that a teacher's recipe wrote to.")
     named: dict[str, list[str | None]] = {}
     for name in store.names("names"):
         named.setdefault(store.read(f"names/{name}").decode().strip(), []).append(name)
     rows: list[dict[str, Any]] = []
+    problems: list[str] = []
     for key in store.names("caches"):
         if not store.exists(f"caches/{key}/cache.json"):
             continue
-        facts = read_cache(store, key).facts()
+        try:
+            facts = read_cache(store, key).facts()
+        except (NoCache, CorruptShard) as error:
+            problems.append(str(error))
+            continue
         rows += [{**facts, "name": name} for name in named.get(key, [None])]
-    return sorted(rows, key=lambda row: (row["name"] is None, row["name"] or "", row["cache_key"]))
+    return sorted(rows, key=lambda row: (row["name"] is None, row["name"] or "", row["cache_key"])), problems
 
 
 def _write_index(shards: Sequence[Commit]) -> bytes:

@@ -95,8 +95,16 @@ def _checked(staged: Path, shard_key: str, rows: int) -> tuple[list[ByteRange], 
 
 
 def read_commit(store: Folder, shard_key: str) -> Commit:
-    """The commit of a shard key. Raises FileNotFoundError when there is none."""
-    return Commit.from_dict(json.loads(store.read(commit_path(shard_key))))
+    """The commit of a shard key. Raises FileNotFoundError for none, CorruptShard for one that is no record."""
+    record = store.read(commit_path(shard_key))
+    try:
+        return Commit.from_dict(json.loads(record))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptShard(
+            f"{store.url_of(commit_path(shard_key))} is no commit record ({type(error).__name__}: {error}).",
+            "It is JSON that says where a shard lies and what its bytes are.",
+            "Remove it and run the recipe again; its shard is computed anew.",
+        ) from None
 
 
 def committed_keys(store: Folder, shard_keys: Iterable[str]) -> set[str]:

@@ -83,9 +83,12 @@ class Folder:
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
 
     def remove(self, path: str) -> None:
-        """Remove a file, or a folder with all that it holds, if it is there."""
+        """Remove a file, or a folder with all that it holds, if it is there; never the whole of this folder."""
+        target = self._at(path)
+        if not path.strip("/."):
+            raise StoreError(f"'{path}' is all of {self.url}.", "Something inside it can be removed.")
         try:
-            self._fs.rm(self._at(path), recursive=True)
+            self._fs.rm(target, recursive=True)
         except FileNotFoundError:
             return
 
@@ -111,7 +114,8 @@ class Folder:
     def create(self, path: str, data: bytes) -> bool:
         """Put a whole file if nothing is there: True when this call made it, False when it existed.
 
-        A reader sees the whole file or none, and of any number of racing callers one gets True.
+        Of any number of racing callers one gets True. A reader sees the whole file or none, but for
+        file systems without hard links, where it may see a file that is still being written.
         """
         if self.protocol == "memory":
             with _memory_lock:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import Any
 
 from storage.errors import RecipeError, StillhouseError
+
+# Names of caches and runs, which become files and folders.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -33,8 +37,15 @@ def call(
         ) from None
     except ValueError:
         pass  # some functions written in C tell no signature; they refuse for themselves
-    try:
+    with guarded(name, error):
         return function(**arguments)
+
+
+@contextmanager
+def guarded(name: str, error: type[StillhouseError]) -> Generator[None]:
+    """What a user's own function raises becomes an `error` that names it; its cause keeps the traceback."""
+    try:
+        yield
     except StillhouseError:
         raise
     except Exception as reason:

@@ -81,7 +81,7 @@ def read_recipe(path: str, overrides: Sequence[str], kind: type[RecipeType]) -> 
     except UnicodeDecodeError:
         raise RecipeError(f"The recipe '{path}' is no text.", "A recipe is a YAML file.") from None
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _OneKeyEach)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(tree, dict):
@@ -97,6 +97,20 @@ def read_recipe(path: str, overrides: Sequence[str], kind: type[RecipeType]) -> 
 def recipe_digest(recipe: Section, without: Sequence[str] = ()) -> str:
     """sha256 of a recipe as it was resolved, without some of its top-level keys."""
     return sha256_of(recipe.model_dump(mode="json", exclude=set(without)))
+
+
+class _OneKeyEach(yaml.SafeLoader):
+    """safe_load, but for keys that appear twice: YAML would take the last one without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' appears twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

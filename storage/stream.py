@@ -14,7 +14,7 @@ from storage import order as ordering
 from storage.cache import Cache, footer_metadata, read_checked, read_footer
 from storage.digest import rows_digest, sha256_of
 from storage.errors import ForeignState, RecipeError, SourceError
-from storage.order import Order
+from storage.order import Epoch, Order
 from storage.shard import RangeFile, Rows, decode, read_header, row_bytes, sample_rows
 from storage.sources import Source
 from storage.targets import DenseTargets
@@ -137,6 +137,7 @@ class Stream:
         self.order = Order(seed, min(total, fits))
         self._place = 0
         self._held: dict[int, Rows] = {}
+        self._epochs: dict[int, Epoch] = {}
         nothing = np.empty(0, np.int64)
         self._ahead: tuple[int, int, tuple[Ints, Ints, Ints]] = (0, 0, (nothing, nothing, nothing))
 
@@ -169,7 +170,7 @@ class Stream:
         epochs, group, row = self._locate(places)
         held: set[int] = set()
         for number in np.unique(epochs).tolist():
-            laid = ordering.epoch(self.order, self._groups.rows, number)
+            laid = self._epoch(number)
             for window in np.unique(places[epochs == number] % self._total // self.order.window).tolist():
                 held.update(laid.window_groups(self.order, window).tolist())
         # A row group is let go of when the last window that draws from it has passed.
@@ -181,6 +182,13 @@ class Stream:
             at = np.flatnonzero(group == index)
             pieces.append((at, self._held[index], row[at]))
         return _take(pieces, len(places))
+
+    def _epoch(self, number: int) -> Epoch:
+        """An epoch's row groups in order; kept while batches come from it, since each asks."""
+        if number not in self._epochs:
+            self._epochs = {n: laid for n, laid in self._epochs.items() if n == number - 1}
+            self._epochs[number] = ordering.epoch(self.order, self._groups.rows, number)
+        return self._epochs[number]
 
     def _locate(self, places: Ints) -> tuple[Ints, Ints, Ints]:
         """(epoch, row group, row), each [B]; worked out for many batches at once, since one costs as much."""

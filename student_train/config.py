@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from storage.errors import RecipeError
 from storage.models import ModelSpec
-from storage.names import nearest
+from storage.names import NAME_PATTERN, nearest
 from storage.recipes import Location, Section, SourceSection, TrackingSection, recipe_digest
 from student_train.losses import LOSSES
 
@@ -61,7 +61,7 @@ _PLACES = ("cache", "source", "evaluate", "output", "resume", "ray", "tracking",
 
 
 class StudentRecipe(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME_PATTERN)
     role: Literal["teacher", "student", "baseline"] | None = None
     cache: Location | None = None
     source: SourceSection | None = None

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from storage.encodings import Encoding, make_encoding
 from storage.models import ModelSpec, spec_from_folder
+from storage.names import NAME_PATTERN
 from storage.recipes import Location, Section, SourceSection, TrackingSection
 
 
@@ -50,7 +51,7 @@ class TargetsSection(Section):
 class HeldOutSection(Section):
     """A second source that the same job runs the teacher over and seals as a cache of its own."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME_PATTERN)
     source: SourceSection
 
 
@@ -70,7 +71,7 @@ class RaySection(Section):
 
 
 class TeacherRecipe(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME_PATTERN)
     store: Location
     source: SourceSection
     held_out: HeldOutSection | None = None

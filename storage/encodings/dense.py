@@ -20,8 +20,8 @@ class Dense:
     """Keep z/T_c - max(z/T_c) for all V classes; for class counts up to some thousands.
 
     Any temperature T is served by softmax(stored * T_c / T), so T_c is recorded but is not part of
-    the question that a shard answers. Rounding: a stored value x is within |x| * 2^-11 of the
-    teacher's (float16) and a value below -65,504 is stored as -65,504.
+    the question that a shard answers. Rounding: a stored value x is within |x| * 2^-11 + 2^-25 of
+    the teacher's (float16), and a value below -65,504 is stored as -65,504.
     """
 
     temperature: float = 1.0

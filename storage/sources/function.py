@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from storage.errors import SourceError
-from storage.names import call, find_function
+from storage.names import call, find_function, guarded
 from storage.samples import Columns, SourceFile, as_samples
 
 
@@ -36,7 +36,8 @@ class FunctionSource:
             raise SourceError(
                 f"{self.function} did not give Arrow tables.", "A source returns or yields pyarrow.Table."
             )
-        tables = [made] if isinstance(made, pa.Table) else list(made)
+        with guarded(self.function, SourceError):  # a generator runs only now
+            tables = [made] if isinstance(made, pa.Table) else list(made)
         if not all(isinstance(table, pa.Table) for table in tables):
             raise SourceError(
                 f"{self.function} did not give Arrow tables.", "A source returns or yields pyarrow.Table."

@@ -24,7 +24,7 @@ from storage.cache import (
     verify,
 )
 from storage.commits import Commit
-from storage.errors import CorruptShard, NoCache, StillhouseError, VerificationError
+from storage.errors import CorruptShard, NoCache, RecipeError, StillhouseError, VerificationError
 from storage.folder import Folder
 from storage.shard import ByteRange
 
@@ -136,7 +136,10 @@ def test_the_same_shards_under_another_name_are_the_same_cache(folder: Folder, p
     first, second = seal(folder, "one", shards, {}), seal(folder, "two", shards, {})
     assert first.digest == second.digest
     assert folder.names("caches") == [first.key]
-    assert [(row["name"], row["cache_key"]) for row in list_caches(folder)] == [("one", first.key), ("two", first.key)]
+    assert [(row["name"], row["cache_key"]) for row in list_caches(folder)[0]] == [
+        ("one", first.key),
+        ("two", first.key),
+    ]
 
 
 def test_the_order_of_shards_is_part_of_a_cache(folder: Folder, put_shard: Make) -> None:
@@ -224,7 +227,7 @@ def test_a_shard_with_a_damaged_footer_is_not_sealed(folder: Folder, put_shard: 
     flip(folder, shard.path, at)
     with pytest.raises(CorruptShard, match=rf"{shard.path} is damaged: the footer"):
         seal(folder, "digits", [shard], {})
-    assert list_caches(folder) == []
+    assert list_caches(folder) == ([], [])
 
 
 # Names
@@ -267,7 +270,7 @@ def test_a_name_moves_and_name_at_key_does_not(folder: Folder, put_shard: Make) 
     old, new = seal(folder, "digits", [a], {}), seal(folder, "digits", [a, b], {})
     assert open_cache(folder.url_of("digits")).key == new.key
     assert open_cache(folder.url_of(f"digits@{old.key[:8]}")).key == old.key
-    rows = list_caches(folder)
+    rows = list_caches(folder)[0]
     assert [(row["name"], row["cache_key"]) for row in rows] == [("digits", new.key), (None, old.key)]
     seal(folder, "digits", [a], {})
     assert open_cache(folder.url_of("digits")).key == old.key
@@ -277,15 +280,15 @@ def test_a_list_of_caches_leaves_out_what_is_not_sealed(folder: Folder, make_cac
     cache = make_cache(folder)
     folder.create("caches/unfinished/index.parquet", b"")
     folder.write("names/dangling", b"00" * 32)
-    assert [row["cache_key"] for row in list_caches(folder)] == [cache.key]
-    assert list_caches(folder)[0] == cache.facts()
+    assert [row["cache_key"] for row in list_caches(folder)[0]] == [cache.key]
+    assert list_caches(folder)[0][0] == cache.facts()
 
 
 def test_a_store_without_caches_lists_none_and_no_store_is_no_store(folder: Folder) -> None:
     with pytest.raises(NoCache, match="There is no store at"):
-        list_caches(folder)
+        list_caches(folder)[0]
     folder.create("x", b"")
-    assert list_caches(folder) == []
+    assert list_caches(folder) == ([], [])
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest(folder: Folder, make_cache: Make) -> None:
@@ -488,3 +491,21 @@ def test_a_store_that_was_copied_elsewhere_is_the_same_cache(tmp_path: Path, loc
     moved: Cache = open_cache(f"{tmp_path}/copy/digits")
     assert moved.digest == cache.digest
     assert verify(moved)["ok"]
+
+
+def test_a_damaged_cache_is_told_of_and_does_not_hide_the_others(folder: Folder, make_cache: Make) -> None:
+    whole = make_cache(folder)
+    folder.write("caches/abcd/cache.json", b"{}")
+    rows, problems = list_caches(folder)
+    assert [row["cache_key"] for row in rows] == [whole.key]
+    assert len(problems) == 1 and "caches/abcd/cache.json" in problems[0]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "x@y", ".hidden", "two words"])
+def test_a_name_that_could_be_no_file_is_refused_before_anything_is_written(
+    folder: Folder, put_shard: Make, name: str
+) -> None:
+    shard = put_shard(folder, 4)
+    with pytest.raises(RecipeError, match="is no name for a cache"):
+        seal(folder, name, [shard], {})
+    assert folder.names("caches") == []

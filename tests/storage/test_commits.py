@@ -199,6 +199,7 @@ def test_a_staged_file_of_other_rows_is_not_committed(folder: Folder, make_sampl
     with pytest.raises(CorruptShard, match=rf"The staged shard {KEY} holds 4 rows\. 5 were written"):
         commit_shard(folder, KEY, "a1", staged, 5)
     assert committed_keys(folder, [KEY]) == set() and files(folder) == []
+    assert not staged.exists()
 
 
 @pytest.mark.parametrize("kept", [0, 10, -1])
@@ -211,3 +212,13 @@ def test_a_staged_file_that_is_not_whole_is_not_committed(
     with pytest.raises(CorruptShard, match=f"The staged shard {KEY}"):
         commit_shard(folder, KEY, "a1", staged, 4)
     assert committed_keys(folder, [KEY]) == set() and files(folder) == []
+    assert not staged.exists()
+
+
+@pytest.mark.parametrize("record", [b"", b"{", b"[]", b"\xff", b'{"shard_key": "ab"}'])
+def test_a_record_that_cannot_be_read_is_named(folder: Folder, attempt: Attempt, record: bytes) -> None:
+    """As a kill in the middle of a put leaves it where there are no hard links."""
+    folder.write(commit_path(KEY), record)
+    for read in (lambda: read_commit(folder, KEY), lambda: attempt(folder, "a1")):
+        with pytest.raises(CorruptShard, match=commit_path(KEY)):
+            read()

@@ -168,6 +168,7 @@ def test_progress_off_a_terminal_is_plain_lines_on_stderr(
     assert out == ""
     assert lines[0].startswith("teacher: 3/10 spans, ") and lines[0].endswith(" spans/s.")
     assert lines[1].startswith("teacher: 7/10 spans, ") and lines[1].endswith(" spans/s. 2 reused")
+    assert len(lines) == 2  # the last one says where it ended
     assert "\x1b" not in err and "\r" not in err
 
 

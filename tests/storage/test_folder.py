@@ -280,3 +280,11 @@ def test_a_store_where_put_if_absent_is_not_known_to_hold_is_not_written(tmp_pat
     store = Folder(f"simplecache::file://{tmp_path}")
     with pytest.raises(StoreError, match=r"is on '.*cache'\. .*put-if-absent holds there\. Name a local"):
         store.prepare()
+
+
+@pytest.mark.parametrize("path", ["", ".", "./"])
+def test_a_folder_does_not_remove_itself(folder: Folder, path: str) -> None:
+    folder.create("kept", b"1")
+    with pytest.raises(StoreError, match="is all of"):
+        folder.remove(path)
+    assert folder.read("kept") == b"1"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from storage.errors import NoCache, RecipeError
-from storage.names import find_function, nearest
+from storage.errors import NoCache, RecipeError, SourceError
+from storage.names import call, find_function, nearest
 
 
 @pytest.mark.parametrize(
@@ -54,5 +54,42 @@ def test_a_misspelt_function_is_answered_with_the_nearest(module: Callable[[str]
     name = module("def small_cnn(): pass\ndef _hidden(): pass\nvalue = 3\n")
     with pytest.raises(RecipeError, match=r"has no function 'smal_cnn'\. Did you mean 'small_cnn'\?"):
         find_function(f"{name}:smal_cnn", "factory")
-    with pytest.raises(RecipeError, match=r"has no function 'value'"):
-        find_function(f"{name}:value", "factory")
+    for odd in ("value", "_hiden"):
+        with pytest.raises(RecipeError, match=rf"has no function '{odd}'\.$"):
+            find_function(f"{name}:{odd}", "factory")
+
+
+# Calling what was named
+
+
+def test_a_function_is_called_with_its_arguments() -> None:
+    assert call(lambda a, *, b=2: (a, b), {"a": 1}, "m:f", SourceError) == (1, 2)
+    assert call(dict, {"a": 1}, "builtins:dict", SourceError) == {"a": 1}
+
+
+@pytest.mark.parametrize("arguments", [{}, {"c": 1}, {"a": 1, "c": 1}])
+def test_arguments_that_do_not_fit_are_refused_with_those_that_do(arguments: dict[str, int]) -> None:
+    def f(a: int, b: int = 2) -> None:
+        raise AssertionError("it was called")
+
+    takes = r"It takes \(a: 'int', b: 'int' = 2\) -> 'None'\."
+    with pytest.raises(SourceError, match=rf"^m:f refused its arguments: .*\. {takes} Mend them\.$"):
+        call(f, arguments, "m:f", SourceError, "Mend them.")
+
+
+@pytest.mark.parametrize("failure", [TypeError("no len"), ValueError("no len"), KeyError("no len")])
+def test_a_function_that_fails_is_named_with_its_failure(failure: Exception) -> None:
+    def f() -> None:
+        raise failure
+
+    with pytest.raises(SourceError, match=rf"^m:f failed \({type(failure).__name__}: .*no len.*\)\.$") as caught:
+        call(f, {}, "m:f", SourceError)
+    assert caught.value.__cause__ is failure
+
+
+def test_an_error_of_our_own_passes_through_the_call() -> None:
+    def f() -> None:
+        raise NoCache("There is none.")
+
+    with pytest.raises(NoCache, match=r"^There is none\.$"):
+        call(f, {}, "m:f", SourceError)

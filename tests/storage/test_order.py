@@ -19,7 +19,7 @@ GROUPS = {
     "prime": [7, 11, 13],
     "last is short": [16, 16, 16, 3],
 }
-SEEDS = [0, 1, 2**63, 2**64 - 1, -5]
+SEEDS = [0, 2**63, -5]
 
 
 def windows_of(total: int) -> list[int]:
@@ -95,11 +95,10 @@ def test_every_part_of_the_key_counts_and_its_place_too() -> None:
 
 
 @grid
-@pytest.mark.parametrize("seed", [0, 9])
-def test_every_row_has_one_place_in_every_epoch(name: str, window: int, seed: int) -> None:
+def test_every_row_has_one_place_in_every_epoch(name: str, window: int) -> None:
     rows = np.array(GROUPS[name])
     for number in (0, 1, 1000):
-        group, row = locate(Order(seed, window), rows, number, np.arange(rows.sum()))
+        group, row = locate(Order(9, window), rows, number, np.arange(rows.sum()))
         assert (row >= 0).all() and (row < rows[group]).all()
         places = sorted(zip(group.tolist(), row.tolist(), strict=True))
         assert places == [(g, r) for g, size in enumerate(rows) for r in range(size)]
@@ -112,7 +111,7 @@ def test_places_are_found_alone_as_together_and_in_any_sequence(name: str, windo
     whole = np.stack(locate(order, rows, 5, np.arange(total)))
     back = np.stack(locate(order, rows, 5, np.arange(total)[::-1]))
     np.testing.assert_array_equal(back[:, ::-1], whole)
-    for place in range(0, total, 5):
+    for place in range(0, total, 17):
         assert np.stack(locate(order, rows, 5, np.array([place])))[:, 0].tolist() == whole[:, place].tolist()
 
 
@@ -234,5 +233,5 @@ def test_an_order_says_what_a_state_must_agree_on() -> None:
 
 @pytest.mark.parametrize("window", [0, -1])
 def test_a_window_of_no_rows_is_refused_when_it_is_made(window: int) -> None:
-    with pytest.raises(Exception, match="window"):
+    with pytest.raises(ValueError, match="window"):
         Order(1, window)

@@ -122,6 +122,11 @@ def test_a_value_of_a_wrong_type_is_named_by_the_key_as_it_is_written(read: Read
     assert f"{key}.str" not in text and f"{key}.literal" not in text
 
 
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+def test_a_number_that_is_none_is_refused(read: Read, value: str) -> None:
+    assert "train.learning_rate: " in refused(read, f"train.learning_rate={value}")
+
+
 def test_a_source_of_two_kinds_or_none_is_refused(read: Read, path: Path) -> None:
     assert "source: name exactly one of parquet and function." in refused(read, "source.function=a:b")
     assert "source: name exactly one of parquet and function." in refused(read, "source.parquet=null")
@@ -260,3 +265,10 @@ def test_tracking_is_found_in_the_recipe_then_the_environment_then_here(
     assert read("tracking.uri=http://other").tracking.resolved_uri() == "http://other"
     for off in ("false", "off", "'off'", "none"):
         assert read(f"tracking.uri={off}").tracking.resolved_uri() is None
+
+
+def test_a_key_that_appears_twice_is_refused(path: Path, read: Read) -> None:
+    path.write_text(TEXT + "name: other\n")
+    assert "the key 'name' appears twice" in refused(read)
+    path.write_text(TEXT.replace("batch_size: 16", "batch_size: 16\n  batch_size: 17"))
+    assert "the key 'batch_size' appears twice" in refused(read)

@@ -231,6 +231,7 @@ def numbers(): yield good(); yield 3
 def rows(): return [{"sample_id": 1}]
 def mixed(): yield good(); yield pa.table({"sample_id": [1], "y": [1.0]})
 def broken(): return len(5)
+def broken_later(): yield good(); yield len(5)
 """
 
 
@@ -256,10 +257,11 @@ def test_arguments_that_a_function_does_not_take_are_refused(module: Callable[[s
         make_source({"function": function, "arguments": {"split": "train"}}).files()
 
 
-def test_a_function_that_fails_inside_is_not_said_to_refuse_its_arguments(module: Callable[[str], str]) -> None:
-    with pytest.raises(Exception, match=r"object of type 'int' has no len\(\)") as caught:
-        make_source({"function": f"{module(FUNCTIONS)}:broken"}).files()
-    assert "refused its arguments" not in str(caught.value)
+@pytest.mark.parametrize("name", ["broken", "broken_later"])
+def test_a_function_that_fails_inside_is_named_with_its_failure(module: Callable[[str], str], name: str) -> None:
+    function = f"{module(FUNCTIONS)}:{name}"
+    with pytest.raises(SourceError, match=rf"^{function} failed \(TypeError: object of type 'int' has no len"):
+        make_source({"function": function}).files()
 
 
 def test_a_misspelt_function_is_answered_with_the_nearest(module: Callable[[str], str]) -> None:

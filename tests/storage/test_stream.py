@@ -379,7 +379,7 @@ def test_a_row_group_is_read_once_an_epoch(
     assert groups.reads == Counter(range(25))
 
 
-@pytest.mark.parametrize("batch_size", [3, N, 40])
+@pytest.mark.parametrize("batch_size", [1, 3, N, 40])
 def test_a_batch_owns_its_memory(cache: Cache, batch_size: int) -> None:
     clean = Stream(CacheRows(cache), batch_size=batch_size, seed=1)
     expected = [values(batch.rows) for batch in batches(clean, 30)]

@@ -33,7 +33,7 @@ def fails(
         assert [line for line in out.splitlines() if "(raylet)" not in line] == []
         assert "Traceback" not in err
         store = Folder(recipe.get("store", str(tmp_path / "store")))
-        assert not store.exists() or list_caches(store) == []
+        assert not store.exists() or list_caches(store) == ([], [])
         return code, err
 
     return run

@@ -2,9 +2,9 @@
 
 python benchmarks/spine.py [--json] [--samples N] [--rounds N]
 
-(a) teacher_over_bare: positions/s of the whole teacher job (actor start, reading, digest, forward,
-    softening, writing, commit, seal; Ray is up before) over a loop of forwards alone, at the same
-    batch size, threads and inputs. label_over_bare: the same for `label_span` in this process.
+(a) teacher_over_bare: positions/s of the teacher job (actor start, reading, digest, forward,
+    softening, writing, commit, seal; Ray is up and the plan is made before) over a loop of forwards
+    alone, at the same batch size, threads and inputs. label_over_bare: the same for `label_span` in this process.
 (b) stream_over_scan: samples/s of the shuffled, verified stream over `read_row_group` of the same
     shards in storage order, without checks and without batches.
 Interleaved rounds, medians; every ratio is of things that were run side by side in one call.

@@ -10,6 +10,7 @@ from typing import Any
 
 from storage import cache as caches
 from storage.console import last, run_command, say, table
+from storage.errors import NoCache
 from storage.folder import Folder
 from storage.recipes import absolute
 
@@ -34,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _ls(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     wanted = ("name", "url", "cache_key", "cache_digest", "encoding", "samples", "positions", "bytes", "quarantined")
-    found, problems = caches.list_caches(Folder(absolute(asked.store)))
+    store = Folder(absolute(asked.store))
+    if store.exists() and not (store.exists("commits") or store.exists("caches")):
+        raise NoCache(f"{store.url} is no store: it has neither commits nor caches.", "A teacher's recipe makes one.")
+    found, problems = caches.list_caches(store)
     rows = [{key: row[key] for key in wanted} for row in found]
     lines = [
         [

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.commits import Commit
+from storage.commits import Commit, commit_path
 from storage.digest import range_digest, sha256_file, sha256_of
 from storage.errors import CorruptShard, NoCache, RecipeError
 from storage.folder import Folder
@@ -115,6 +115,8 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
     if not re.fullmatch(NAME_PATTERN, name):
         raise RecipeError(f"'{name}' is no name for a cache.", "It has letters, digits, '.', '_' and '-'.")
     key = cache_key([s.shard_key for s in shards])
+    for shard in shards:
+        _refuse_absent(store, shard)
     if not store.exists(f"caches/{key}/cache.json"):
         header, schema = read_footer(store, shards[0])
         index = _write_index(shards)
@@ -151,6 +153,20 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
         )
     store.write(f"names/{name}", key.encode())
     return cache
+
+
+def _refuse_absent(store: Folder, shard: Commit) -> None:
+    try:
+        size = store.size(shard.path)
+    except FileNotFoundError:
+        size = None
+    if size != shard.bytes:
+        found = "is not there" if size is None else f"has {size} bytes"
+        raise CorruptShard(
+            f"The shard {store.url_of(shard.path)} {found}.",
+            f"{shard.bytes} bytes were committed.",
+            f"Restore it, or remove {store.url_of(commit_path(shard.shard_key))} to have it computed anew.",
+        )
 
 
 def _inputs(schema: pa.Schema, header: ShardHeader) -> list[str]:
@@ -274,7 +290,7 @@ def read_cache(store: Folder, key: str) -> Cache:
 
 def verify(cache: Cache) -> dict[str, Any]:
     """Hash every shard of a cache again; `ok` is False when one differs, and `problems` names each."""
-    problems: list[str] = []
+    problems = _lineage_problems(cache)
     for shard in cache.shards:
         where = cache.store.url_of(shard.path)
         try:
@@ -290,6 +306,27 @@ def verify(cache: Cache) -> dict[str, Any]:
                 f"{shard.bytes} bytes with {shard.sha256[:16]} were committed."
             )
     return {**_counts(cache), "ok": not problems, "problems": problems}
+
+
+def _lineage_problems(cache: Cache) -> list[str]:
+    """What `cache.json` says that the index and the shards' own headers do not."""
+    said = {"samples": cache.samples, "positions": cache.positions, "bytes": cache.bytes}
+    rows, size = sum(shard.rows for shard in cache.shards), sum(shard.bytes for shard in cache.shards)
+    found: dict[str, Any] = {"samples": rows, "positions": rows, "bytes": size}
+    try:
+        header, schema = read_footer(cache.store, cache.shards[0])
+    except CorruptShard:
+        return []  # hashing that shard says what is wrong with it
+    said |= {"classes": cache.classes, "encoding": cache.encoding, "inputs": cache.inputs, "labelled": cache.labelled}
+    found |= {"classes": header.classes, "encoding": header.encoding.to_dict(), "inputs": _inputs(schema, header)}
+    found["labelled"] = LABEL in schema.names
+    if "digest" in cache.lineage.get("teacher", {}):
+        said["teacher"], found["teacher"] = cache.lineage["teacher"]["digest"], header.teacher
+    return [
+        f"{cache.url}/cache.json says that {name} is {said[name]}; the shards say {found[name]}."
+        for name in said
+        if said[name] != found[name]
+    ]
 
 
 def _counts(cache: Cache) -> dict[str, Any]:

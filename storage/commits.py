@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,15 @@ class Commit:
     @staticmethod
     def from_dict(facts: dict[str, Any]) -> Commit:
         parts: dict[str, Any] = {
-            "row_groups": tuple(ByteRange(**group) for group in facts["row_groups"]),
-            "footer": ByteRange(**facts["footer"]),
+            "row_groups": tuple(_range(group) for group in facts["row_groups"]),
+            "footer": _range(facts["footer"]),
         }
-        return Commit(**{**facts, **parts})
+        # Fields that a later version added are left alone.
+        return Commit(**{field.name: {**facts, **parts}[field.name] for field in fields(Commit)})
+
+
+def _range(facts: dict[str, Any]) -> ByteRange:
+    return ByteRange(facts["start"], facts["stop"], facts["rows"], facts["xxh3"])
 
 
 def new_attempt() -> str:

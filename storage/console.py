@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from storage.errors import StillhouseError
+from storage.lineage import redact
 
 
 def say(text: str) -> None:
@@ -27,9 +28,17 @@ def run_command(command: Callable[[], tuple[dict[str, Any], str, int]], *, as_js
     kept = _stdout_to_stderr() if as_json else None
     try:
         answer, text, code = command()
+        if kept is None:
+            print(json.dumps(_finite(answer), indent=1) if as_json else text, flush=True)
+        else:
+            # Before stdout is given back: other threads may print to it from then on.
+            os.write(kept, (json.dumps(_finite(answer), indent=1) + "\n").encode())
     except StillhouseError as error:
-        say(f"{type(error).__name__}: {error}")
+        say(f"{type(error).__name__}: {redact(str(error))}")
         return error.exit_code
+    except OSError as error:
+        say(f"{type(error).__name__}: {redact(str(error))}. What was committed stays; run the same command to go on.")
+        return 1
     except KeyboardInterrupt:
         say("Interrupted. What was committed stays; run the same command to go on.")
         return 130
@@ -38,7 +47,6 @@ def run_command(command: Callable[[], tuple[dict[str, Any], str, int]], *, as_js
             sys.stdout.flush()
             os.dup2(kept, 1)
             os.close(kept)
-    print(json.dumps(_finite(answer), indent=1) if as_json else text, flush=True)
     return code
 
 
@@ -59,6 +67,7 @@ def last(code: int) -> int:
 
 def _stdout_to_stderr() -> int | None:
     try:
+        sys.stdout.fileno()  # a stand-in for stdout, as tests and notebooks have, is no file
         sys.stdout.flush()
         kept = os.dup(1)
         os.dup2(2, 1)

@@ -14,7 +14,7 @@
     + TrackingError       MLflow could not answer a question that only it can answer
   x VerificationError, exit 3: bytes, digests or lineage that do not agree
     + CorruptShard        a shard whose bytes are not the bytes that were committed
-    + SourceChanged       rows that changed between the plan and the reading
+    + SourceChanged       rows or a teacher that changed between the plan and the work
     + ForeignState        a checkpoint or stream state of another cache, order or recipe
 """
 

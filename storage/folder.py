@@ -43,9 +43,6 @@ class Folder:
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
 
-    def sub(self, path: str) -> Folder:
-        return Folder(self.url_of(path))
-
     def url_of(self, path: str) -> str:
         return f"{self.url}/{path}"
 
@@ -94,22 +91,25 @@ class Folder:
 
     def prepare(self) -> None:
         """Make the folder and prove that it can be written. Raises StoreError."""
-        if self.protocol not in KEEPS_CREATE:
-            raise StoreError(
-                f"{self.url} is on '{self.protocol}'.",
-                f"This version writes stores on {' and '.join(KEEPS_CREATE)} only: put-if-absent holds there.",
-                "Name a local folder that every machine of the job sees.",
-            )
+        self._refuse_foreign()
         probe = f"tmp/probe-{uuid.uuid4().hex}"
         try:
             self.create(probe, b"")
             self.remove(probe)
         except OSError as error:
             raise StoreError(
-                f"The store {self.url} cannot be written: {error.strerror or error}.",
+                f"{self.url} cannot be written: {error.strerror or error}.",
                 "A job needs a folder that it may write.",
                 "Choose another store, or mend its permissions.",
             ) from None
+
+    def _refuse_foreign(self) -> None:
+        if self.protocol not in KEEPS_CREATE:
+            raise StoreError(
+                f"{self.url} is on '{self.protocol}'.",
+                f"This version writes on {' and '.join(KEEPS_CREATE)} only: put-if-absent holds there.",
+                "Name a local folder that every machine of the job sees.",
+            )
 
     def create(self, path: str, data: bytes) -> bool:
         """Put a whole file if nothing is there: True when this call made it, False when it existed.
@@ -123,6 +123,7 @@ class Folder:
                     return False
                 self._fs.pipe_file(self._at(path), data)
                 return True
+        self._refuse_foreign()
         staged = self.stage()
         try:
             _write_durably(staged, data)
@@ -135,10 +136,14 @@ class Folder:
         if self.protocol == "memory":
             self._fs.pipe_file(self._at(path), data)
             return
+        self._refuse_foreign()
         staged, final = self.stage(), Path(self._at(path))
-        _write_durably(staged, data)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staged, final)
+        try:
+            _write_durably(staged, data)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staged, final)
+        finally:
+            staged.unlink(missing_ok=True)
         _sync_folder(final.parent)
 
     def stage(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from importlib import metadata
 from typing import Any
@@ -17,6 +18,19 @@ def software() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def redact(value: Any) -> Any:
+    """The same value with user and password taken out of every URL in it; for whatever is stored, told or printed.
+
+    >>> redact({"uri": "postgresql://bob:hunter2@db/mlflow"})
+    {'uri': 'postgresql://***@db/mlflow'}
+    """
+    if isinstance(value, dict):
+        return {key: redact(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(inner) for inner in value]
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", value) if isinstance(value, str) else value
 
 
 def cache_lineage(

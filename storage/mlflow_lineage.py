@@ -19,11 +19,12 @@ from typing import Any
 from storage.cache import Cache
 from storage.console import say
 from storage.errors import TrackingError
+from storage.lineage import redact
 
 # MLflow's own limits: a dataset digest has at most 36 characters, a batch at most 1,000 metrics.
 DIGEST_CHARACTERS, BATCH_METRICS = 32, 1000
 
-_default_lock = threading.Lock()
+_default_lock, _connecting = threading.Lock(), threading.Lock()
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def best_effort(what: str) -> Generator[None]:
     try:
         yield
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = redact(" ".join(str(error).split()))
         say(f"MLflow was not told {what} ({type(error).__name__}: {text[:300]}). The work itself is not affected.")
 
 
@@ -44,7 +45,8 @@ def connect(uri: str, experiment: str | None = None) -> tuple[Any, str | None]:
     path = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
+    # One at a time: two runs that begin together would both make the experiment.
+    with _connecting, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # A new database is narrated migration by migration.
         for name in ("alembic", "mlflow.store.db.utils"):
@@ -150,7 +152,9 @@ def track_cache(uri: str, experiment: str, cache: Cache, recipe: dict[str, Any])
     with best_effort(f"of the cache {cache.label}"):
         client, experiment_id = connect(uri, experiment)
         known = client.search_runs(
-            [experiment_id], f"tags.`distill.cache.digest` = '{cache.digest}' AND tags.`distill.role` = 'cache'"
+            [experiment_id],
+            f"tags.`distill.cache.digest` = '{cache.digest}' AND tags.`distill.role` = 'cache' "
+            "AND attributes.status = 'FINISHED'",
         )
         if known:
             return known[0].info.run_id
@@ -225,7 +229,9 @@ def link_caches(uri: str, run_id: str, datasets: Sequence[tuple[Cache, str]]) ->
     """The caches that a run read, each with its context (distillation, eval), and their teacher."""
     with best_effort(f"which caches the run {run_id} read"):
         client, _ = connect(uri)
-        teacher = registered(client, datasets[0][0].lineage["teacher"].get("weights_sha256"))
+        # A baseline reads a cache to be evaluated; only who learned from one has a teacher.
+        learned = [cache for cache, context in datasets if context == "distillation"]
+        teacher = registered(client, learned[0].lineage["teacher"].get("weights_sha256")) if learned else None
         _inputs(client, run_id, datasets, teacher)
         if teacher:
             client.set_tag(run_id, "distill.teacher.uri", teacher["uri"])
@@ -283,9 +289,9 @@ def finished_runs(uri: str, filter_string: str) -> list[dict[str, Any]]:
             if not token:
                 break
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = redact(" ".join(str(error).split()))
         raise TrackingError(
-            f"MLflow at {uri} did not answer ({type(error).__name__}: {text[:300]}).",
+            f"MLflow at {redact(uri)} did not answer ({type(error).__name__}: {text[:300]}).",
             "Runs are compared from what MLflow was told.",
             "Name the tracking server with --tracking or MLFLOW_TRACKING_URI.",
         ) from None

@@ -10,7 +10,7 @@ from typing import Any
 from storage.digest import sha256_file, sha256_of
 from storage.errors import ModelError
 from storage.folder import Folder, open_url
-from storage.names import call, find_function
+from storage.names import call, find_function, is_own_code
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
@@ -79,6 +79,12 @@ def spec_from_folder(url: str) -> ModelSpec:
         )
     if not isinstance(config.get("arguments"), dict):
         raise ModelError(f"{CONFIG_FILE} in '{url}' has no arguments.", "They are a mapping, which may be empty.")
+    if not is_own_code(config["factory"]):
+        raise ModelError(
+            f"{CONFIG_FILE} in '{url}' names the factory {config['factory']}, which is no code of yours.",
+            "A folder may name functions of the working directory only, since loading it calls them.",
+            "Name factory, arguments and weights in the recipe instead.",
+        )
     return ModelSpec(config["factory"], config["arguments"], folder.url_of(WEIGHTS_FILE))
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
+import sysconfig
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from storage.errors import RecipeError, StillhouseError
@@ -23,6 +26,18 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def is_own_code(name: str) -> bool:
+    """Whether package.module:function lies in a file that is neither Python's own nor an installed package's."""
+    try:
+        spec = importlib.util.find_spec(name.partition(":")[0])
+    except (ImportError, ValueError):
+        return True  # finding it will say what is wrong
+    if spec is None or spec.origin is None:
+        return spec is None
+    installed = {Path(path).resolve() for path in sysconfig.get_paths().values()}
+    return not any(parent in installed for parent in Path(spec.origin).resolve().parents)
 
 
 def call(

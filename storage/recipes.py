@@ -10,9 +10,21 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from storage.digest import sha256_of
+from storage.digest import canonical_json, sha256_of
 from storage.errors import RecipeError
 from storage.names import nearest
+
+
+def _json(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        canonical_json(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"arguments are JSON: text, finite numbers, lists and mappings of text ({error})") from None
+    return value
+
+
+# Arguments count in digests, so they are what JSON can say: no dates, no NaN.
+JsonDict = Annotated[dict[str, Any], AfterValidator(_json)]
 
 
 class Section(BaseModel):
@@ -43,7 +55,7 @@ class SourceSection(Section):
 
     parquet: Location | None = None
     function: str | None = None
-    arguments: dict[str, Any] | None = None
+    arguments: JsonDict | None = None
     columns: ColumnNames = ColumnNames()
 
     @model_validator(mode="after")
@@ -105,6 +117,8 @@ class _OneKeyEach(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if isinstance(key.value, list):
+                raise yaml.constructor.ConstructorError(None, None, "a key is no text", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key.value}' appears twice", key.start_mark

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage import tensors
 from storage.errors import SourceError
@@ -94,6 +95,18 @@ def as_samples(table: pa.Table, columns: Columns, where: str, known: Sequence[st
         fields.append(pa.field(LABEL, pa.int64(), nullable=False))
         arrays.append(_cast(labels, pa.int64(), str(label_name), where))
     return pa.table(arrays, schema=pa.schema(fields))
+
+
+def refuse_duplicates(ids: Sequence[pa.Array]) -> None:
+    """Raises SourceError, with the ids, when some sample ids of a source appear more than once."""
+    counted = pc.value_counts(pa.chunked_array(ids))
+    often = counted.filter(pc.greater(counted.field("counts"), 1))
+    if len(often):
+        names = ", ".join(f"'{row['values']}' ({row['counts']} times)" for row in often[:3].to_pylist())
+        raise SourceError(
+            f"{len(often)} sample ids appear more than once: {names}{' ...' if len(often) > 3 else ''}.",
+            "A sample id is unique in its source.",
+        )
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, where: str) -> pa.ChunkedArray:

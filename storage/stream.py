@@ -15,6 +15,7 @@ from storage.cache import Cache, footer_metadata, read_checked, read_footer
 from storage.digest import rows_digest, sha256_of
 from storage.errors import ForeignState, RecipeError, SourceError
 from storage.order import Epoch, Order
+from storage.samples import SAMPLE_ID, refuse_duplicates
 from storage.shard import RangeFile, Rows, decode, read_header, row_bytes, sample_rows
 from storage.sources import Source
 from storage.targets import DenseTargets
@@ -95,12 +96,16 @@ class SourceRows:
         if not self._spans:
             raise SourceError(f"The source {self.where} is empty.", "There is at least one sample.")
         digests: list[str] = []
-        self.bytes = 0
+        ids: list[pa.Array] = []
+        width = 0
         for span in self._spans:
             table = source.read(*span)
-            self.bytes += table.nbytes
+            width = row_bytes(table.schema)
             digests.append(rows_digest(table))
+            ids.extend(table.column(SAMPLE_ID).chunks)
+        refuse_duplicates(ids)
         self.rows = np.array([stop - start for _, start, stop in self._spans], np.int64)
+        self.bytes = int(self.rows.sum()) * width
         self.digest = sha256_of(digests)
 
     def read(self, group: int) -> Rows:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from storage.errors import RecipeError
 from storage.models import ModelSpec
 from storage.names import NAME_PATTERN, nearest
-from storage.recipes import Location, Section, SourceSection, TrackingSection, recipe_digest
+from storage.recipes import JsonDict, Location, Section, SourceSection, TrackingSection, recipe_digest
 from student_train.losses import LOSSES
 
 
@@ -17,7 +17,7 @@ class ModelSection(Section):
     """The model to train: a factory with arguments; weights, if any, are what it starts from."""
 
     factory: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: JsonDict = Field(default_factory=dict)
     weights: Location | None = None
 
     def spec(self) -> ModelSpec:
@@ -89,9 +89,18 @@ class StudentRecipe(Section):
                 raise ValueError(f"{name} takes no temperature")
         return losses
 
+    @field_validator("output", "cache")
+    @classmethod
+    def _seen_by_workers(cls, url: str | None) -> str | None:
+        if url is not None and url.startswith("memory:"):
+            raise ValueError("memory:// is one process's own, and Ray's workers are others")
+        return url
+
     @field_validator("seed")
     @classmethod
     def _distinct_seeds(cls, seed: int | list[int]) -> int | list[int]:
+        if not all(0 <= one < 2**63 for one in (seed if isinstance(seed, list) else [seed])):
+            raise ValueError("a seed lies between 0 and 2^63 - 1")
         if isinstance(seed, list) and (not seed or len(set(seed)) < len(seed)):
             raise ValueError("seeds are distinct, and there is at least one")
         return seed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -20,6 +21,7 @@ from ray.train.torch import TorchTrainer
 from storage.console import Progress
 from storage.errors import JobError, StillhouseError
 from storage.folder import Folder
+from student_train.checkpoint import refuse_foreign
 from student_train.config import StudentRecipe
 from student_train.journal import Journal, Point, read_progress
 from student_train.loop import Place, train
@@ -38,8 +40,21 @@ def run(recipe: StudentRecipe) -> list[dict[str, Any]]:
     runs = begin(recipe)
     if not all(one.finished for one in runs):
         connect(recipe.ray.num_cpus)
-    with _shown(runs), ThreadPoolExecutor(min(recipe.ray.concurrent_runs, len(runs))) as pool:
-        return list(pool.map(_run_one, runs))
+    at_once = min(recipe.ray.concurrent_runs, len(runs))
+    with _shown(runs):
+        # In the main thread where one run at a time will do: Ray Train hears an interrupt only there.
+        return [_run_one(run) for run in runs] if at_once == 1 else _run_together(runs, at_once)
+
+
+def _run_together(runs: Sequence[Run], at_once: int) -> list[dict[str, Any]]:
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            return list(pool.map(_run_one, runs))
+        except BaseException:
+            # The other runs would go on, and the pool would wait for them.
+            pool.shutdown(wait=False, cancel_futures=True)
+            ray.shutdown()
+            raise
 
 
 @contextmanager
@@ -69,11 +84,11 @@ def _shown(runs: Sequence[Run]) -> Generator[None]:
 
 def _run_one(run: Run) -> dict[str, Any]:
     if run.finished:
-        return {**run.result(), "trained": False}
+        return {**_told(run), "trained": False}
     tracker = Tracker(run)
     run.note(tracker.run_id)
     try:
-        trained = _fit(run.recipe, run.folder, tracker)
+        trained = _fit(run, tracker)
     except BaseException as error:
         tracker.failed(interrupted=isinstance(error, KeyboardInterrupt))
         raise
@@ -81,6 +96,18 @@ def _run_one(run: Run) -> dict[str, Any]:
     tracker.succeeded(result)
     run.finish(result)
     return {**result, "trained": True}
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """A finished run's result, after MLflow was told of it if it has not been."""
+    result = run.result()
+    if result["run_id"] is None:
+        tracker = Tracker(run)
+        if tracker.run_id is not None:
+            result = {**result, "run_id": tracker.run_id}
+            tracker.succeeded(result)
+            run.finish(result)
+    return result
 
 
 def connect(num_cpus: int | None) -> None:
@@ -96,7 +123,8 @@ def connect(num_cpus: int | None) -> None:
         ray.init("local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
-def _fit(recipe: StudentRecipe, folder: Folder, tracker: Tracker) -> dict[str, Any]:
+def _fit(run: Run, tracker: Tracker) -> dict[str, Any]:
+    recipe, folder, model_digest = run.recipe, run.folder, run.identity["model_digest"]
     settings = recipe.ray
     # Without both, Ray Train asks for workers for ever.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.start_timeout_s)
@@ -105,6 +133,7 @@ def _fit(recipe: StudentRecipe, folder: Folder, tracker: Tracker) -> dict[str, A
         train_loop_config={
             "recipe": recipe.model_dump(mode="json", exclude_unset=True),
             "folder": folder.url,
+            "model_digest": model_digest,
             "tracking": [tracker.uri, tracker.run_id],
         },
         scaling_config=ScalingConfig(
@@ -179,6 +208,11 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | StillhouseError | None:
     observer = _Reporter(place.rank, Journal(Folder(config["folder"]), *config["tracking"]))
     latest = ray.train.get_checkpoint()
     try:
+        refuse_foreign(
+            {"model_digest": recipe.student.spec().digest("float32")},
+            {"model_digest": config["model_digest"]},
+            f"The student on {socket.gethostname()}",
+        )
         with nullcontext() if latest is None else latest.as_directory() as folder:
             outcome = train(recipe, place, restored=None if folder is None else Path(folder), observer=observer)
     except StillhouseError as error:

@@ -21,8 +21,9 @@ class Journal:
     """The first worker's side: it writes the points of each checkpoint, and tells MLflow now and then.
 
     A resumed run writes the files after its checkpoint again, with the same names, and `told.json`
-    says up to which step MLflow was told: so nothing is lost, and nothing is told twice. Importing
-    MLflow takes seconds; a run that is over sooner leaves the telling to the driver.
+    says up to which step MLflow was told: so nothing is lost, and nothing is told twice but what a
+    kill in the middle of telling leaves open. Importing MLflow takes seconds; a run that is over
+    sooner leaves the telling to the driver.
     """
 
     def __init__(self, folder: Folder, tracking_uri: str | None, run_id: str | None) -> None:
@@ -49,14 +50,15 @@ class Journal:
 
 def tell(folder: Folder, tracking_uri: str, run_id: str) -> None:
     """Tell MLflow the points that it was not told yet."""
-    steps, points = untold(folder)
+    steps, points = untold(folder, run_id)
     if steps and log_points(tracking_uri, run_id, points):
         folder.write(TOLD_FILE, json.dumps({"step": steps[-1], "run_id": run_id}).encode())
 
 
-def untold(folder: Folder) -> tuple[list[int], list[Point]]:
-    """The checkpoints' steps whose points MLflow was not told, and the points."""
-    told = json.loads(folder.read(TOLD_FILE))["step"] if folder.exists(TOLD_FILE) else -1
+def untold(folder: Folder, run_id: str) -> tuple[list[int], list[Point]]:
+    """The checkpoints' steps whose points the run in MLflow was not told, and the points."""
+    last = json.loads(folder.read(TOLD_FILE)) if folder.exists(TOLD_FILE) else {"step": -1, "run_id": run_id}
+    told = last["step"] if last["run_id"] == run_id else -1
     steps = [step for name in folder.names(METRICS) if (step := int(name.removesuffix(".jsonl"))) > told]
     points: list[Point] = []
     for step in steps:

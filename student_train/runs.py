@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from storage.digest import sha256_file
 from storage.folder import Folder
-from storage.lineage import software
+from storage.lineage import redact, software
 from storage.models import CONFIG_FILE, WEIGHTS_FILE
 from storage.stream import RowGroups
 from student_train.checkpoint import cpu_tensors, refuse_foreign
@@ -38,14 +38,14 @@ class Run:
 
     def note(self, run_id: str | None) -> None:
         """Say whose folder this is, before anything else is written to it."""
-        facts = {**self.identity, "run_id": run_id, "recipe": self.recipe.model_dump(mode="json")}
+        facts = {**self.identity, "run_id": run_id, "recipe": redact(self.recipe.model_dump(mode="json"))}
         self.folder.write(RUN_FILE, json.dumps(facts, indent=1).encode())
 
     def result(self) -> dict[str, Any]:
         return json.loads(self.folder.read(RESULT_FILE))
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Written last: its existence means that the run is finished, and that MLflow was told."""
+        """Written last: its existence means that the run is finished. Without a run_id MLflow does not know of it."""
         show_progress(self.folder, self.recipe.steps, None)
         self.folder.write(RESULT_FILE, json.dumps(result, indent=1).encode())
 
@@ -55,6 +55,7 @@ def begin(recipe: StudentRecipe) -> list[Run]:
 
     Raises ForeignState when a folder belongs to another recipe, model or data.
     """
+    Folder(recipe.output).prepare()
     data, held_out = open_data(recipe), open_evaluation(recipe)
     identity = {
         # The factory's source and the weights to start from count by content, as the data do.
@@ -66,7 +67,16 @@ def begin(recipe: StudentRecipe) -> list[Run]:
     for one in map(recipe.for_seed, recipe.seeds()):
         folder, mine = Folder(one.run_folder()), {"recipe_digest": one.digest(), **identity}
         if one.resume == "never":
-            for name in (RESULT_FILE, RUN_FILE, CHECKPOINTS, METRICS, TOLD_FILE, PROGRESS_FILE):
+            for name in (
+                RESULT_FILE,
+                RUN_FILE,
+                CONFIG_FILE,
+                WEIGHTS_FILE,
+                CHECKPOINTS,
+                METRICS,
+                TOLD_FILE,
+                PROGRESS_FILE,
+            ):
                 folder.remove(name)
         left = json.loads(folder.read(RUN_FILE)) if folder.exists(RUN_FILE) else {}
         if left:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from storage.lineage import redact
 from storage.mlflow_lineage import (
     cache_tags,
     finish_run,
@@ -39,7 +40,7 @@ class Tracker:
         read = ((run.data, "distillation"), (run.held_out, "eval"))
         datasets = [(groups.cache, context) for groups, context in read if isinstance(groups, CacheRows)]
         if self.run_id is not None:
-            log_recipe(self.uri, self.run_id, recipe.model_dump(mode="json"))
+            log_recipe(self.uri, self.run_id, redact(recipe.model_dump(mode="json")))
             if datasets:
                 link_caches(self.uri, self.run_id, datasets)
 

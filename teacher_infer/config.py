@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from storage.encodings import Encoding, make_encoding
 from storage.models import ModelSpec, spec_from_folder
 from storage.names import NAME_PATTERN
-from storage.recipes import Location, Section, SourceSection, TrackingSection
+from storage.recipes import JsonDict, Location, Section, SourceSection, TrackingSection
 
 
 class TeacherSection(Section):
     """The teacher: a factory with arguments and weights, or `path`, a model folder that a training run wrote."""
 
     factory: str | None = None
-    arguments: dict[str, Any] | None = None
+    arguments: JsonDict | None = None
     weights: Location | None = None
     path: Location | None = None
     dtype: Literal["float32", "float16", "bfloat16"]
@@ -78,6 +78,12 @@ class TeacherRecipe(Section):
     teacher: TeacherSection
     targets: TargetsSection
     span_rows: int = Field(default=65536, gt=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     ray: RaySection = RaySection()
     tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _two_names(self) -> TeacherRecipe:
+        if self.held_out is not None and self.held_out.name == self.name:
+            raise ValueError(f"held_out.name is '{self.name}', the name of the cache that students learn from")
+        return self

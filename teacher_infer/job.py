@@ -18,9 +18,9 @@ from storage import cache as caches
 from storage.commits import Commit, committed_keys, read_commit
 from storage.console import Progress, say
 from storage.encodings import Encoding, make_encoding
-from storage.errors import JobError, RecipeError, StillhouseError, StoreError
+from storage.errors import JobError, RecipeError, SourceChanged, StillhouseError, StoreError
 from storage.folder import Folder
-from storage.lineage import cache_lineage
+from storage.lineage import cache_lineage, redact
 from storage.models import ModelSpec
 from storage.recipes import recipe_digest
 from storage.sources import make_source
@@ -59,6 +59,7 @@ class Prepared:
     store: Folder
     spec: ModelSpec
     teacher_digest: str
+    weights_sha256: str | None
     encoding: Encoding
     parts: tuple[Part, ...]
 
@@ -72,7 +73,7 @@ def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
     if recipe.held_out is not None:
         held_out = recipe.held_out
         parts.append(_part(held_out.name, held_out.source.settings(), recipe.span_rows, question, store))
-    return Prepared(recipe, store, spec, digest, encoding, tuple(parts))
+    return Prepared(recipe, store, spec, digest, spec.weights_sha256(), encoding, tuple(parts))
 
 
 def _part(name: str, source: dict[str, Any], span_rows: int, question: Question, store: Folder) -> Part:
@@ -98,8 +99,9 @@ def run(prepared: Prepared) -> dict[str, Any]:
     """Compute what is missing and seal every cache of the recipe. Raises JobError and all that a span raises."""
     started = time.monotonic()
     prepared.store.prepare()
-    missing = [(index, span) for index, part in enumerate(prepared.parts) for span in part.missing]
-    computed = _label_all(prepared, missing) if missing else {}
+    # Two caches of a recipe may share spans, and a source may hold the same rows twice: each is asked once.
+    missing = {span.shard_key: (index, span) for index, part in enumerate(prepared.parts) for span in part.missing}
+    computed = _label_all(prepared, list(missing.values())) if missing else {}
     answers: list[dict[str, Any]] = []
     sealed: list[caches.Cache] = []
     for part in prepared.parts:
@@ -129,13 +131,13 @@ def _lineage(prepared: Prepared, part: Part) -> dict[str, Any]:
         "digest": prepared.teacher_digest,
         "factory": spec.factory,
         "arguments": spec.arguments,
-        "weights": spec.weights,
-        "weights_sha256": spec.weights_sha256(),
+        "weights": redact(spec.weights),
+        "weights_sha256": prepared.weights_sha256,
         "dtype": recipe.teacher.dtype,
     }
     return cache_lineage(
         teacher=teacher,
-        source=part.source,
+        source=redact(part.source),
         targets=prepared.encoding.to_dict(),
         recipe_digest=recipe_digest(recipe),
     )
@@ -147,9 +149,9 @@ def _track(prepared: Prepared, sealed: Sequence[caches.Cache]) -> dict[str, Any]
         return None
     from storage.mlflow_lineage import track_cache
 
-    recipe = prepared.recipe.model_dump(mode="json")
+    recipe = redact(prepared.recipe.model_dump(mode="json"))
     runs = [track_cache(uri, prepared.recipe.tracking.experiment, cache, recipe) for cache in sealed]
-    return {"uri": uri, "run_ids": [run for run in runs if run is not None]}
+    return {"uri": redact(uri), "run_ids": [run for run in runs if run is not None]}
 
 
 def connect(num_cpus: int | None) -> None:
@@ -186,11 +188,19 @@ class TeacherActor:
                 "Every machine of the job reads and writes the same store.",
                 "Name a shared folder.",
             )
+        spec = ModelSpec(**settings["spec"])
+        found = spec.digest(settings["dtype"])
+        if found != settings["teacher_digest"]:
+            raise SourceChanged(
+                f"The teacher {spec.factory} on {socket.gethostname()} has the digest {found[:16]}.",
+                f"The job was planned with {settings['teacher_digest'][:16]}.",
+                "Its weights or its source file changed, or this machine has others; run the recipe again.",
+            )
         torch.set_num_threads(max(1, int(settings["cpus"])))
         targets = dict(settings["targets"])
         encoding = make_encoding(targets.pop("encoding"), targets)
         self._teacher = ModuleTeacher(
-            ModelSpec(**settings["spec"]),
+            spec,
             dtype=settings["dtype"],
             seed=settings["seed"],
             device="cuda" if ray.get_gpu_ids() else "cpu",

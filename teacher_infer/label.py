@@ -68,12 +68,13 @@ def _batches(work: Work, teacher: Teacher, span: Span, samples: pa.Table) -> Ite
         rows = sample_rows(table)
         logits_PV = teacher.logits(list(rows.inputs.values()))
         classes = int(logits_PV.shape[1])
-        bad = first_not_finite(logits_PV)
+        softened_PV = soften(logits_PV, work.encoding.temperature)
+        bad = first_not_finite(softened_PV)
         if bad is not None:
             raise TeacherError(
                 f"The teacher gave NaN or infinite logits for the sample '{rows.sample_id[bad]}' (in {span}).",
                 "Every logit is a finite number.",
-                "Look at that sample and at the teacher's dtype; float16 overflows above 65,504.",
+                "Look at that sample, at targets.temperature and the teacher's dtype; float16 overflows above 65,504.",
             )
         _refuse_foreign_labels(table, classes, span)
         if schema is None:
@@ -82,7 +83,7 @@ def _batches(work: Work, teacher: Teacher, span: Span, samples: pa.Table) -> Ite
             )
             schema = shard_schema(samples.schema, header)
         arrays: list[Any] = [column.combine_chunks() for column in table.columns]
-        arrays += work.encoding.encode(soften(logits_PV, work.encoding.temperature))
+        arrays += work.encoding.encode(softened_PV)
         yield pa.record_batch(arrays, schema=schema)
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from storage.digest import rows_digest, sha256_of
 from storage.encodings import Encoding
 from storage.errors import SourceError
-from storage.samples import SAMPLE_ID, SourceFile
+from storage.samples import SAMPLE_ID, SourceFile, refuse_duplicates
 from storage.shard import FORMAT_VERSION
 from storage.sources import Source
 
@@ -107,20 +106,9 @@ def make_plan(source: Source, span_rows: int, question: Question) -> Plan:
         size += table.nbytes
     if example is None:
         raise SourceError(f"The source {source.to_dict()} is empty.", "There is at least one sample.")
-    _refuse_duplicates(ids)
+    refuse_duplicates(ids)
     return Plan(tuple(spans), size, example)
 
 
 def _columns(schema: pa.Schema) -> str:
     return ", ".join(f"{f.name} {f.type}" for f in schema)
-
-
-def _refuse_duplicates(ids: Sequence[pa.Array]) -> None:
-    counted = pc.value_counts(pa.chunked_array(ids))
-    often = counted.filter(pc.greater(counted.field("counts"), 1))
-    if len(often):
-        names = ", ".join(f"'{row['values']}' ({row['counts']} times)" for row in often[:3].to_pylist())
-        raise SourceError(
-            f"{len(often)} sample ids appear more than once: {names}{' ...' if len(often) > 3 else ''}.",
-            "A sample id is unique in its source.",
-        )

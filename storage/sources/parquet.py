@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,18 +24,37 @@ class ParquetSource:
         return _files(self.parquet)
 
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
-        fs, _ = url_to_fs(self.parquet)
-        with fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
-            groups, first, seen = [], 0, 0
-            for index in range(parquet.num_row_groups):
-                rows = parquet.metadata.row_group(index).num_rows
-                if seen < stop and seen + rows > start:
-                    first = seen if not groups else first
-                    groups.append(index)
-                seen += rows
-            names = parquet.schema_arrow.names
-            table = parquet.read_row_groups(groups, columns=self._wanted(names))
+        table, first, names = self._decoded(file, start, stop)
         return as_samples(table.slice(start - first, stop - start), self.columns, file.name, names)
+
+    def _decoded(self, file: SourceFile, start: int, stop: int) -> tuple[pa.Table, int, list[str]]:
+        """The row groups that hold rows [start, stop), the first row in them, and the file's column names.
+
+        The last ones are kept: a row group is often larger than what is asked for, and the next rows lie in it.
+        """
+        fs, _ = url_to_fs(self.parquet)
+        try:
+            with fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
+                groups, first, seen = [], 0, 0
+                for index in range(parquet.num_row_groups):
+                    rows = parquet.metadata.row_group(index).num_rows
+                    if seen < stop and seen + rows > start:
+                        first = seen if not groups else first
+                        groups.append(index)
+                    seen += rows
+                names = parquet.schema_arrow.names
+                # Another size means another file under the same name; its rows are digested where that matters.
+                key = (file, tuple(groups), fs.size(file.name))
+                if key not in self._last:
+                    self._last.clear()
+                    self._last[key] = parquet.read_row_groups(groups, columns=self._wanted(names))
+                return self._last[key], first, names
+        except (pa.ArrowInvalid, OSError) as error:
+            raise SourceError(f"'{file.name}' cannot be read: {error}.", "Every file of a source is Parquet.") from None
+
+    @functools.cached_property
+    def _last(self) -> dict[tuple[SourceFile, tuple[int, ...], int], pa.Table]:
+        return {}
 
     def _wanted(self, names: Sequence[str]) -> list[str] | None:
         if self.columns.inputs is None:

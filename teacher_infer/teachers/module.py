@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class ModuleTeacher:
     def classes(self, example: pa.Table) -> int | None:
         torch = self._torch
         try:
-            model = self._model.to("meta")
+            model = copy.deepcopy(self._model).to("meta")
             arrays = [tensors.unpack(example.column(n), example.schema.field(n)) for n in input_names(example.schema)]
             with torch.inference_mode():
                 logits = model(*(self._tensor(array).to("meta") for array in arrays))

@@ -225,13 +225,6 @@ def test_a_name_with_two_dots_inside_is_no_way_out(folder: Folder) -> None:
     assert folder.create("a..b/c..", b"")
 
 
-def test_a_sub_folder_is_a_folder(folder: Folder) -> None:
-    folder.sub("a").create("b", b"1")
-    assert folder.read("a/b") == b"1"
-    assert folder.sub("a").url == folder.url_of("a")
-    assert folder.sub("a").exists() and not folder.sub("b").exists()
-
-
 def test_a_folder_opened_again_by_its_url_is_the_same(folder: Folder) -> None:
     folder.create("x", b"1")
     again = Folder(folder.url)
@@ -248,7 +241,7 @@ def test_prepare_makes_the_folder_and_leaves_nothing_to_read(folder: Folder) -> 
 
 
 def test_a_place_that_nobody_may_write_is_refused_in_a_sentence() -> None:
-    with pytest.raises(StoreError, match=r"^The store /proc/store cannot be written: .*\. Choose another store"):
+    with pytest.raises(StoreError, match=r"^/proc/store cannot be written: .*\. Choose another store"):
         Folder("/proc/store").prepare()
 
 
@@ -262,9 +255,7 @@ def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("path", ["file", "file/store", "file/a/b"])
 def test_a_store_inside_a_file_is_refused_in_a_sentence(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(
-        StoreError, match=r"^The store .*/file.* cannot be written: .*\. A job needs .*\. Choose another"
-    ):
+    with pytest.raises(StoreError, match=r"^.*/file.* cannot be written: .*\. A job needs .*\. Choose another"):
         Folder(str(tmp_path / path)).prepare()
     assert (tmp_path / "file").read_text() == "not a folder"
 

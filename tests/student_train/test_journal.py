@@ -30,7 +30,7 @@ def test_points_come_back_as_they_were(tmp_path: Path) -> None:
     kept.close_segment(2)
     kept.add([("train/lr", 0.1 + 0.2, 3, 5)])
     kept.close_segment(3)
-    assert untold(Folder(str(tmp_path))) == ([2, 3], [*points(1, 2), ("train/lr", 0.1 + 0.2, 3, 5)])
+    assert untold(Folder(str(tmp_path)), "run") == ([2, 3], [*points(1, 2), ("train/lr", 0.1 + 0.2, 3, 5)])
 
 
 def test_what_was_told_is_not_told_again(tmp_path: Path, told: list[Point]) -> None:
@@ -62,6 +62,16 @@ def test_a_resumed_run_tells_no_step_twice(tmp_path: Path, told: list[Point]) ->
     assert told == points(2, 4, 6)
 
 
+def test_another_run_is_told_everything(tmp_path: Path, told: list[Point]) -> None:
+    folder = Folder(str(tmp_path))
+    kept = Journal(folder, None, None)
+    kept.add(points(1))
+    kept.close_segment(1)
+    tell(folder, "uri", "run")
+    tell(folder, "uri", "another run")
+    assert told == points(1, 1)
+
+
 def test_while_mlflow_is_away_points_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder(str(tmp_path))
     kept = Journal(folder, None, None)
@@ -69,7 +79,7 @@ def test_while_mlflow_is_away_points_wait(tmp_path: Path, monkeypatch: pytest.Mo
     kept.close_segment(1)
     monkeypatch.setattr(journal, "log_points", lambda *_: False)
     tell(folder, "uri", "run")
-    assert untold(folder)[1] == points(1)
+    assert untold(folder, "run")[1] == points(1)
 
 
 def test_a_worker_tells_with_a_checkpoint_once_it_is_time(

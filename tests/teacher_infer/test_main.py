@@ -140,7 +140,7 @@ def test_a_store_that_cannot_be_written(recipe: Recipe, fails: Any, tmp_path: Pa
     (tmp_path / "file").write_text("no folder")
     code, said = fails(recipe(store=f"{tmp_path}/file/store"))
     assert code == 2
-    assert f"The store {tmp_path}/file/store cannot be written: Not a directory." in said
+    assert f"{tmp_path}/file/store cannot be written: Not a directory." in said
 
 
 def test_a_store_in_memory_is_refused(recipe: Recipe, fails: Any) -> None:

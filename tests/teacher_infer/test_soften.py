@@ -36,7 +36,11 @@ def test_every_temperature_comes_back_from_what_was_stored(dtype: torch.dtype, c
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_the_first_bad_position_is_found(value: float) -> None:
     logits_PV = torch.zeros(5, 3)
-    assert first_not_finite(logits_PV) is None
+    assert first_not_finite(soften(logits_PV, 2.0)) is None
     logits_PV[4, 0] = value
     logits_PV[2, 1] = value
-    assert first_not_finite(logits_PV) == 2
+    assert first_not_finite(soften(logits_PV, 2.0)) == 2
+
+
+def test_a_temperature_that_makes_logits_overflow_is_seen() -> None:
+    assert first_not_finite(soften(torch.tensor([[1.0, 0.0], [1e30, 2e30]]), 1e-30)) == 1

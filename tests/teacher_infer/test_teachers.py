@@ -60,5 +60,7 @@ def test_classes_are_told_without_running(toys: Path, tmp_path: Path, name: str)
     x = pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), 4)
     example = as_samples(pa.table({"sample_id": pa.array(range(32)), "x": x}), Columns(), "toys").slice(0, 1)
     calls = tmp_path / "calls"
-    assert make(name, classes=7, calls=str(calls)).classes(example) == 7
+    teacher = make(name, classes=7, calls=str(calls))
+    assert teacher.classes(example) == 7
     assert not calls.exists()
+    assert teacher.logits([X]).shape == (32, 7)

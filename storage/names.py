@@ -34,10 +34,13 @@ def is_own_code(name: str) -> bool:
         spec = importlib.util.find_spec(name.partition(":")[0])
     except (ImportError, ValueError):
         return True  # finding it will say what is wrong
-    if spec is None or spec.origin is None:
-        return spec is None
+    if spec is None:
+        return True
+    origin = Path(spec.origin or "")
+    if origin.suffix != ".py" or not origin.exists():
+        return False  # built in, frozen or compiled
     installed = {Path(path).resolve() for path in sysconfig.get_paths().values()}
-    return not any(parent in installed for parent in Path(spec.origin).resolve().parents)
+    return not any(parent in installed for parent in origin.resolve().parents)
 
 
 def call(

@@ -166,6 +166,10 @@ def test_mlflow_leads_from_the_registered_teacher_to_its_students(spine: Spine) 
         assert sorted(steps) == [4, 8, 12]
     [baseline] = client.search_runs([experiment], "tags.`distill.role` = 'baseline'")
     assert "distill.cache.digest" not in baseline.data.tags
+    # It was evaluated on a cache, and learned from no teacher.
+    assert [i.dataset.name for i in baseline.inputs.dataset_inputs] == ["logit-cache:toy-test"]
+    assert teacher_inputs(client, baseline) == []
+    assert "distill.teacher.uri" not in baseline.data.tags
 
 
 def test_sealing_again_makes_no_second_cache_run(spine: Spine) -> None:
@@ -202,6 +206,44 @@ def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(spine
     code, _, said = call(student_train, student_recipe(spine.folder, cache=f"{spine.folder}/store/toy-test"))
     assert code == 3
     assert "belongs to a run of another data" in said
+
+
+def test_a_run_that_mlflow_missed_is_told_of_later(spine: Spine) -> None:
+    recipe = student_recipe(spine.folder, name="missed", steps=6)
+    missed = answer(student_train, {**recipe, "tracking": {"uri": False}}, "--json")
+    assert missed["run_id"] is None
+    found = answer(student_train, recipe, "--json")
+    assert not found["trained"]
+    client, _ = connect(spine.tracking)
+    run = client.get_run(found["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["eval/accuracy"] == pytest.approx(missed["eval"]["accuracy"])
+    assert [p.step for p in client.get_metric_history(found["run_id"], "train/loss")] == [4, 6]
+    assert answer(student_train, recipe, "--json")["run_id"] == found["run_id"]
+
+
+def test_a_folder_that_cannot_be_written_and_a_file_that_is_no_store(spine: Spine, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    code, _, said = call(student_train, student_recipe(spine.folder, output=f"{tmp_path}/file/models"))
+    assert code == 2
+    assert f"{tmp_path}/file/models cannot be written" in said
+    code, _, said = call(storage, None, "ls", str(tmp_path))
+    assert code == 2
+    assert "is no store: it has neither commits nor caches" in said
+
+
+def test_a_password_in_the_tracking_uri_is_not_printed(spine: Spine) -> None:
+    code, _, said = call(student_train, None, "compare", "--tracking", "http://bob:hunter2@127.0.0.1:9")
+    assert code == 1
+    assert "MLflow at http://***@127.0.0.1:9 did not answer" in said
+    assert "hunter2" not in said
+
+
+def test_labels_with_an_id_twice(spine: Spine) -> None:
+    twice = {"source": {**ROWS, "arguments": {"same_id": True}}, "cache": None, "losses": {}, "evaluate": None}
+    code, _, said = call(student_train, student_recipe(spine.folder, name="twice", **twice))
+    assert code == 2
+    assert "1 sample ids appear more than once: 's0' (40 times)" in said
 
 
 def test_a_run_killed_half_way_goes_on_and_ends_as_if_it_had_not_been(

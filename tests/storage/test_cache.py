@@ -509,3 +509,17 @@ def test_a_name_that_could_be_no_file_is_refused_before_anything_is_written(
     with pytest.raises(RecipeError, match="is no name for a cache"):
         seal(folder, name, [shard], {})
     assert folder.names("caches") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("samples", 999), ("bytes", 1), ("classes", 77), ("encoding", {"encoding": "dense"}), ("labelled", 3)],
+)
+def test_verify_finds_a_cache_json_that_says_what_the_shards_do_not(
+    folder: Folder, make_cache: Make, name: str, value: Any
+) -> None:
+    path = f"caches/{make_cache(folder).key}/cache.json"
+    folder.write(path, json.dumps({**json.loads(folder.read(path)), name: value}).encode())
+    answer = verify(open_cache(folder.url_of("digits")))
+    assert not answer["ok"]
+    assert f"says that {name} is" in answer["problems"][0]

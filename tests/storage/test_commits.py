@@ -222,3 +222,9 @@ def test_a_record_that_cannot_be_read_is_named(folder: Folder, attempt: Attempt,
     for read in (lambda: read_commit(folder, KEY), lambda: attempt(folder, "a1")):
         with pytest.raises(CorruptShard, match=commit_path(KEY)):
             read()
+
+
+def test_a_field_that_a_later_version_added_is_left_alone(folder: Folder, attempt: Attempt) -> None:
+    commit = attempt(folder, "a1")
+    later = {**commit.to_dict(), "new": 1, "footer": {**commit.to_dict()["footer"], "new": 2}}
+    assert Commit.from_dict(later) == commit

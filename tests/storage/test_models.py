@@ -255,3 +255,10 @@ def test_a_file_is_no_model_folder(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("not a folder")
     with pytest.raises(ModelError, match=r"config\.json in '.*model'"):
         spec_from_folder(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("factory", ["subprocess:getoutput", "os:system", "torch.nn:Linear", "builtins:print"])
+def test_a_folder_names_no_code_but_the_users_own(tmp_path: Path, factory: str) -> None:
+    (tmp_path / CONFIG_FILE).write_text(f'{{"factory": "{factory}", "arguments": {{}}}}')
+    with pytest.raises(ModelError, match="which is no code of yours"):
+        spec_from_folder(str(tmp_path))

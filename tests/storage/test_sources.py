@@ -284,3 +284,26 @@ def test_a_function_is_called_once(module: Callable[[str], str]) -> None:
 def test_a_source_is_of_exactly_one_kind(settings: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=r"^source names .*It names exactly one of: parquet, function\."):
         make_source(settings)
+
+
+def test_a_large_row_group_is_decoded_once_for_all_that_lies_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({"sample_id": range(1000), "x": range(1000)}), tmp_path / "a.parquet")
+    decoded: list[Any] = []
+    real = pq.ParquetFile.read_row_groups
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", lambda *a, **k: decoded.append(1) or real(*a, **k))
+    source = make_source({"parquet": str(tmp_path)})
+    [file] = source.files()
+    for start in range(0, 1000, 100):
+        assert source.read(file, start, start + 100).column("x").to_pylist() == list(range(start, start + 100))
+    assert len(decoded) == 1
+
+
+def test_a_file_that_another_took_the_place_of_is_read_anew(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"sample_id": range(10), "x": range(10)}), tmp_path / "a.parquet")
+    source = make_source({"parquet": str(tmp_path)})
+    [file] = source.files()
+    source.read(file, 0, 10)
+    pq.write_table(pa.table({"sample_id": range(10), "x": [n * 1000003 for n in range(10)]}), tmp_path / "a.parquet")
+    assert source.read(file, 1, 2).column("x").to_pylist() == [1000003]

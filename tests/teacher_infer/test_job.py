@@ -122,3 +122,47 @@ def test_a_job_killed_half_way_computes_only_what_is_missing(
     assert rest["forward_positions"] == 10 * (4 - len(before))
     assert rest["cache_digest"] == whole["cache_digest"]
     assert rest["cache_key"] == whole["cache_key"]
+
+
+def test_rows_that_two_caches_share_are_labelled_once(
+    one_ray: str, tmp_path: Path, recipe: Recipe, write_yaml: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    calls = tmp_path / "calls"
+    same = {"function": "stillhouse_toys:rows", "arguments": {}}
+    answer = run(write_yaml(**recipe({"calls": str(calls)}, held_out={"name": "same", "source": same})), capfd)
+    assert answer["cache_key"] == answer["held_out"]["cache_key"]
+    assert sum(int(line) for line in calls.read_text().split()) == 40
+
+
+def test_a_teacher_that_changes_under_a_job_leaves_no_shard(
+    one_ray: str, tmp_path: Path, recipe: Recipe, weights: str
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from storage.errors import SourceChanged
+    from storage.folder import Folder
+    from teacher_infer.config import TeacherRecipe
+    from teacher_infer.job import prepare
+    from teacher_infer.job import run as run_job
+
+    asked = TeacherRecipe.model_validate(recipe())
+    prepared = prepare(asked, Folder(asked.store))
+    save_file({name: value + torch.ones(()) for name, value in load_file(weights).items()}, weights)
+    with pytest.raises(SourceChanged, match="The job was planned with"):
+        run_job(prepared)
+    assert Folder(asked.store).names("commits") == []
+
+
+def test_a_committed_shard_that_is_gone_is_not_sealed(
+    one_ray: str, tmp_path: Path, recipe: Recipe, write_yaml: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_yaml(**recipe())
+    cache = open_cache(run(path, capfd)["cache"])
+    shard = tmp_path / "store" / cache.shards[2].path
+    shard.unlink()
+    assert main([path, "name=again"]) == 3
+    said = capfd.readouterr().err
+    assert f"The shard {shard} is not there." in said
+    commit = tmp_path / "store" / "commits" / cache.shards[2].shard_key[:2] / f"{cache.shards[2].shard_key}.json"
+    assert f"remove {commit} to have it computed anew" in said

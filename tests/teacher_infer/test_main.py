@@ -174,3 +174,18 @@ def test_weights_with_names_the_model_lacks(one_ray: str, recipe: Recipe, fails:
     code, said = fails(recipe(), f"teacher.weights={tmp_path}/odd.safetensors", "--plan")
     assert code == 2
     assert "not in the file: linear.bias, linear.weight; not in the model: other.weight" in said
+
+
+def test_two_caches_of_one_name_are_refused(recipe: Recipe, fails: Any) -> None:
+    code, said = fails(recipe(held_out={"name": "toy", "source": {"function": "stillhouse_toys:rows"}}))
+    assert code == 2
+    assert "held_out.name is 'toy', the name of the cache that students learn from" in said
+
+
+def test_arguments_that_are_no_json(recipe: Recipe, fails: Any) -> None:
+    code, said = fails(recipe(), "source.arguments.count=.nan")
+    assert code == 2
+    assert "source.arguments: arguments are JSON" in said
+    code, said = fails(recipe(), "teacher.arguments.day=2026-01-01")
+    assert code == 2
+    assert "teacher.arguments: arguments are JSON" in said

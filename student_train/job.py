@@ -67,7 +67,8 @@ def _shown(runs: Sequence[Run]) -> Generator[None]:
         while not over.wait(1.0):
             seen = [read_progress(run.folder) for run in going]
             losses = [f"{p['loss']:.4f}" for p in seen if p["loss"] is not None]
-            progress.update(sum(p["step"] for p in seen), f"loss {', '.join(losses)}" if losses else "")
+            note = f"loss {', '.join(losses)}" if losses else "workers start"
+            progress.update(sum(p["step"] for p in seen), note)
 
     if not going:
         yield
@@ -156,6 +157,9 @@ def _fit(run: Run, tracker: Tracker) -> dict[str, Any]:
         answer: Any = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from None
+    except SystemExit:
+        # Ray Train's own handler of an interrupt stops the workers and exits.
+        raise KeyboardInterrupt from None
     if isinstance(answer, StillhouseError):
         raise answer
     return answer

@@ -33,8 +33,9 @@ from storage.shard import sample_rows
 from storage.sources import make_source
 from storage.stream import CacheRows, Stream
 from teacher_infer.config import TeacherRecipe
-from teacher_infer.job import connect, prepare, run
+from teacher_infer.job import connect, run
 from teacher_infer.label import Work, label_span
+from teacher_infer.prepare import prepare
 from teacher_infer.teachers.module import ModuleTeacher
 
 BATCH_SIZE = 128

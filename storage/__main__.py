@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from storage import cache as caches
+from storage.cache import open_cache
+from storage.catalog import list_caches, verify
 from storage.console import last, run_command, say, table
 from storage.errors import NoCache
 from storage.folder import Folder
@@ -38,7 +39,7 @@ def _ls(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     store = Folder(absolute(asked.store))
     if store.exists() and not (store.exists("commits") or store.exists("caches")):
         raise NoCache(f"{store.url} is no store: it has neither commits nor caches.", "A teacher's recipe makes one.")
-    found, problems = caches.list_caches(store)
+    found, problems = list_caches(store)
     rows = [{key: row[key] for key in wanted} for row in found]
     lines = [
         [
@@ -60,7 +61,7 @@ def _ls(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
 def _show(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     from storage.show import first_rows
 
-    cache = caches.open_cache(absolute(asked.cache))
+    cache = open_cache(absolute(asked.cache))
     facts = {**cache.facts(), "rows": first_rows(cache)}
     return facts, "\n".join(_lines(facts)), 0
 
@@ -90,8 +91,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _verify(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
-    cache = caches.open_cache(absolute(asked.cache))
-    answer = caches.verify(cache)
+    cache = open_cache(absolute(asked.cache))
+    answer = verify(cache)
     counts = f"{cache.label}: {answer['shards']} shards, {answer['samples']:,} samples, {answer['bytes'] / 1e6:,.2f} MB"
     if answer["ok"]:
         return answer, f"{counts}: every byte is as it was committed.", 0

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from storage.commits import Commit, commit_path
-from storage.digest import range_digest, sha256_file, sha256_of
+from storage.digest import sha256_file, sha256_of
 from storage.errors import CorruptShard, NoCache, RecipeError
 from storage.folder import Folder
+from storage.index import is_index_of, read_index, write_index
 from storage.names import NAME_PATTERN, nearest
+from storage.ranges import read_footer
 from storage.samples import LABEL, input_names
-from storage.shard import FORMAT_VERSION, ShardHeader, read_header
+from storage.shard import FORMAT_VERSION, ShardHeader
 
 # What `cache.json` says of a cache, field by field.
 _TOLD = (
@@ -32,19 +33,6 @@ _TOLD = (
     "inputs",
     "labelled",
     "lineage",
-)
-_RANGE = pa.struct([("start", pa.int64()), ("stop", pa.int64()), ("rows", pa.int64()), ("xxh3", pa.string())])
-INDEX_SCHEMA = pa.schema(
-    [
-        ("shard_key", pa.string()),
-        ("attempt", pa.string()),
-        ("path", pa.string()),
-        ("bytes", pa.int64()),
-        ("sha256", pa.string()),
-        ("rows", pa.int64()),
-        ("row_groups", pa.list_(_RANGE)),
-        ("footer", _RANGE),
-    ]
 )
 
 
@@ -119,11 +107,11 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
         _refuse_absent(store, shard)
     if not store.exists(f"caches/{key}/cache.json"):
         header, schema = read_footer(store, shards[0])
-        index = _write_index(shards)
+        index = write_index(shards)
         index_path = f"caches/{key}/index.parquet"
         if not store.create(index_path, index):
             # A sealer that died before cache.json left an index; only its rows matter, not its bytes.
-            if not _is_index_of(store.read(index_path), shards):
+            if not is_index_of(store.read(index_path), shards):
                 store.write(index_path, index)
             index = store.read(index_path)
         rows = sum(shard.rows for shard in shards)
@@ -139,7 +127,7 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
             "positions": rows,
             "bytes": sum(shard.bytes for shard in shards),
             "quarantined": 0,
-            "inputs": _inputs(schema, header),
+            "inputs": stored_inputs(schema, header),
             "labelled": LABEL in schema.names,
             "lineage": lineage,
         }
@@ -169,41 +157,10 @@ def _refuse_absent(store: Folder, shard: Commit) -> None:
         )
 
 
-def _inputs(schema: pa.Schema, header: ShardHeader) -> list[str]:
+def stored_inputs(schema: pa.Schema, header: ShardHeader) -> list[str]:
+    """The names of a shard's inputs, in the model's argument order."""
     targets = {field.name for field in header.encoding.fields(header.classes)}
     return [name for name in input_names(schema) if name not in targets]
-
-
-def read_footer(store: Folder, shard: Commit) -> tuple[ShardHeader, pa.Schema]:
-    """What a committed shard says about itself, and its schema. Raises CorruptShard."""
-    metadata = footer_metadata(store, shard)
-    schema = metadata.schema.to_arrow_schema()
-    return read_header(schema, store.url_of(shard.path)), schema
-
-
-def footer_metadata(store: Folder, shard: Commit) -> pq.FileMetaData:
-    """A shard's Parquet footer, after its bytes were checked. Raises CorruptShard."""
-    data = read_checked(store, shard, shard.footer.start, shard.footer.stop, shard.footer.xxh3, "the footer")
-    # Parquet finds its footer from the end, so the end alone reads as a file without data.
-    return pq.read_metadata(pa.BufferReader(data))
-
-
-def read_checked(store: Folder, shard: Commit, start: int, stop: int, xxh3: str, part: str) -> bytes:
-    """Bytes [start, stop) of a shard, against the digest of its commit. Raises CorruptShard."""
-    where = store.url_of(shard.path)
-    remedy = "Restore the file from a copy, or remove the cache, the shard and its commit and run the teacher's recipe."
-    try:
-        data = store.read_range(shard.path, start, stop)
-    except FileNotFoundError:
-        raise CorruptShard(f"The shard {where} is not there.", "The cache lists it.", remedy) from None
-    found = range_digest(data)
-    if found != xxh3:
-        raise CorruptShard(
-            f"The shard {where} is damaged: {part} (bytes {start} to {stop}) has the digest {found[:16]}.",
-            f"{xxh3[:16]} was committed.",
-            remedy,
-        )
-    return data
 
 
 def open_cache(url: str) -> Cache:
@@ -281,100 +238,11 @@ def read_cache(store: Folder, key: str) -> Cache:
             f"cache.json names {index_sha256[:16]}.",
             "Restore the file from a copy, or remove the cache's folder and run the teacher's recipe to seal it anew.",
         )
-    shards = _read_index(index)
+    shards = read_index(index)
     digest = told.pop("cache_digest")
     if cache_digest(shards) != digest or cache_key([s.shard_key for s in shards]) != key:
         raise CorruptShard(f"The shards that {where} lists do not give its digest {digest[:16]}.")
     return Cache(store=store, key=key, digest=digest, shards=shards, **told)
-
-
-def verify(cache: Cache) -> dict[str, Any]:
-    """Hash every shard of a cache again; `ok` is False when one differs, and `problems` names each."""
-    problems = _lineage_problems(cache)
-    for shard in cache.shards:
-        where = cache.store.url_of(shard.path)
-        try:
-            size = cache.store.size(shard.path)
-            with cache.store.open(shard.path) as file:
-                found = sha256_file(file)
-        except FileNotFoundError:
-            problems.append(f"The shard {where} is not there.")
-            continue
-        if found != shard.sha256:
-            problems.append(
-                f"The shard {where} has {size} bytes with the sha256 {found[:16]}; "
-                f"{shard.bytes} bytes with {shard.sha256[:16]} were committed."
-            )
-    return {**_counts(cache), "ok": not problems, "problems": problems}
-
-
-def _lineage_problems(cache: Cache) -> list[str]:
-    """What `cache.json` says that the index and the shards' own headers do not."""
-    said = {"samples": cache.samples, "positions": cache.positions, "bytes": cache.bytes}
-    rows, size = sum(shard.rows for shard in cache.shards), sum(shard.bytes for shard in cache.shards)
-    found: dict[str, Any] = {"samples": rows, "positions": rows, "bytes": size}
-    try:
-        header, schema = read_footer(cache.store, cache.shards[0])
-    except CorruptShard:
-        return []  # hashing that shard says what is wrong with it
-    said |= {"classes": cache.classes, "encoding": cache.encoding, "inputs": cache.inputs, "labelled": cache.labelled}
-    found |= {"classes": header.classes, "encoding": header.encoding.to_dict(), "inputs": _inputs(schema, header)}
-    found["labelled"] = LABEL in schema.names
-    if "digest" in cache.lineage.get("teacher", {}):
-        said["teacher"], found["teacher"] = cache.lineage["teacher"]["digest"], header.teacher
-    return [
-        f"{cache.url}/cache.json says that {name} is {said[name]}; the shards say {found[name]}."
-        for name in said
-        if said[name] != found[name]
-    ]
-
-
-def _counts(cache: Cache) -> dict[str, Any]:
-    facts = cache.facts()
-    return {
-        name: facts[name] for name in ("url", "cache_key", "cache_digest", "shards", "samples", "positions", "bytes")
-    }
-
-
-def list_caches(store: Folder) -> tuple[list[dict[str, Any]], list[str]]:
-    """The facts of every sealed cache under each of its names, and a sentence for each that cannot be read.
-
-    A name is None where none points to the cache any more. Raises NoCache where there is no store.
-    """
-    if not store.exists():
-        raise NoCache(f"There is no store at {store.url}.", "A store is a folder that a teacher's recipe wrote to.")
-    named: dict[str, list[str | None]] = {}
-    for name in store.names("names"):
-        named.setdefault(store.read(f"names/{name}").decode().strip(), []).append(name)
-    rows: list[dict[str, Any]] = []
-    problems: list[str] = []
-    for key in store.names("caches"):
-        if not store.exists(f"caches/{key}/cache.json"):
-            continue
-        try:
-            facts = read_cache(store, key).facts()
-        except (NoCache, CorruptShard) as error:
-            problems.append(str(error))
-            continue
-        rows += [{**facts, "name": name} for name in named.get(key, [None])]
-    return sorted(rows, key=lambda row: (row["name"] is None, row["name"] or "", row["cache_key"])), problems
-
-
-def _write_index(shards: Sequence[Commit]) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([shard.to_dict() for shard in shards], INDEX_SCHEMA), sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _is_index_of(data: bytes, shards: Sequence[Commit]) -> bool:
-    try:
-        return _read_index(data) == tuple(shards)
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError):
-        return False
-
-
-def _read_index(data: bytes) -> tuple[Commit, ...]:
-    return tuple(Commit.from_dict(row) for row in pq.read_table(io.BytesIO(data)).to_pylist())
 
 
 def _sha256(data: bytes) -> str:

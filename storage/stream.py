@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage import order as ordering
-from storage.cache import Cache, footer_metadata, read_checked, read_footer
+from storage.cache import Cache
 from storage.digest import rows_digest, sha256_of
 from storage.errors import ForeignState, RecipeError, SourceError
 from storage.order import Epoch, Order
+from storage.ranges import footer_metadata, read_checked, read_footer
 from storage.samples import SAMPLE_ID, refuse_duplicates
 from storage.shard import RangeFile, Rows, decode, read_header, row_bytes, sample_rows
 from storage.sources import Source

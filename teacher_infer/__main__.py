@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     recipe = read_recipe(asked.recipe, asked.overrides, TeacherRecipe)
     # Imported once the recipe is known to be right: a typing error should not wait for torch and ray.
-    from teacher_infer.job import prepare, run, show_plan
+    from teacher_infer.job import run
+    from teacher_infer.prepare import prepare, show_plan
 
     prepared = prepare(recipe, Folder(recipe.store))
     if asked.plan:

@@ -8,105 +8,40 @@ import socket
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from storage import cache as caches
-from storage.commits import Commit, committed_keys, read_commit
+from storage.commits import Commit, read_commit
 from storage.console import Progress, say
-from storage.encodings import Encoding, make_encoding
+from storage.encodings import make_encoding
 from storage.errors import JobError, RecipeError, SourceChanged, StillhouseError, StoreError
 from storage.folder import Folder
-from storage.lineage import cache_lineage, redact
+from storage.lineage import redact
 from storage.models import ModelSpec
-from storage.recipes import recipe_digest
 from storage.sources import make_source
-from teacher_infer.config import RaySection, TeacherRecipe
+from teacher_infer.config import RaySection
 from teacher_infer.label import Work, label_span
-from teacher_infer.plan import Plan, Question, Span, make_plan
+from teacher_infer.plan import Span
+from teacher_infer.prepare import Prepared, lineage_of, nested
 from teacher_infer.teachers.module import ModuleTeacher
 
 SPANS_IN_FLIGHT = 2
-
-
-@dataclass(frozen=True)
-class Part:
-    """One cache of a job: its name, its source and the plan over it."""
-
-    name: str
-    source: dict[str, Any]
-    plan: Plan
-    missing: list[Span]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        total = len(self.plan.spans)
-        return {"total": total, "reused": total - len(self.missing), "computed": len(self.missing)}
-
-    def answer(self) -> dict[str, Any]:
-        key = caches.cache_key([span.shard_key for span in self.plan.spans])
-        return {"name": self.name, "cache_key": key, "spans": self.counts, "positions": self.plan.positions}
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A recipe with everything in it found, digested and planned; nothing has run."""
-
-    recipe: TeacherRecipe
-    store: Folder
-    spec: ModelSpec
-    teacher_digest: str
-    weights_sha256: str | None
-    encoding: Encoding
-    parts: tuple[Part, ...]
-
-
-def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
-    """Resolve the teacher, digest the sources and plan. Raises UsageError of every kind."""
-    encoding, spec = recipe.targets.make(), recipe.teacher.spec()
-    digest = spec.digest(recipe.teacher.dtype)
-    question = Question.of(digest, encoding, recipe.seed, trained=spec.weights is not None)
-    parts = [_part(recipe.name, recipe.source.settings(), recipe.span_rows, question, store)]
-    if recipe.held_out is not None:
-        held_out = recipe.held_out
-        parts.append(_part(held_out.name, held_out.source.settings(), recipe.span_rows, question, store))
-    return Prepared(recipe, store, spec, digest, spec.weights_sha256(), encoding, tuple(parts))
-
-
-def _part(name: str, source: dict[str, Any], span_rows: int, question: Question, store: Folder) -> Part:
-    plan = make_plan(make_source(source), span_rows, question)
-    done = committed_keys(store, [span.shard_key for span in plan.spans])
-    return Part(name, source, plan, plan.missing(done))
-
-
-def show_plan(prepared: Prepared) -> dict[str, Any]:
-    """What a job would do: spans, positions, expected bytes before compression, and what it would reuse."""
-    teacher = ModuleTeacher(prepared.spec, dtype=prepared.recipe.teacher.dtype, seed=prepared.recipe.seed, device="cpu")
-    answers: list[dict[str, Any]] = []
-    for part in prepared.parts:
-        classes = teacher.classes(part.plan.example)
-        width = None if classes is None else sum(f.type.byte_width for f in prepared.encoding.fields(classes))
-        size = None if width is None else part.plan.sample_bytes + part.plan.positions * width
-        forward = sum(span.rows for span in part.missing)
-        answers.append({**part.answer(), "forward_positions": forward, "expected_bytes": size, "classes": classes})
-    return {"store": prepared.store.url, **_nest(answers)}
 
 
 def run(prepared: Prepared) -> dict[str, Any]:
     """Compute what is missing and seal every cache of the recipe. Raises JobError and all that a span raises."""
     started = time.monotonic()
     prepared.store.prepare()
-    # Two caches of a recipe may share spans, and a source may hold the same rows twice: each is asked once.
-    missing = {span.shard_key: (index, span) for index, part in enumerate(prepared.parts) for span in part.missing}
-    computed = _label_all(prepared, list(missing.values())) if missing else {}
+    missing = [(index, span) for index, part in enumerate(prepared.parts) for span in part.missing]
+    computed = _label_all(prepared, missing) if missing else {}
     answers: list[dict[str, Any]] = []
     sealed: list[caches.Cache] = []
     for part in prepared.parts:
         shards = [computed.get(s.shard_key) or read_commit(prepared.store, s.shard_key) for s in part.plan.spans]
-        cache = caches.seal(prepared.store, part.name, shards, _lineage(prepared, part))
+        cache = caches.seal(prepared.store, part.name, shards, lineage_of(prepared, part))
         sealed.append(cache)
         answers.append(
             {
@@ -118,29 +53,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
             }
         )
     seconds = time.monotonic() - started
-    return {"seconds": round(seconds, 3), **_nest(answers), "tracking": _track(prepared, sealed)}
-
-
-def _nest(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {**answers[0], **({"held_out": answers[1]} if len(answers) > 1 else {})}
-
-
-def _lineage(prepared: Prepared, part: Part) -> dict[str, Any]:
-    spec, recipe = prepared.spec, prepared.recipe
-    teacher = {
-        "digest": prepared.teacher_digest,
-        "factory": spec.factory,
-        "arguments": spec.arguments,
-        "weights": redact(spec.weights),
-        "weights_sha256": prepared.weights_sha256,
-        "dtype": recipe.teacher.dtype,
-    }
-    return cache_lineage(
-        teacher=teacher,
-        source=redact(part.source),
-        targets=prepared.encoding.to_dict(),
-        recipe_digest=recipe_digest(recipe),
-    )
+    return {"seconds": round(seconds, 3), **nested(answers), "tracking": _track(prepared, sealed)}
 
 
 def _track(prepared: Prepared, sealed: Sequence[caches.Cache]) -> dict[str, Any] | None:

@@ -11,21 +11,12 @@ from typing import Any
 
 import pytest
 
-from storage.cache import (
-    Cache,
-    cache_digest,
-    cache_key,
-    list_caches,
-    open_cache,
-    read_cache,
-    read_checked,
-    read_footer,
-    seal,
-    verify,
-)
+from storage.cache import Cache, cache_digest, cache_key, open_cache, read_cache, seal
+from storage.catalog import list_caches, verify
 from storage.commits import Commit
 from storage.errors import CorruptShard, NoCache, RecipeError, StillhouseError, VerificationError
 from storage.folder import Folder
+from storage.ranges import read_checked, read_footer
 from storage.shard import ByteRange
 
 Make = Callable[..., Any]

@@ -131,6 +131,8 @@ def test_rows_that_two_caches_share_are_labelled_once(
     same = {"function": "stillhouse_toys:rows", "arguments": {}}
     answer = run(write_yaml(**recipe({"calls": str(calls)}, held_out={"name": "same", "source": same})), capfd)
     assert answer["cache_key"] == answer["held_out"]["cache_key"]
+    assert (answer["forward_positions"], answer["held_out"]["forward_positions"]) == (40, 0)
+    assert answer["held_out"]["spans"] == {"total": 4, "reused": 4, "computed": 0}
     assert sum(int(line) for line in calls.read_text().split()) == 40
 
 
@@ -143,8 +145,8 @@ def test_a_teacher_that_changes_under_a_job_leaves_no_shard(
     from storage.errors import SourceChanged
     from storage.folder import Folder
     from teacher_infer.config import TeacherRecipe
-    from teacher_infer.job import prepare
     from teacher_infer.job import run as run_job
+    from teacher_infer.prepare import prepare
 
     asked = TeacherRecipe.model_validate(recipe())
     prepared = prepare(asked, Folder(asked.store))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from storage.cache import read_footer
 from storage.commits import read_commit
 from storage.encodings.dense import Dense
 from storage.errors import SourceChanged, SourceError, TeacherError
 from storage.folder import Folder
 from storage.models import ModelSpec
+from storage.ranges import read_footer
 from storage.sources.function import FunctionSource
 from storage.stream import CacheRows, scan
 from teacher_infer.label import Work, label_span

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from storage.cache import list_caches
+from storage.catalog import list_caches
 from storage.folder import Folder
 from teacher_infer.__main__ import main
 

@@ -1,0 +1,109 @@
+"""A recipe with everything in it found, digested and planned, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from storage.cache import cache_key
+from storage.commits import committed_keys
+from storage.encodings import Encoding
+from storage.folder import Folder
+from storage.lineage import cache_lineage, redact
+from storage.models import ModelSpec
+from storage.recipes import recipe_digest
+from storage.sources import make_source
+from teacher_infer.config import TeacherRecipe
+from teacher_infer.plan import Plan, Question, Span, make_plan
+from teacher_infer.teachers.module import ModuleTeacher
+
+
+@dataclass(frozen=True)
+class Part:
+    """One cache of a job: its name, its source and the plan over it."""
+
+    name: str
+    source: dict[str, Any]
+    plan: Plan
+    missing: list[Span]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        total = len(self.plan.spans)
+        return {"total": total, "reused": total - len(self.missing), "computed": len(self.missing)}
+
+    def answer(self) -> dict[str, Any]:
+        key = cache_key([span.shard_key for span in self.plan.spans])
+        return {"name": self.name, "cache_key": key, "spans": self.counts, "positions": self.plan.positions}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with everything in it found, digested and planned; nothing has run."""
+
+    recipe: TeacherRecipe
+    store: Folder
+    spec: ModelSpec
+    teacher_digest: str
+    weights_sha256: str | None
+    encoding: Encoding
+    parts: tuple[Part, ...]
+
+
+def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
+    """Resolve the teacher, digest the sources and plan. Raises UsageError of every kind."""
+    encoding, spec = recipe.targets.make(), recipe.teacher.spec()
+    digest = spec.digest(recipe.teacher.dtype)
+    question = Question.of(digest, encoding, recipe.seed, trained=spec.weights is not None)
+    parts = [_part(recipe.name, recipe.source.settings(), recipe.span_rows, question, store)]
+    if recipe.held_out is not None:
+        held_out = recipe.held_out
+        second = _part(held_out.name, held_out.source.settings(), recipe.span_rows, question, store)
+        # Rows that both hold are labelled for the first, and reused by the second.
+        asked = {span.shard_key for span in parts[0].missing}
+        parts.append(replace(second, missing=[span for span in second.missing if span.shard_key not in asked]))
+    return Prepared(recipe, store, spec, digest, spec.weights_sha256(), encoding, tuple(parts))
+
+
+def _part(name: str, source: dict[str, Any], span_rows: int, question: Question, store: Folder) -> Part:
+    plan = make_plan(make_source(source), span_rows, question)
+    done = committed_keys(store, [span.shard_key for span in plan.spans])
+    return Part(name, source, plan, plan.missing(done))
+
+
+def show_plan(prepared: Prepared) -> dict[str, Any]:
+    """What a job would do: spans, positions, expected bytes before compression, and what it would reuse."""
+    teacher = ModuleTeacher(prepared.spec, dtype=prepared.recipe.teacher.dtype, seed=prepared.recipe.seed, device="cpu")
+    answers: list[dict[str, Any]] = []
+    for part in prepared.parts:
+        classes = teacher.classes(part.plan.example)
+        width = None if classes is None else sum(f.type.byte_width for f in prepared.encoding.fields(classes))
+        size = None if width is None else part.plan.sample_bytes + part.plan.positions * width
+        forward = sum(span.rows for span in part.missing)
+        answers.append({**part.answer(), "forward_positions": forward, "expected_bytes": size, "classes": classes})
+    return {"store": prepared.store.url, **nested(answers)}
+
+
+def nested(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One answer for a recipe: the cache's own, the held-out one inside it."""
+    return {**answers[0], **({"held_out": answers[1]} if len(answers) > 1 else {})}
+
+
+def lineage_of(prepared: Prepared, part: Part) -> dict[str, Any]:
+    """What is sealed into a part's cache of where it came from."""
+    spec, recipe = prepared.spec, prepared.recipe
+    teacher = {
+        "digest": prepared.teacher_digest,
+        "factory": spec.factory,
+        "arguments": spec.arguments,
+        "weights": redact(spec.weights),
+        "weights_sha256": prepared.weights_sha256,
+        "dtype": recipe.teacher.dtype,
+    }
+    return cache_lineage(
+        teacher=teacher,
+        source=redact(part.source),
+        targets=prepared.encoding.to_dict(),
+        recipe_digest=recipe_digest(recipe),
+    )

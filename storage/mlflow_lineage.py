@@ -61,7 +61,9 @@ def connect(uri: str, experiment: str | None = None) -> tuple[Any, str | None]:
             return client, found.experiment_id
         # Without a server, artifacts would land in the current folder.
         artifacts = None if path is None else (path.parent / "mlartifacts").as_uri()
-        return client, client.create_experiment(experiment, artifact_location=artifacts)
+        # MLflow's pages open such an experiment among trained models, not among language-model traces.
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        return client, client.create_experiment(experiment, artifact_location=artifacts, tags=kind)
 
 
 @contextmanager

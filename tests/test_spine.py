@@ -146,6 +146,7 @@ def test_mlflow_leads_from_the_registered_teacher_to_its_students(spine: Spine) 
 
     [version] = client.search_model_versions("name = 'toy-teacher'")
     assert version.tags["distill.weights.sha256"] == spine.teacher["weights_sha256"]
+    assert client.get_experiment(experiment).tags["mlflow.experimentKind"] == "custom_model_development"
     teacher_model = version.source.removeprefix("models:/")
 
     found = client.search_runs([experiment], "dataset.name = 'logit-cache:toy' AND dataset.context = 'cache_output'")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-# Before anything imports Ray or MLflow: no token file in HOME, no usage report, no wait for a server that is down.
+# Before anything imports Ray or MLflow: no token file in HOME, no usage reports, no wait for a server that is down.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"

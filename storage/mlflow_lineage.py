@@ -206,17 +206,22 @@ def log_points(uri: str, run_id: str, points: Sequence[tuple[str, float, int, in
     return False
 
 
-def tag_run(uri: str, run_id: str, tags: dict[str, str]) -> None:
+def tag_run(uri: str, run_id: str, tags: dict[str, str]) -> bool:
+    """True when the tags arrived."""
     with best_effort(f"the tags of the run {run_id}"):
         from mlflow.entities import RunTag
 
         connect(uri)[0].log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        return True
+    return False
 
 
-def finish_run(uri: str, run_id: str, status: str) -> None:
-    """status: FINISHED, FAILED or KILLED."""
+def finish_run(uri: str, run_id: str, status: str) -> bool:
+    """status: FINISHED, FAILED or KILLED. True when MLflow knows."""
     with best_effort(f"that the run {run_id} ended"):
         connect(uri)[0].set_terminated(run_id, status)
+        return True
+    return False
 
 
 def reopen_run(uri: str, run_id: str) -> bool:

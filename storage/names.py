@@ -47,16 +47,22 @@ def call(
     function: Callable[..., Any], arguments: dict[str, Any], name: str, error: type[StillhouseError], remedy: str = ""
 ) -> Any:
     """Call a function that a recipe named. Raises `error` when it does not take the arguments, or fails."""
-    try:
-        inspect.signature(function).bind(**arguments)
-    except TypeError as reason:
-        raise error(
-            f"{name} refused its arguments: {reason}.", f"It takes {inspect.signature(function)}.", remedy
-        ) from None
-    except ValueError:
-        pass  # some functions written in C tell no signature; they refuse for themselves
+    signature = _signature(function)
+    if signature is not None:
+        try:
+            signature.bind(**arguments)
+        except TypeError as reason:
+            raise error(f"{name} refused its arguments: {reason}.", f"It takes {signature}.", remedy) from None
     with guarded(name, error):
         return function(**arguments)
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    """None for some functions written in C, which tell no signature and refuse for themselves."""
+    try:
+        return inspect.signature(function)
+    except ValueError:
+        return None
 
 
 @contextmanager

@@ -50,8 +50,8 @@ def _run_together(runs: Sequence[Run], at_once: int) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(at_once) as pool:
         try:
             return list(pool.map(_run_one, runs))
-        except BaseException:
-            # The other runs would go on, and the pool would wait for them.
+        except KeyboardInterrupt:
+            # The other runs would go on, and the pool would wait for them, as it does when one run fails.
             pool.shutdown(wait=False, cancel_futures=True)
             ray.shutdown()
             raise
@@ -94,7 +94,7 @@ def _run_one(run: Run) -> dict[str, Any]:
         tracker.failed(interrupted=isinstance(error, KeyboardInterrupt))
         raise
     result = {**trained, "run_id": tracker.run_id, "recipe_digest": run.recipe.digest()}
-    tracker.succeeded(result)
+    result["tracked"] = tracker.succeeded(result)
     run.finish(result)
     return {**result, "trained": True}
 
@@ -102,11 +102,12 @@ def _run_one(run: Run) -> dict[str, Any]:
 def _told(run: Run) -> dict[str, Any]:
     """A finished run's result, after MLflow was told of it if it has not been."""
     result = run.result()
-    if result["run_id"] is None:
+    if not result["tracked"]:
         tracker = Tracker(run)
         if tracker.run_id is not None:
             result = {**result, "run_id": tracker.run_id}
-            tracker.succeeded(result)
+            result["tracked"] = tracker.succeeded(result)
+            run.note(tracker.run_id)
             run.finish(result)
     return result
 

@@ -48,11 +48,15 @@ class Journal:
             tell(self._folder, self._uri, self._run_id)
 
 
-def tell(folder: Folder, tracking_uri: str, run_id: str) -> None:
-    """Tell MLflow the points that it was not told yet."""
+def tell(folder: Folder, tracking_uri: str, run_id: str) -> bool:
+    """Tell MLflow the points that it was not told yet. True when it has them all."""
     steps, points = untold(folder, run_id)
-    if steps and log_points(tracking_uri, run_id, points):
+    if not steps:
+        return True
+    arrived = log_points(tracking_uri, run_id, points)
+    if arrived:
         folder.write(TOLD_FILE, json.dumps({"step": steps[-1], "run_id": run_id}).encode())
+    return arrived
 
 
 def untold(folder: Folder, run_id: str) -> tuple[list[int], list[Point]]:

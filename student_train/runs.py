@@ -45,7 +45,7 @@ class Run:
         return json.loads(self.folder.read(RESULT_FILE))
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Written last: its existence means that the run is finished. Without a run_id MLflow does not know of it."""
+        """Written last: its existence means that the run is finished. `tracked` says whether MLflow knows."""
         show_progress(self.folder, self.recipe.steps, None)
         self.folder.write(RESULT_FILE, json.dumps(result, indent=1).encode())
 

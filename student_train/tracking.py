@@ -75,26 +75,28 @@ class Tracker:
             "student": f"{recipe.student.factory} {recipe.student.arguments}",
         }
 
-    def succeeded(self, result: dict[str, Any]) -> None:
-        """Tell the metrics that are left, what the model is worth and where it lies, and end the run."""
+    def succeeded(self, result: dict[str, Any]) -> bool:
+        """Tell the metrics that are left, what the model is worth and where it lies, and end the run.
+
+        True when what is compared arrived: the metrics, the tags and the end.
+        """
         if self.uri is None or self.run_id is None:
-            return
+            return False
         now, steps = int(time.time() * 1000), self._run.recipe.steps
         scores = [(f"eval/{name}", value, steps, now) for name, value in result["eval"].items()]
         scores.append(("model/parameters", float(result["parameters"]), steps, now))
-        tell(self._run.folder, self.uri, self.run_id)
-        log_points(self.uri, self.run_id, scores)
+        arrived = tell(self._run.folder, self.uri, self.run_id) and log_points(self.uri, self.run_id, scores)
         facts = {
             "distill.weights.sha256": result["weights_sha256"],
             "distill.weights.uri": f"{result['model']}/model.safetensors",
             "distill.init.sha256": result["init_digest"],
             **self._tags(),
         }
-        tag_run(self.uri, self.run_id, facts)
+        arrived = arrived and tag_run(self.uri, self.run_id, facts)
         name = self._run.recipe.tracking.register_as
         if name is not None:
             register_model(self.uri, self.run_id, name, facts)
-        finish_run(self.uri, self.run_id, "FINISHED")
+        return arrived and finish_run(self.uri, self.run_id, "FINISHED")
 
     def failed(self, *, interrupted: bool) -> None:
         if self.uri is not None and self.run_id is not None:

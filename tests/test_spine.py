@@ -213,6 +213,7 @@ def test_a_run_that_mlflow_missed_is_told_of_later(spine: Spine) -> None:
     recipe = student_recipe(spine.folder, name="missed", steps=6)
     missed = answer(student_train, {**recipe, "tracking": {"uri": False}}, "--json")
     assert missed["run_id"] is None
+    assert not missed["tracked"]
     found = answer(student_train, recipe, "--json")
     assert not found["trained"]
     client, _ = connect(spine.tracking)
@@ -221,6 +222,25 @@ def test_a_run_that_mlflow_missed_is_told_of_later(spine: Spine) -> None:
     assert run.data.metrics["eval/accuracy"] == pytest.approx(missed["eval"]["accuracy"])
     assert [p.step for p in client.get_metric_history(found["run_id"], "train/loss")] == [4, 6]
     assert answer(student_train, recipe, "--json")["run_id"] == found["run_id"]
+
+
+def test_a_run_whose_end_mlflow_missed_is_told_of_later(spine: Spine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow was there when the run began, and away when it ended."""
+    recipe = student_recipe(spine.folder, name="half-missed", steps=6)
+    with monkeypatch.context() as away:
+        away.setattr("student_train.tracking.log_points", lambda *_: False)
+        away.setattr("student_train.journal.log_points", lambda *_: False)
+        away.setattr("student_train.tracking.finish_run", lambda *_: False)
+        missed = answer(student_train, recipe, "--json")
+    assert missed["run_id"] is not None
+    assert not missed["tracked"]
+    found = answer(student_train, recipe, "--json")
+    assert (found["trained"], found["tracked"], found["run_id"]) == (False, True, missed["run_id"])
+    client, _ = connect(spine.tracking)
+    run = client.get_run(found["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["eval/accuracy"] == pytest.approx(missed["eval"]["accuracy"])
+    assert [p.step for p in client.get_metric_history(found["run_id"], "train/loss")] == [4, 6]
 
 
 def test_a_folder_that_cannot_be_written_and_a_file_that_is_no_store(spine: Spine, tmp_path: Path) -> None:

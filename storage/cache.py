@@ -103,8 +103,7 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
     if not re.fullmatch(NAME_PATTERN, name):
         raise RecipeError(f"'{name}' is no name for a cache.", "It has letters, digits, '.', '_' and '-'.")
     key = cache_key([s.shard_key for s in shards])
-    for shard in shards:
-        _refuse_absent(store, shard)
+    _refuse_absent(store, shards)
     if not store.exists(f"caches/{key}/cache.json"):
         header, schema = read_footer(store, shards[0])
         index = write_index(shards)
@@ -126,7 +125,7 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
             "samples": rows,
             "positions": rows,
             "bytes": sum(shard.bytes for shard in shards),
-            "quarantined": 0,
+            "quarantined": sum(len(shard.quarantined) for shard in shards),
             "inputs": stored_inputs(schema, header),
             "labelled": LABEL in schema.names,
             "lineage": lineage,
@@ -143,18 +142,23 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
     return cache
 
 
-def _refuse_absent(store: Folder, shard: Commit) -> None:
-    try:
-        size = store.size(shard.path)
-    except FileNotFoundError:
-        size = None
-    if size != shard.bytes:
-        found = "is not there" if size is None else f"has {size} bytes"
-        raise CorruptShard(
-            f"The shard {store.url_of(shard.path)} {found}.",
-            f"{shard.bytes} bytes were committed.",
-            f"Restore it, or remove {store.url_of(commit_path(shard.shard_key))} to have it computed anew.",
-        )
+def _refuse_absent(store: Folder, shards: Sequence[Commit]) -> None:
+    """Look for every shard's file, with one listing for each folder that they lie in."""
+    folders = sorted({shard.path.rpartition("/")[0] for shard in shards})
+    sizes = {
+        f"{folder}/{entry.name}": entry.bytes
+        for folder, entries in zip(folders, store.entries_of(folders), strict=True)
+        for entry in entries
+    }
+    for shard in shards:
+        size = sizes.get(shard.path)
+        if size != shard.bytes:
+            found = "is not there" if size is None else f"has {size} bytes"
+            raise CorruptShard(
+                f"The shard {store.url_of(shard.path)} {found}.",
+                f"{shard.bytes} bytes were committed.",
+                f"Restore it, or remove {store.url_of(commit_path(shard.shard_key))} to have it computed anew.",
+            )
 
 
 def stored_inputs(schema: pa.Schema, header: ShardHeader) -> list[str]:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from storage.digest import canonical_json, sha256_file
-from storage.errors import CorruptShard
+from storage.errors import CorruptShard, StoreLost
 from storage.folder import Folder
 from storage.shard import ByteRange, byte_ranges
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A sample of a span that the teacher could not label, and why; the shard has no row of it."""
+
+    sample_id: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -30,18 +38,29 @@ class Commit:
     rows: int
     row_groups: tuple[ByteRange, ...]
     footer: ByteRange
+    quarantined: tuple[Quarantined, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        # By hand: asdict copies field by field, which a cache of 100,000 shards feels.
+        return {
+            **self.__dict__,
+            "row_groups": [dict(group.__dict__) for group in self.row_groups],
+            "footer": dict(self.footer.__dict__),
+            "quarantined": [dict(sample.__dict__) for sample in self.quarantined],
+        }
 
     @staticmethod
     def from_dict(facts: dict[str, Any]) -> Commit:
         parts: dict[str, Any] = {
             "row_groups": tuple(_range(group) for group in facts["row_groups"]),
             "footer": _range(facts["footer"]),
+            "quarantined": tuple(Quarantined(q["sample_id"], q["reason"]) for q in facts.get("quarantined") or ()),
         }
         # Fields that a later version added are left alone.
-        return Commit(**{field.name: {**facts, **parts}[field.name] for field in fields(Commit)})
+        return Commit(**{name: facts[name] for name in _PLAIN}, **parts)
+
+
+_PLAIN = ("shard_key", "attempt", "path", "bytes", "sha256", "rows")
 
 
 def _range(facts: dict[str, Any]) -> ByteRange:
@@ -60,11 +79,19 @@ def commit_path(shard_key: str) -> str:
     return f"commits/{shard_key[:2]}/{shard_key}.json"
 
 
-def commit_shard(store: Folder, shard_key: str, attempt: str, staged: Path, rows: int) -> Commit:
-    """Check a staged shard file, publish it under its attempt's name, and try to win its key.
+def commit_shard(
+    store: Folder, shard_key: str, attempt: str, staged: Path, rows: int, quarantined: Sequence[Quarantined] = ()
+) -> Commit:
+    """Publish a staged shard file and try to win its key with it: `publish_shard`, then `settle`."""
+    return settle(store, publish_shard(store, shard_key, attempt, staged, rows, quarantined))
 
-    Returns the commit that won, which is another's when another was first; a file that lost is
-    removed. Raises CorruptShard when the staged file does not hold what was written to it.
+
+def publish_shard(
+    store: Folder, shard_key: str, attempt: str, staged: Path, rows: int, quarantined: Sequence[Quarantined] = ()
+) -> Commit:
+    """Check a staged shard file and publish it under its attempt's name; its commit, which nobody knows of yet.
+
+    Raises CorruptShard when the staged file does not hold what was written to it.
     """
     try:
         groups, footer = _checked(staged, shard_key, rows)
@@ -73,15 +100,29 @@ def commit_shard(store: Folder, shard_key: str, attempt: str, staged: Path, rows
         raise
     with open(staged, "rb") as file:
         digest = sha256_file(file)
-    path = shard_path(shard_key, attempt)
-    mine = Commit(shard_key, attempt, path, staged.stat().st_size, digest, rows, tuple(groups), footer)
+    path, size = shard_path(shard_key, attempt), staged.stat().st_size
     store.publish(staged, path)
-    if store.create(commit_path(shard_key), canonical_json(mine.to_dict())):
-        return mine
-    winner = read_commit(store, shard_key)
+    return Commit(shard_key, attempt, path, size, digest, rows, tuple(groups), footer, tuple(quarantined))
+
+
+def settle(store: Folder, mine: Commit, tries: int = 3) -> Commit:
+    """Try to win a shard's key for an attempt that is published.
+
+    Returns the commit that won, which is another's when another was first; the file of an attempt
+    that lost is removed. Where the store does not keep `create`'s promise, one process settles for all.
+    """
+    try:
+        if store.create(commit_path(mine.shard_key), canonical_json(mine.to_dict())):
+            return mine
+        winner = read_commit(store, mine.shard_key)
+    except (StoreLost, FileNotFoundError):
+        # An answer that was lost says nothing of the put; the same record put again can do no harm.
+        if tries == 1:
+            raise
+        return settle(store, mine, tries - 1)
     # A refused put may be my own, retried by a client whose first answer was lost.
     if winner.path != mine.path:
-        store.remove(path)
+        store.remove(mine.path)
     return winner
 
 
@@ -101,7 +142,10 @@ def _checked(staged: Path, shard_key: str, rows: int) -> tuple[list[ByteRange], 
 
 def read_commit(store: Folder, shard_key: str) -> Commit:
     """The commit of a shard key. Raises FileNotFoundError for none, CorruptShard for one that is no record."""
-    record = store.read(commit_path(shard_key))
+    return _parse(store, shard_key, store.read(commit_path(shard_key)))
+
+
+def _parse(store: Folder, shard_key: str, record: bytes) -> Commit:
     try:
         return Commit.from_dict(json.loads(record))
     except (ValueError, KeyError, TypeError) as error:
@@ -112,10 +156,17 @@ def read_commit(store: Folder, shard_key: str) -> Commit:
         ) from None
 
 
+def read_commits(store: Folder, shard_keys: Sequence[str]) -> list[Commit | None]:
+    """The commits of some shard keys, in their order; None for one without. Raises CorruptShard."""
+    records = store.read_some([commit_path(key) for key in shard_keys])
+    return [
+        None if record is None else _parse(store, key, record) for key, record in zip(shard_keys, records, strict=True)
+    ]
+
+
 def committed_keys(store: Folder, shard_keys: Iterable[str]) -> set[str]:
     """Which of some shard keys are committed; one listing for each folder that they could lie in."""
     wanted = set(shard_keys)
-    found: set[str] = set()
-    for prefix in sorted({key[:2] for key in wanted}):
-        found.update(name.removesuffix(".json") for name in store.names(f"commits/{prefix}"))
+    folders = sorted({f"commits/{key[:2]}" for key in wanted})
+    found = {entry.name.removesuffix(".json") for entries in store.entries_of(folders) for entry in entries}
     return wanted & found

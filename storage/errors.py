@@ -8,10 +8,15 @@
     + StoreError          a store that is not there or cannot be written
     + NoCache             a place that holds no sealed cache
     + Mismatch            shapes or class counts of two things that should fit together
+    + SubmissionError     a job that a cluster is not to be given
+    + TokenRefused        a cluster that asks for another token
   x JobError, exit 1: it was asked for rightly, and failed
     + TeacherError        logits that are not numbers
     + TrainingError       a loss that is not a number
     + TrackingError       MLflow could not answer a question that only it can answer
+    + ClusterError        a cluster that does not answer
+    + StoreLost           a store that stopped answering
+    + StoreFull           a disk or a quota without room
   x VerificationError, exit 3: bytes, digests or lineage that do not agree
     + CorruptShard        a shard whose bytes are not the bytes that were committed
     + SourceChanged       rows or a teacher that changed between the plan and the work
@@ -62,6 +67,14 @@ class Mismatch(UsageError):
     pass
 
 
+class SubmissionError(UsageError):
+    pass
+
+
+class TokenRefused(UsageError):
+    pass
+
+
 class JobError(StillhouseError):
     exit_code = 1
 
@@ -75,6 +88,18 @@ class TrainingError(JobError):
 
 
 class TrackingError(JobError):
+    pass
+
+
+class ClusterError(JobError):
+    pass
+
+
+class StoreLost(JobError):
+    pass
+
+
+class StoreFull(JobError):
     pass
 
 

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import errno
+import functools
 import os
 import tempfile
 import threading
+import time
 import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from fsspec.core import url_to_fs
-
+from storage.create import keeps_promise, link_if_absent, put_alone, put_if_absent, replace, write_durably
 from storage.errors import StoreError
+from storage.filesystems import in_words, is_past_the_end, open_filesystem
+from storage.listing import Entry, entry_of
 
-# Where put-if-absent is known to be kept. Other backends wait for a probe and a single committer.
+# Where put-if-absent is known to be kept, by links and by a lock. Everywhere else a race finds out.
 KEEPS_CREATE = ("file", "memory")
 
 _memory_lock = threading.Lock()
 
+# How many requests to an object store wait for their answers at the same time.
+_AT_ONCE = 32
+
 
 class Folder:
-    """Files under one URL. Paths are relative to it and use '/'."""
+    """Files under one URL. Paths are relative to it and use '/'. Raises StoreError, StoreFull and StoreLost."""
 
     def __init__(self, url: str) -> None:
         try:
-            fs, root = url_to_fs(url)
+            fs, root = open_filesystem(url)
         except (ImportError, ValueError) as error:
             raise StoreError(
                 f"'{url}' cannot be opened: {error}.", "A store is a folder URL that fsspec knows."
@@ -52,163 +58,215 @@ class Folder:
         return f"{self._root}/{path}" if path else self._root
 
     def exists(self, path: str = "") -> bool:
-        return self._fs.exists(self._at(path))
+        with in_words(self.url_of(path)):
+            return self._fs.exists(self._at(path))
 
     def size(self, path: str) -> int:
-        return int(self._fs.size(self._at(path)))
+        with in_words(self.url_of(path)):
+            return int(self._fs.size(self._at(path)))
 
     def read(self, path: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""
-        return self._fs.cat_file(self._at(path))
+        with in_words(self.url_of(path)):
+            return self._fs.cat_file(self._at(path))
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a file; fewer if it ends before. Raises FileNotFoundError."""
-        return self._fs.cat_file(self._at(path), start=start, end=stop)
+        if start >= stop:
+            return b""
+        with in_words(self.url_of(path)):
+            try:
+                return self._fs.cat_file(self._at(path), start=start, end=stop)
+            except OSError as error:
+                if is_past_the_end(error):
+                    return b""
+                raise
+
+    def read_some(self, paths: Iterable[str]) -> Iterable[bytes | None]:
+        """The whole files in their order, many at a time where they lie far away; None for one that is gone."""
+
+        def read(path: str) -> bytes | None:
+            try:
+                return self.read(path)
+            except FileNotFoundError:
+                return None
+
+        return self._each(read, paths)
+
+    def _each(self, call: Any, paths: Iterable[str]) -> Iterable[Any]:
+        if self.protocol in KEEPS_CREATE:
+            yield from map(call, paths)
+            return
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            yield from pool.map(call, paths)
 
     def open(self, path: str) -> Any:
-        return self._fs.open(self._at(path), "rb")
+        with in_words(self.url_of(path)):
+            return self._fs.open(self._at(path), "rb")
 
     def names(self, path: str = "") -> list[str]:
         """The names directly inside a folder, sorted; none if it is not there, or a file."""
+        return sorted(name for name, _ in self._listed(path))
+
+    def entries(self, path: str) -> list[Entry]:
+        """The files directly inside a folder, sorted by name; none if it is not there, or a file."""
+        files = (entry_of(name, info) for name, info in self._listed(path))
+        return sorted((entry for entry in files if entry is not None), key=lambda entry: entry.name)
+
+    def entries_of(self, paths: Iterable[str]) -> Iterable[list[Entry]]:
+        """The entries of each folder, many at a time where they lie far away."""
+        return self._each(self.entries, paths)
+
+    def _listed(self, path: str) -> list[tuple[str, dict[str, Any]]]:
+        at = self._at(path)
         self._fs.invalidate_cache()
-        try:
-            if not self._fs.isdir(self._at(path)):
+        with in_words(self.url_of(path)):
+            try:
+                found = self._fs.ls(at, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
                 return []
-            found = self._fs.ls(self._at(path), detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
+        listed = [(info["name"].rstrip("/"), info) for info in found]
+        # Some file systems list a file, or a folder's own marker, as the only thing inside itself.
+        own = self._fs._strip_protocol(at)
+        return [(name.rsplit("/", 1)[-1], info) for name, info in listed if name != own]
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that it holds, if it is there; never the whole of this folder."""
         target = self._at(path)
         if not path.strip("/."):
             raise StoreError(f"'{path}' is all of {self.url}.", "Something inside it can be removed.")
-        try:
-            self._fs.rm(target, recursive=True)
-        except FileNotFoundError:
-            return
+        with in_words(self.url_of(path)):
+            try:
+                self._fs.rm(target, recursive=True)
+            except FileNotFoundError:
+                return
+
+    def remove_files(self, paths: Iterable[str]) -> None:
+        """Remove files, many at a time where they lie far away; one that is not there is no matter."""
+
+        def remove(path: str) -> None:
+            with in_words(self.url_of(path)):
+                try:
+                    self._fs.rm_file(self._at(path))
+                except FileNotFoundError:
+                    return
+
+        for _ in self._each(remove, paths):
+            pass
+
+    @functools.cached_property
+    def keeps_create(self) -> bool:
+        """Whether `create` holds here for any number of writers; found out by a race where it is not known."""
+        if self.protocol in KEEPS_CREATE:
+            return True
+        with in_words(self.url):
+            return keeps_promise(self._fs, self._at("tmp"))
 
     def prepare(self) -> None:
         """Make the folder and prove that it can be written. Raises StoreError."""
-        self._refuse_foreign()
+        if not self.is_local and self.protocol != "memory":
+            self._refuse_missing_bucket()
         probe = f"tmp/probe-{uuid.uuid4().hex}"
         try:
             self.create(probe, b"")
             self.remove(probe)
-        except OSError as error:
+        except (StoreError, OSError) as error:
+            reason = error.__cause__ if isinstance(error, StoreError) and error.__cause__ else error
             raise StoreError(
-                f"{self.url} cannot be written: {error.strerror or error}.",
+                f"{self.url} cannot be written: {getattr(reason, 'strerror', None) or reason}.",
                 "A job needs a folder that it may write.",
-                "Choose another store, or mend its permissions.",
+                "Choose another store, or mend its permissions or this machine's credentials.",
             ) from None
 
-    def _refuse_foreign(self) -> None:
-        if self.protocol not in KEEPS_CREATE:
-            raise StoreError(
-                f"{self.url} is on '{self.protocol}'.",
-                f"This version writes on {' and '.join(KEEPS_CREATE)} only: put-if-absent holds there.",
-                "Name a local folder that every machine of the job sees.",
-            )
+    def _refuse_missing_bucket(self) -> None:
+        bucket = self._root.partition("/")[0]
+        with in_words(self.url):
+            if self._fs.exists(bucket):
+                return
+        raise StoreError(
+            f"There is no bucket '{bucket}' for {self.url}, or it may not be looked into.",
+            "A store's bucket is there before a job writes to it.",
+            "Make the bucket, or mend the URL, the endpoint or the credentials.",
+        )
+
+    def now(self) -> float:
+        """Seconds since 1970 by the clock that dates this folder's files, which need not be this machine's."""
+        name = f"clock-{uuid.uuid4().hex}"
+        self.write(f"tmp/{name}", b"")
+        try:
+            told = {entry.name: entry.modified for entry in self.entries("tmp")}.get(name)
+        finally:
+            self.remove_files([f"tmp/{name}"])
+        return time.time() if told is None else told
 
     def create(self, path: str, data: bytes) -> bool:
         """Put a whole file if nothing is there: True when this call made it, False when it existed.
 
-        Of any number of racing callers one gets True. A reader sees the whole file or none, but for
-        file systems without hard links, where it may see a file that is still being written.
+        Of any number of racing callers one gets True, and a caller whose answer was lost on the way may
+        be told False. Where `keeps_create` is False that holds inside one process only. A reader sees
+        the whole file or none, but for file systems without hard links, where it may see a file that is
+        still being written.
         """
-        if self.protocol == "memory":
-            with _memory_lock:
-                if self._fs.exists(self._at(path)):
-                    return False
-                self._fs.pipe_file(self._at(path), data)
-                return True
-        self._refuse_foreign()
-        staged = self.stage()
-        try:
-            _write_durably(staged, data)
-            return self._link(staged, path)
-        finally:
-            staged.unlink(missing_ok=True)
+        at = self._at(path)
+        with in_words(self.url_of(path)):
+            if self.protocol == "memory":
+                with _memory_lock:
+                    if self._fs.exists(at):
+                        return False
+                    self._fs.pipe_file(at, data)
+                    return True
+            if not self.is_local:
+                return (put_if_absent if self.keeps_create else put_alone)(self._fs, at, data)
+            staged = self.stage()
+            try:
+                write_durably(staged, data)
+                return link_if_absent(staged, Path(at))
+            finally:
+                staged.unlink(missing_ok=True)
 
     def write(self, path: str, data: bytes) -> None:
         """Put a whole file, in place of what is there."""
-        if self.protocol == "memory":
-            self._fs.pipe_file(self._at(path), data)
-            return
-        self._refuse_foreign()
-        staged, final = self.stage(), Path(self._at(path))
-        try:
-            _write_durably(staged, data)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staged, final)
-        finally:
-            staged.unlink(missing_ok=True)
-        _sync_folder(final.parent)
+        at = self._at(path)
+        with in_words(self.url_of(path)):
+            if not self.is_local:
+                self._fs.pipe_file(at, data)
+                return
+            staged = self.stage()
+            try:
+                write_durably(staged, data)
+                replace(staged, Path(at))
+            finally:
+                staged.unlink(missing_ok=True)
 
     def stage(self) -> Path:
         """A new local path to write a file to before `publish`; on a local store, on its own disk."""
         home = Path(self._root) / "tmp" if self.is_local else Path(tempfile.gettempdir())
         home.mkdir(parents=True, exist_ok=True)
-        return home / f"{uuid.uuid4().hex}.part"
+        return home / f"stillhouse-{uuid.uuid4().hex}.part"
 
     def publish(self, staged: Path, path: str) -> None:
         """Give a staged local file its name in the folder. The name must be new; the staged file goes."""
-        if self.is_local:
-            made = self._link(staged, path)
-        else:
-            made = self.create(path, staged.read_bytes())
-        staged.unlink(missing_ok=True)
+        at = self._at(path)
+        size = staged.stat().st_size
+        try:
+            with in_words(self.url_of(path)):
+                if self.is_local:
+                    made = link_if_absent(staged, Path(at))
+                else:
+                    # A put that a client repeats finds its own file: so no condition, the name is the attempt's own.
+                    made = not self._fs.exists(at)
+                    if made:
+                        self._fs.put_file(str(staged), at)
+        finally:
+            staged.unlink(missing_ok=True)
         if not made:
             raise StoreError(f"{self.url_of(path)} exists already.", "An attempt's file has a name of its own.")
-
-    def _link(self, staged: Path, path: str) -> bool:
-        final = Path(self._at(path))
-        final.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(staged, final)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            # File systems without hard links (exFAT, some network mounts) still keep O_EXCL.
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK):
-                raise
-            return _create_exclusively(final, staged.read_bytes())
-        _sync_folder(final.parent)
-        return True
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _create_exclusively(path: Path, data: bytes) -> bool:
-    try:
-        with open(path, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        return False
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-    return True
-
-
-def _sync_folder(path: Path) -> None:
-    # A new name is durable only once its folder is.
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        if not self.is_local and self.size(path) != size:
+            raise StoreError(f"{self.url_of(path)} has {self.size(path)} bytes.", f"{size} bytes were put there.")
 
 
 def open_url(url: str) -> Any:
     """One file behind any fsspec URL, opened for reading. Raises FileNotFoundError."""
-    return fsspec.open(url, "rb").open()
+    fs, path = open_filesystem(url)
+    with in_words(url):
+        return fs.open(path, "rb")

@@ -104,6 +104,25 @@ def one_ray(toys: Path) -> Iterator[str]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def seaweed_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A SeaweedFS S3 server for the whole session, with a bucket named 'bucket'."""
+    from tests.servers import make_bucket, seaweed
+
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as endpoint:
+        make_bucket(endpoint, "bucket")
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(seaweed_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a bucket on SeaweedFS, which this process's environment leads to."""
+    from tests.servers import lead_to
+
+    lead_to(seaweed_endpoint, monkeypatch)
+    return "bucket"
+
+
 @pytest.fixture
 def write_yaml(tmp_path: Path) -> Callable[..., str]:
     """Write a recipe under tmp_path and give its path."""

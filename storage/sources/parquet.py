@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 
 from storage.errors import SourceError
+from storage.filesystems import in_words, open_filesystem
 from storage.samples import LABEL, Columns, SourceFile, as_samples
 
 
@@ -32,9 +32,9 @@ class ParquetSource:
 
         The last ones are kept: a row group is often larger than what is asked for, and the next rows lie in it.
         """
-        fs, _ = url_to_fs(self.parquet)
+        fs, _ = open_filesystem(self.parquet)
         try:
-            with fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
+            with in_words(file.name), fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
                 groups, first, seen = [], 0, 0
                 for index in range(parquet.num_row_groups):
                     rows = parquet.metadata.row_group(index).num_rows
@@ -45,10 +45,13 @@ class ParquetSource:
                 names = parquet.schema_arrow.names
                 # Another size means another file under the same name; its rows are digested where that matters.
                 key = (file, tuple(groups), fs.size(file.name))
-                if key not in self._last:
+                # Two spans may be read at the same time, by threads.
+                table = self._last.get(key)
+                if table is None:
+                    table = parquet.read_row_groups(groups, columns=self._wanted(names))
                     self._last.clear()
-                    self._last[key] = parquet.read_row_groups(groups, columns=self._wanted(names))
-                return self._last[key], first, names
+                    self._last[key] = table
+                return table, first, names
         except (pa.ArrowInvalid, OSError) as error:
             raise SourceError(f"'{file.name}' cannot be read: {error}.", "Every file of a source is Parquet.") from None
 
@@ -70,13 +73,14 @@ class ParquetSource:
 
 def _files(url: str) -> tuple[SourceFile, ...]:
     try:
-        fs, path = url_to_fs(url)
+        fs, path = open_filesystem(url)
     except (ValueError, ImportError) as error:
         raise SourceError(f"'{url}' cannot be opened: {error}.", "A source is at a URL that fsspec knows.") from None
-    if fs.isdir(path):
-        names = [name for name in fs.find(path) if name.endswith(".parquet")]
-    else:
-        names = fs.glob(path) if any(sign in path for sign in "*?[") else [path] if fs.exists(path) else []
+    with in_words(url):
+        if fs.isdir(path):
+            names = [name for name in fs.find(path) if name.endswith(".parquet")]
+        else:
+            names = fs.glob(path) if any(sign in path for sign in "*?[") else [path] if fs.exists(path) else []
     if not names:
         raise SourceError(
             f"There are no Parquet files at '{url}'.", "A source is a file, a folder or a pattern of them."
@@ -84,7 +88,7 @@ def _files(url: str) -> tuple[SourceFile, ...]:
     files: list[SourceFile] = []
     for name in sorted(names):
         try:
-            with fs.open(name, "rb") as handle:
+            with in_words(name), fs.open(name, "rb") as handle:
                 files.append(SourceFile(name, pq.read_metadata(handle).num_rows))
         except (pa.ArrowInvalid, OSError) as error:
             raise SourceError(f"'{name}' is no Parquet file: {error}.", "Every file of a source is one.") from None

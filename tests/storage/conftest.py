@@ -24,11 +24,17 @@ from storage.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
 CLASSES = 5
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
-    """An empty folder of each kind that a store is written to."""
+    """An empty folder of each kind that a store is written to; S3 is a SeaweedFS on loopback."""
     if request.param == "file":
         yield Folder(str(tmp_path / "store"))
+        return
+    if request.param == "s3":
+        bucket = request.getfixturevalue("bucket")
+        made = Folder(f"s3://{bucket}/{uuid.uuid4().hex}")
+        made.__dict__["keeps_create"] = True  # found out once, by the test of the probe
+        yield made
         return
     made = Folder(f"memory://{uuid.uuid4().hex}/store")
     yield made

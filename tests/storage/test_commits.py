@@ -190,6 +190,7 @@ def test_a_commit_comes_back_from_its_record(folder: Folder, attempt: Attempt) -
         "rows",
         "row_groups",
         "footer",
+        "quarantined",
     }
 
 

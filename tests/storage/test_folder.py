@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import StoreError
+from storage.errors import StoreError, StoreFull
 from storage.folder import Folder, open_url
 
 
@@ -100,7 +100,7 @@ def test_a_put_that_fails_halfway_without_hard_links_leaves_its_name_free(
 
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(StoreFull, match=r"record is full: no space left\. What was committed stays"):
         local.create("record", b"0123456789")
     assert not local.exists("record")
 
@@ -171,7 +171,9 @@ def test_removing_a_folder_removes_what_it_holds_and_nothing_else(folder: Folder
     for path in ("a/x", "a/b/y", "ab", "c"):
         folder.create(path, b"")
     folder.remove("a")
-    assert [folder.exists(path) for path in ("a/x", "a/b/y", "a", "ab", "c")] == [False, False, False, True, True]
+    assert [folder.exists(path) for path in ("a/x", "a/b/y", "ab", "c")] == [False, False, True, True]
+    # SeaweedFS keeps empty folders, which S3 itself does not know.
+    assert folder.protocol == "s3" or not folder.exists("a")
 
 
 def test_a_removed_file_can_be_created_again(folder: Folder) -> None:
@@ -264,13 +266,6 @@ def test_a_store_inside_a_file_is_refused_in_a_sentence(tmp_path: Path, path: st
 def test_an_unknown_protocol_is_refused_in_a_sentence(url: str) -> None:
     with pytest.raises(StoreError, match=rf"^'{url}' cannot be opened: .*\. A store is a folder URL"):
         Folder(url)
-
-
-def test_a_store_where_put_if_absent_is_not_known_to_hold_is_not_written(tmp_path: Path) -> None:
-    # A cached view of a local folder is a file system that no promise is known of.
-    store = Folder(f"simplecache::file://{tmp_path}")
-    with pytest.raises(StoreError, match=r"is on '.*cache'\. .*put-if-absent holds there\. Name a local"):
-        store.prepare()
 
 
 @pytest.mark.parametrize("path", ["", ".", "./"])

@@ -1,0 +1,33 @@
+"""A file in a folder's listing: its name, size and date, however a file system tells them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in a listing. modified: seconds since 1970 by the store's own clock, None where it tells no time."""
+
+    name: str
+    bytes: int
+    modified: float | None
+
+
+def entry_of(name: str, info: dict[str, Any]) -> Entry | None:
+    """The entry for what fsspec's `ls` tells of a file; None for a folder."""
+    return None if info.get("type") == "directory" else Entry(name, int(info["size"]), _modified(info))
+
+
+def _modified(info: dict[str, Any]) -> float | None:
+    for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
+        when = info.get(name)
+        if isinstance(when, datetime):
+            return when.timestamp()
+        if isinstance(when, int | float):
+            return float(when)
+        if isinstance(when, str):
+            return datetime.fromisoformat(when).timestamp()
+    return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from storage.digest import canonical_json, sha256_of
 from storage.errors import RecipeError
@@ -38,8 +38,24 @@ def absolute(url: str) -> str:
     return url if "://" in url or "::" in url else os.path.abspath(os.path.expanduser(url))
 
 
+def _located(url: str, info: ValidationInfo) -> str:
+    if info.context == _ON_CLUSTER:
+        path = url.removeprefix("file://").removeprefix("local://")
+        if "://" not in path and "::" not in path and not os.path.isabs(path):
+            raise ValueError(
+                "is a relative path, and on the cluster the job runs in another folder; "
+                "give a URL, or an absolute path that every machine sees"
+            )
+        if url.startswith("memory:"):
+            raise ValueError("memory:// is one process's own, and the cluster's are others")
+    return absolute(url)
+
+
+# What a validator is told of a recipe that another machine is going to read.
+_ON_CLUSTER = {"on_cluster": True}
+
 # A path or URL in a recipe. Made absolute where it is read, because Ray's workers run in other folders.
-Location = Annotated[str, AfterValidator(absolute)]
+Location = Annotated[str, AfterValidator(_located)]
 
 RecipeType = TypeVar("RecipeType", bound=Section)
 
@@ -84,8 +100,11 @@ class TrackingSection(Section):
         return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'runs' / 'mlflow.db'}"
 
 
-def read_recipe(path: str, overrides: Sequence[str], kind: type[RecipeType]) -> RecipeType:
-    """A recipe file with its overrides applied. Raises RecipeError, which names file, key and the nearest right key."""
+def read_recipe(path: str, overrides: Sequence[str], kind: type[RecipeType], *, on_cluster: bool = False) -> RecipeType:
+    """A recipe file with its overrides applied. Raises RecipeError, which names file, key and the nearest right key.
+
+    on_cluster: another machine is going to read it, so that every path in it must mean the same there.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -101,7 +120,7 @@ def read_recipe(path: str, overrides: Sequence[str], kind: type[RecipeType]) -> 
     for override in overrides:
         _override(tree, override)
     try:
-        return kind.model_validate(tree)
+        return kind.model_validate(tree, context=_ON_CLUSTER if on_cluster else None)
     except ValidationError as error:
         raise RecipeError(_explain(path, error, kind)) from None
 

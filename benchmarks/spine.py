@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from cluster.connect import connect
 from storage.cache import Cache, open_cache
 from storage.console import say
 from storage.folder import Folder
@@ -34,9 +35,9 @@ from storage.shard import sample_rows
 from storage.sources import make_source
 from storage.stream import CacheRows, Stream
 from teacher_infer.config import TeacherRecipe
-from teacher_infer.job import connect, run
 from teacher_infer.label import Work, label_span
 from teacher_infer.prepare import prepare
+from teacher_infer.run import run
 from teacher_infer.teachers.module import ModuleTeacher
 
 BATCH_SIZE, PASSES_A_ROUND = 128, 5

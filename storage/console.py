@@ -77,7 +77,7 @@ def _stdout_to_stderr() -> int | None:
 
 
 class Progress:
-    """A bar on a terminal, a plain line every few seconds elsewhere; on stderr.
+    """A bar on a terminal, a plain line every few seconds elsewhere; on stderr, with the rate and the time left.
 
     `update(done, note)` says how far it is; use it as a context manager.
     """
@@ -93,10 +93,10 @@ class Progress:
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as RichProgress
 
-            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
             self._bar = RichProgress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task(self._what, total=self._total, note="")
@@ -111,15 +111,29 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         self._done, self._note = done, note
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, note=note)
+            self._bar.update(self._task, completed=done, note=self._rate_and_note())
         elif time.monotonic() - self._spoke >= self.EVERY_S:
             self._line()
 
     def _line(self) -> None:
         self._spoke, self._told = time.monotonic(), self._done
-        seconds = self._spoke - self._started
+        percent = f" ({100 * self._done // self._total} %)" if self._total else ""
+        say(f"{self._what}: {self._done}/{self._total} {self._unit}{percent}, {self._rate_and_note()}")
+
+    def _rate_and_note(self) -> str:
+        seconds = time.monotonic() - self._started
         rate = self._done / seconds if seconds else 0.0
-        say(f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:,.1f} {self._unit}/s. {self._note}".rstrip())
+        left = f", eta {_clock((self._total - self._done) / rate)}" if rate and self._done < self._total else ""
+        return f"{rate:,.1f} {self._unit}/s{left}. {self._note}".rstrip()
+
+
+def _clock(seconds: float) -> str:
+    """
+    >>> _clock(59.2), _clock(3600 * 30 + 61)
+    ('0:00:59', '30:01:01')
+    """
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

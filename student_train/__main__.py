@@ -1,4 +1,4 @@
-"""python -m student_train RECIPE.yaml [a.b=c ...] [--json], and python -m student_train compare [CACHE] [--json]"""
+"""python -m student_train [submit] RECIPE.yaml [a.b=c ...], and python -m student_train compare [CACHE]"""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from student_train.compare import main as compare
 
         return compare(given[1:])
+    if given[:1] == ["submit"]:
+        from cluster.submission import Job
+        from cluster.submit import submit
+        from student_train.config import StudentRecipe
+
+        return submit(Job("student_train", "student", StudentRecipe), given[1:])
     parser = argparse.ArgumentParser(
         prog="python -m student_train",
         description="Train a recipe's model: from a cache of soft targets, or from labels. "
-        "`python -m student_train compare` puts the results side by side.",
+        "`python -m student_train submit` gives it to a Ray cluster, `... compare` puts the results side by side.",
     )
     parser.add_argument("recipe", help="a YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", help="key.subkey=value, in place of what the recipe says")

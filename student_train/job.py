@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import tempfile
@@ -18,6 +17,7 @@ import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from cluster.connect import connect
 from storage.console import Progress
 from storage.errors import JobError, StillhouseError
 from storage.folder import Folder
@@ -39,6 +39,9 @@ def run(recipe: StudentRecipe) -> list[dict[str, Any]]:
     """
     runs = begin(recipe)
     if not all(one.finished for one in runs):
+        if not os.environ.get("RAY_ADDRESS"):
+            # Ray Train looks at its workers every two seconds; on one machine that is most of a short run.
+            os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
         connect(recipe.ray.num_cpus)
     at_once = min(recipe.ray.concurrent_runs, len(runs))
     with _shown(runs):
@@ -110,19 +113,6 @@ def _told(run: Run) -> dict[str, Any]:
             run.note(tracker.run_id)
             run.finish(result)
     return result
-
-
-def connect(num_cpus: int | None) -> None:
-    """The Ray of RAY_ADDRESS, or one embedded in this process until it ends; the one at hand if there is one."""
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True)
-    else:
-        # Ray Train looks at its workers every two seconds; on one machine that is most of a short run.
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-        ray.init("local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def _fit(run: Run, tracker: Tracker) -> dict[str, Any]:

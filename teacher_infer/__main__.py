@@ -1,4 +1,4 @@
-"""python -m teacher_infer RECIPE.yaml [a.b=c ...] [--plan] [--json]"""
+"""python -m teacher_infer [submit] RECIPE.yaml [a.b=c ...] [--plan] [--json]"""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ from teacher_infer.config import TeacherRecipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["submit"]:
+        from cluster.submission import Job
+        from cluster.submit import submit
+
+        return submit(Job("teacher_infer", "teacher", TeacherRecipe), given[1:])
     parser = argparse.ArgumentParser(
         prog="python -m teacher_infer",
         description="Run a teacher over a source and seal a cache of its softened logits. "
-        "What is committed is not computed again.",
+        "What is committed is not computed again. `python -m teacher_infer submit` gives the recipe to a Ray cluster.",
     )
     parser.add_argument("recipe", help="a YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", help="key.subkey=value, in place of what the recipe says")
@@ -25,15 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--plan", action="store_true", help="show spans, positions, expected bytes and reuse; run nothing"
     )
     parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
-    asked = parser.parse_intermixed_args(arguments)
+    asked = parser.parse_intermixed_args(given)
     return run_command(lambda: _run(asked), as_json=asked.json)
 
 
 def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     recipe = read_recipe(asked.recipe, asked.overrides, TeacherRecipe)
     # Imported once the recipe is known to be right: a typing error should not wait for torch and ray.
-    from teacher_infer.job import run
     from teacher_infer.prepare import prepare, show_plan
+    from teacher_infer.run import run
+    from teacher_infer.tally import paragraph
 
     prepared = prepare(recipe, Folder(recipe.store))
     if asked.plan:
@@ -42,7 +49,7 @@ def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     for part in prepared.parts:
         say(_plan_line({**part.answer(), "forward_positions": sum(span.rows for span in part.missing)}))
     answer = run(prepared)
-    return answer, "\n".join(_done_line(part) for part in _parts(answer)), 0
+    return answer, "\n".join([*map(_done_line, _parts(answer)), paragraph(answer["work"])]), 0
 
 
 def _parts(answer: dict[str, Any]) -> list[dict[str, Any]]:
@@ -63,7 +70,9 @@ def _plan_line(part: dict[str, Any]) -> str:
 def _done_line(part: dict[str, Any]) -> str:
     return (
         f"sealed {part['name']}@{part['cache_key'][:8]}, digest {part['cache_digest'][:8]}: "
-        f"{part['positions']:,} positions, {part['bytes'] / 1e6:,.2f} MB; {_work(part)}\n  {part['cache']}"
+        f"{part['positions']:,} positions, {part['bytes'] / 1e6:,.2f} MB; {_work(part)}"
+        + (f"; {part['quarantined']} samples quarantined" if part["quarantined"] else "")
+        + f"\n  {part['cache']}"
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from storage.encodings import Encoding, make_encoding
 from storage.models import ModelSpec, spec_from_folder
@@ -55,19 +55,42 @@ class HeldOutSection(Section):
     source: SourceSection
 
 
-class RaySection(Section):
-    """The actors: how many, what each takes and on nodes of which labels, and how long to wait for the first.
+class ActorsSection(Section):
+    """As many actors as there is room for, up to max; fewer than min for longer than the deadline fail the job."""
 
+    min: int = Field(default=1, gt=0)
+    max: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ActorsSection:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+
+class RaySection(Section):
+    """The actors: how many, what each takes and on nodes of which labels, and what they may cost.
+
+    actors: n, or min and max; n means from 1 to n. capacity_timeout_s: how long fewer than min may be
+    placed. max_crashes: how often an actor may die over one span, and how many may die in a row with
+    nothing committed between; an actor that went with its node counts against max_preemptions only.
     num_cpus: the logical CPUs of an embedded Ray, where RAY_ADDRESS names no cluster.
     """
 
-    actors: int = Field(default=1, gt=0)
+    actors: ActorsSection = Field(default=ActorsSection(max=1), validate_default=True)
     cpus_per_actor: float = Field(default=1.0, gt=0)
     gpus_per_actor: float = Field(default=0.0, ge=0)
     label_selector: dict[str, str] = Field(default_factory=dict)
-    max_restarts: int = Field(default=3, ge=0)
+    max_crashes: int = Field(default=3, ge=0)
+    max_preemptions: int = Field(default=1000, ge=0)
     capacity_timeout_s: float = Field(default=600.0, gt=0)
     num_cpus: int | None = Field(default=None, gt=0)
+
+    @field_validator("actors", mode="before")
+    @classmethod
+    def _one_number(cls, actors: Any) -> Any:
+        whole = isinstance(actors, int) and not isinstance(actors, bool)
+        return {"max": actors} if whole else actors
 
 
 class TeacherRecipe(Section):
@@ -78,6 +101,7 @@ class TeacherRecipe(Section):
     teacher: TeacherSection
     targets: TargetsSection
     span_rows: int = Field(default=65536, gt=0)
+    max_bad_samples: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     ray: RaySection = RaySection()
     tracking: TrackingSection = TrackingSection()

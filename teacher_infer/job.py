@@ -1,115 +1,71 @@
-"""The teacher's Ray job: plan, subtract what is committed, run an actor pool over the rest, seal."""
+"""The teacher's Ray job: actors that hold a teacher and label spans, and the driver that feeds and replaces them."""
 
 from __future__ import annotations
 
-import logging
-import os
 import socket
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from storage import cache as caches
-from storage.commits import Commit, read_commit
+from cluster.connect import connect
+from cluster.metrics import Meter
+from storage.commits import Commit, settle
 from storage.console import Progress, say
 from storage.encodings import make_encoding
-from storage.errors import JobError, RecipeError, SourceChanged, StillhouseError, StoreError
+from storage.errors import JobError, RecipeError, SourceChanged, StillhouseError, StoreError, StoreLost
 from storage.folder import Folder
-from storage.lineage import redact
 from storage.models import ModelSpec
 from storage.sources import make_source
-from teacher_infer.config import RaySection
-from teacher_infer.label import Work, label_span
+from teacher_infer.label import Labelled, Seconds, Work, label_span
 from teacher_infer.plan import Span
-from teacher_infer.prepare import Prepared, lineage_of, nested
+from teacher_infer.pool import SPANS_IN_FLIGHT, Pool, Task
+from teacher_infer.prepare import Prepared
+from teacher_infer.tally import Tally
 from teacher_infer.teachers.module import ModuleTeacher
-
-SPANS_IN_FLIGHT = 2
-
-
-def run(prepared: Prepared) -> dict[str, Any]:
-    """Compute what is missing and seal every cache of the recipe. Raises JobError and all that a span raises."""
-    started = time.monotonic()
-    prepared.store.prepare()
-    missing = [(index, span) for index, part in enumerate(prepared.parts) for span in part.missing]
-    computed = _label_all(prepared, missing) if missing else {}
-    answers: list[dict[str, Any]] = []
-    sealed: list[caches.Cache] = []
-    for part in prepared.parts:
-        shards = [computed.get(s.shard_key) or read_commit(prepared.store, s.shard_key) for s in part.plan.spans]
-        cache = caches.seal(prepared.store, part.name, shards, lineage_of(prepared, part))
-        sealed.append(cache)
-        answers.append(
-            {
-                "cache": cache.url,
-                **part.answer(),
-                "cache_digest": cache.digest,
-                "forward_positions": sum(span.rows for span in part.missing),
-                "bytes": cache.bytes,
-            }
-        )
-    seconds = time.monotonic() - started
-    return {"seconds": round(seconds, 3), **nested(answers), "tracking": _track(prepared, sealed)}
-
-
-def _track(prepared: Prepared, sealed: Sequence[caches.Cache]) -> dict[str, Any] | None:
-    uri = prepared.recipe.tracking.resolved_uri()
-    if uri is None:
-        return None
-    from storage.mlflow_lineage import track_cache
-
-    recipe = redact(prepared.recipe.model_dump(mode="json"))
-    runs = [track_cache(uri, prepared.recipe.tracking.experiment, cache, recipe) for cache in sealed]
-    return {"uri": redact(uri), "run_ids": [run for run in runs if run is not None]}
-
-
-def connect(num_cpus: int | None) -> None:
-    """The Ray of RAY_ADDRESS, or one embedded in this process until it ends; the one at hand if there is one."""
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True)
-    else:
-        ray.init("local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 @ray.remote
 class TeacherActor:
-    """A loaded teacher that labels spans. Only commit records leave it.
+    """A loaded teacher that labels spans, two at a time: one is with the teacher, the other one read or written.
 
-    Loading happens in `ready`, whose errors reach the driver as they are; an actor that Ray has
-    restarted loads again with its first span.
+    Only commit records leave it. Loading happens in `ready`, whose errors reach the driver as they are.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._settings = settings
-        self._works: list[Work] = []
+        import threading
 
-    def ready(self) -> bool:
-        import torch
+        self._settings, self._turn = settings, threading.Lock()
 
-        settings = self._settings
+    def where(self) -> str:
+        """The id of its node; answers as soon as Ray has placed it."""
+        return ray.get_runtime_context().get_node_id()
+
+    def ready(self) -> None:
+        settings, here = self._settings, socket.gethostname()
         store = Folder(settings["store"])
         if not store.exists(settings["marker"]):
             raise StoreError(
-                f"The machine {socket.gethostname()} does not see the store {store.url}.",
+                f"The machine {here} does not see the store {store.url} that the job began on.",
                 "Every machine of the job reads and writes the same store.",
-                "Name a shared folder.",
+                "Name a shared folder or an object store.",
             )
         spec = ModelSpec(**settings["spec"])
-        found = spec.digest(settings["dtype"])
+        try:
+            found = spec.digest(settings["dtype"])
+        except RecipeError as error:
+            raise RecipeError(
+                f"On the machine {here}: {error}",
+                remedy="Ship the module with the job's working directory, or install it on every machine.",
+            ) from None
         if found != settings["teacher_digest"]:
             raise SourceChanged(
-                f"The teacher {spec.factory} on {socket.gethostname()} has the digest {found[:16]}.",
+                f"The teacher {spec.factory} on {here} has the digest {found[:16]}.",
                 f"The job was planned with {settings['teacher_digest'][:16]}.",
                 "Its weights or its source file changed, or this machine has others; run the recipe again.",
             )
-        torch.set_num_threads(max(1, int(settings["cpus"])))
         targets = dict(settings["targets"])
         encoding = make_encoding(targets.pop("encoding"), targets)
         self._teacher = ModuleTeacher(
@@ -118,26 +74,153 @@ class TeacherActor:
             seed=settings["seed"],
             device="cuda" if ray.get_gpu_ids() else "cpu",
         )
-        self._works = [
-            Work(store, make_source(source), encoding, settings["teacher_digest"], settings["batch_size"])
-            for source in settings["sources"]
-        ]
-        return True
+        common = (encoding, settings["teacher_digest"], settings["batch_size"], settings["max_bad_samples"])
+        self._works = [Work(store, make_source(source), *common, settings["settles"]) for source in settings["sources"]]
 
     def label(self, part: int, span: Span) -> dict[str, Any]:
-        if not self._works:
-            self.ready()
-        return label_span(self._works[part], self._teacher, span).to_dict()
+        import torch
+
+        # A setting of the calling thread, of which this actor has several.
+        torch.set_num_threads(max(1, int(self._settings["cpus"])))
+        labelled = label_span(self._works[part], self._teacher, span, self._turn)
+        return {
+            "commit": labelled.commit.to_dict(),
+            "computed": labelled.computed,
+            "seconds": vars(labelled.seconds),
+        }
 
 
-def _label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]]) -> dict[str, Commit]:
-    settings, recipe = prepared.recipe.ray, prepared.recipe
-    if prepared.store.protocol == "memory":
-        raise RecipeError("store is memory://.", "Ray's workers are other processes, which cannot see it.")
+def label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]], marker: str, tally: Tally) -> None:
+    """Label spans, each with the index of its part, on an actor pool, and add them to the tally as they come.
+
+    marker: a file in the store that every machine must see. Raises JobError and all that a span raises.
+    """
+    settings = prepared.recipe.ray
     connect(settings.num_cpus)
-    marker = f"tmp/job-{uuid.uuid4().hex}"
-    prepared.store.create(marker, b"")
-    facts = {
+    crew = _Crew(prepared, Pool([Task(*place) for place in missing], settings), marker, tally)
+    total = sum(span.rows for _, span in missing)
+    try:
+        with Progress("teacher", total, "positions") as progress:
+            while not crew.pool.over:
+                crew.step()
+                progress.update(tally.done, tally.note())
+    finally:
+        crew.dismiss()
+
+
+class _Crew:
+    """The actors behind a pool's numbers: carries out what the pool decides, and tells it what it hears."""
+
+    def __init__(self, prepared: Prepared, pool: Pool, marker: str, tally: Tally) -> None:
+        self.pool, self._prepared, self._tally = pool, prepared, tally
+        self._facts, self._meter = _facts(prepared, marker), Meter(prepared.recipe.name)
+        self._actors: dict[int, Any] = {}
+        self._nodes: dict[int, str] = {}
+        self._ready_at: dict[int, float] = {}
+        self._asked: dict[Any, tuple[int, Task | None]] = {}
+
+    def step(self) -> None:
+        """Hire, hear at least one answer or wait a second, and give out spans."""
+        for number in self.pool.hire():
+            self._hire(number)
+        self.pool.refuse_to_wait(time.monotonic(), lambda: str(ray.cluster_resources()))
+        answered, _ = ray.wait(list(self._asked), num_returns=1, timeout=1.0)
+        for reference in answered:
+            self._hear(reference)
+        for number in list(self._actors):
+            while (task := self.pool.give(number)) is not None:
+                self._asked[self._actors[number].label.remote(task.part, task.span)] = (number, task)
+        for number in self.pool.release():
+            self._let_go(number)
+        self._meter.actors(self.pool.placed)
+
+    def dismiss(self) -> None:
+        for number in list(self._actors):
+            self._let_go(number)
+
+    def _hire(self, number: int) -> None:
+        settings = self._prepared.recipe.ray
+        actor = TeacherActor.options(
+            num_cpus=settings.cpus_per_actor,
+            num_gpus=settings.gpus_per_actor,
+            label_selector=settings.label_selector or None,
+            max_concurrency=SPANS_IN_FLIGHT,
+        ).remote(self._facts)
+        self._actors[number] = actor
+        self._asked[actor.where.remote()] = (number, None)
+        self._asked[actor.ready.remote()] = (number, None)
+
+    def _let_go(self, number: int) -> None:
+        ray.kill(self._actors.pop(number))
+        self._asked = {reference: asked for reference, asked in self._asked.items() if asked[0] != number}
+        self._nodes.pop(number, None)
+        ready_at = self._ready_at.pop(number, None)
+        if ready_at is not None:
+            self._tally.actor_s += time.monotonic() - ready_at
+
+    def _hear(self, reference: Any) -> None:
+        if reference not in self._asked:
+            return  # of an actor that was let go since
+        number, task = self._asked.pop(reference)
+        try:
+            answer: Any = ray.get(reference)
+        except RayTaskError as error:
+            cause = error.cause
+            if not (isinstance(cause, StoreLost) and task is not None):
+                raise _in_words(error) from None
+            say(f"{task.span} will be tried again: {cause}")
+            self._failed("store")
+            self.pool.store_lost(number, task, str(cause))
+        except RayError as error:
+            self._lose(number, error)
+        else:
+            if task is not None:
+                self._commit(number, task, answer)
+            elif answer is not None:
+                self._nodes[number] = answer
+                self.pool.note_placed(number)
+            else:
+                self._ready_at[number] = time.monotonic()
+                self.pool.note_ready(number)
+
+    def _commit(self, number: int, task: Task, answer: dict[str, Any]) -> None:
+        commit = Commit.from_dict(answer["commit"])
+        if not self._facts["settles"]:
+            commit = settle(self._prepared.store, commit)
+        labelled = Labelled(commit, answer["computed"], Seconds(**answer["seconds"]))
+        self.pool.done(number, task)
+        self._tally.add(task.span, labelled)
+        self._meter.span(labelled.commit.rows, labelled.commit.bytes, vars(labelled.seconds), labelled.computed)
+
+    def _lose(self, number: int, error: RayError) -> None:
+        preempted = getattr(error, "preempted", False) or self._node_is_gone(number)
+        reason = " ".join(str(error).split())
+        say(f"An actor {'was lost with its node' if preempted else 'died'}; its spans are given again. {reason}")
+        self._failed("preempted" if preempted else "crashed")
+        self._let_go(number)
+        self.pool.lost(number, preempted=preempted, reason=reason)
+
+    def _failed(self, kind: str) -> None:
+        self._tally.failed_attempts += 1
+        self._meter.failed(kind)
+
+    def _node_is_gone(self, number: int) -> bool:
+        """Whether the actor's node left the cluster; Ray may notice that a moment later than the actor's end."""
+        node = self._nodes.get(number)
+        deadline = time.monotonic() + 3.0
+        while node is not None:
+            if not any(seen["NodeID"] == node and seen["Alive"] for seen in ray.nodes()):
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return False
+
+
+def _facts(prepared: Prepared, marker: str) -> dict[str, Any]:
+    """What an actor is made from: plain values, so that nothing of the driver travels."""
+    recipe = prepared.recipe
+    return {
         "store": prepared.store.url,
         "marker": marker,
         "spec": {
@@ -148,72 +231,18 @@ def _label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]]) -> dict[
         "dtype": recipe.teacher.dtype,
         "seed": recipe.seed,
         "batch_size": recipe.teacher.batch_size,
+        "max_bad_samples": recipe.max_bad_samples,
+        "settles": prepared.store.keeps_create,
         "targets": prepared.encoding.to_dict(),
         "teacher_digest": prepared.teacher_digest,
         "sources": [part.source for part in prepared.parts],
-        "cpus": settings.cpus_per_actor,
+        "cpus": recipe.ray.cpus_per_actor,
     }
-    options = TeacherActor.options(
-        num_cpus=settings.cpus_per_actor,
-        num_gpus=settings.gpus_per_actor,
-        label_selector=settings.label_selector or None,
-        max_restarts=settings.max_restarts,
-        max_task_retries=settings.max_restarts,
-    )
-    actors: list[Any] = [options.remote(facts) for _ in range(min(settings.actors, len(missing)))]
-    try:
-        return _drive(actors, missing, settings)
-    except RayTaskError as error:
-        raise _cause(error) from None
-    except RayActorError as error:
-        raise _actor_died(error) from None
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-        prepared.store.remove(marker)
 
 
-def _drive(actors: Sequence[Any], missing: Sequence[tuple[int, Span]], settings: RaySection) -> dict[str, Commit]:
-    waiting = {actor.ready.remote(): actor for actor in actors}
-    flying: dict[Any, Any] = {}
-    todo, done = list(reversed(missing)), dict[str, Commit]()
-    total = sum(span.rows for _, span in missing)
-    labelled, asked = 0, time.monotonic()
-    with Progress("teacher", total, "positions") as progress:
-        while len(done) < len(missing):
-            answered, _ = ray.wait([*waiting, *flying], num_returns=1, timeout=5)
-            if not answered and not flying and not done and time.monotonic() - asked > settings.capacity_timeout_s:
-                raise JobError(
-                    f"No actor could start in {settings.capacity_timeout_s:.0f} s: each asks for "
-                    f"{settings.cpus_per_actor} CPUs and {settings.gpus_per_actor} GPUs, the cluster has "
-                    f"{ray.cluster_resources()}.",
-                    remedy="Ask for less under `ray`, or wait for nodes.",
-                )
-            for reference in answered:
-                actor = waiting.pop(reference, None) or flying.pop(reference)
-                answer = ray.get(reference)
-                if isinstance(answer, dict):
-                    commit = Commit.from_dict(answer)
-                    done[commit.shard_key] = commit
-                    labelled += commit.rows
-                    progress.update(labelled, f"{len(done)}/{len(missing)} spans")
-                while todo and sum(a is actor for a in flying.values()) < SPANS_IN_FLIGHT:
-                    part, span = todo.pop()
-                    flying[actor.label.remote(part, span)] = actor
-    return done
-
-
-def _cause(error: RayTaskError) -> StillhouseError:
+def _in_words(error: RayTaskError) -> StillhouseError:
     cause = error.cause
     if isinstance(cause, StillhouseError):
         return cause
     say(str(error))
     return JobError(f"A span failed: {type(cause).__name__}: {cause}.", remedy="The worker's own account stands above.")
-
-
-def _actor_died(error: RayActorError) -> StillhouseError:
-    text = " ".join(str(error).split())
-    return JobError(
-        f"A teacher's actor died and could not be restarted: {text}",
-        remedy="What was committed stays; run the same command to go on.",
-    )

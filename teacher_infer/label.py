@@ -2,42 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from storage.commits import Commit, commit_shard, new_attempt
+from storage.commits import Commit, new_attempt, publish_shard, read_commit, settle
 from storage.digest import rows_digest
 from storage.encodings import Encoding
 from storage.errors import SourceChanged, SourceError, TeacherError
 from storage.folder import Folder
 from storage.samples import LABEL, SAMPLE_ID
-from storage.shard import FORMAT_VERSION, ShardHeader, sample_rows, shard_schema, write_shard
+from storage.shard import FORMAT_VERSION, ShardHeader, shard_schema
 from storage.sources import Source
+from teacher_infer.answers import Questioner
 from teacher_infer.plan import Span
-from teacher_infer.soften import first_not_finite, soften
 from teacher_infer.teachers import Teacher
+from teacher_infer.writer import Writer
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every span of a job has in common."""
+    """What every span of a job has in common.
+
+    settles: whether `label_span` commits what it publishes; False where one process commits for all,
+    because the store does not keep `Folder.create`'s promise.
+    """
 
     store: Folder
     source: Source
     encoding: Encoding
     teacher_digest: str
     batch_size: int
+    max_bad_samples: int = 0
+    settles: bool = True
 
 
-def label_span(work: Work, teacher: Teacher, span: Span) -> Commit:
-    """Run the teacher over a span's rows and commit their shard.
+@dataclass
+class Seconds:
+    """Where a span's time went. Reading and writing go on while another span, or batch, is with the teacher."""
 
-    Raises SourceChanged when the rows are not those of the plan, TeacherError for logits that are
-    not numbers (with the sample's id), SourceError for a label outside the classes.
+    read: float = 0.0
+    forward: float = 0.0
+    write: float = 0.0
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A span's commit, and whether this call computed it or found it."""
+
+    commit: Commit
+    computed: bool
+    seconds: Seconds = field(default_factory=Seconds)
+
+
+def label_span(work: Work, teacher: Teacher, span: Span, turn: AbstractContextManager[Any] | None = None) -> Labelled:
+    """Run the teacher over a span's rows and commit their shard; find it, where another attempt has committed it.
+
+    turn: held while the teacher runs, so that of several calls in threads one computes while others read
+    and write. At most `writer.WAITING` batches of softened logits wait to be written: a slow disk
+    stops the teacher, not the memory. Raises SourceChanged when the rows are not those of the plan,
+    TeacherError with a sample's id for one that cannot be labelled, SourceError for a label outside the
+    classes, StoreFull and StoreLost.
     """
+    try:
+        return Labelled(read_commit(work.store, span.shard_key), computed=False)
+    except FileNotFoundError:
+        pass
+    seconds, begun = Seconds(), time.perf_counter()
+    samples = _read(work, span)
+    seconds.read = time.perf_counter() - begun
+    questioner = Questioner(teacher, work.batch_size, work.encoding.temperature, work.max_bad_samples, str(span))
+    staged = work.store.stage()
+    try:
+        with Writer(staged, work.store.url, work.encoding) as writer:
+            with nullcontext() if turn is None else turn:
+                begun = time.perf_counter()
+                for answers in questioner.ask(samples):
+                    if not writer.begun:
+                        writer.begin(_schema(work, span, samples, int(answers.softened_PV.shape[1])))
+                    _refuse_foreign_labels(answers.samples, int(answers.softened_PV.shape[1]), span)
+                    writer.put(answers)
+                seconds.forward = time.perf_counter() - begun - writer.waited
+            if not writer.begun:
+                writer.begin(_schema(work, span, samples, _classes(teacher, samples, questioner, span)))
+            rows = writer.finish()
+        begun = time.perf_counter()
+        mine = publish_shard(work.store, span.shard_key, new_attempt(), staged, rows, questioner.bad)
+        commit = settle(work.store, mine) if work.settles else mine
+        seconds.write = writer.seconds + time.perf_counter() - begun
+        return Labelled(commit, computed=True, seconds=seconds)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _read(work: Work, span: Span) -> pa.Table:
     samples = work.source.read(span.file, span.start, span.stop)
     found = rows_digest(samples)
     if found != span.digest:
@@ -46,45 +107,24 @@ def label_span(work: Work, teacher: Teacher, span: Span) -> Commit:
             f"The plan read {span.digest[:16]}.",
             "Leave a source alone while a job reads it; run the recipe again to plan it as it is now.",
         )
-    batches = _batches(work, teacher, span, samples)
-    first = next(batches)
-    staged = work.store.stage()
-    try:
-        rows = write_shard(staged, first.schema, _chain(first, batches))
-        return commit_shard(work.store, span.shard_key, new_attempt(), staged, rows)
-    finally:
-        staged.unlink(missing_ok=True)
+    return samples
 
 
-def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    yield first
-    yield from rest
+def _schema(work: Work, span: Span, samples: pa.Table, classes: int) -> pa.Schema:
+    header = ShardHeader(FORMAT_VERSION, span.shard_key, work.encoding, classes, work.teacher_digest, span.digest)
+    return shard_schema(samples.schema, header)
 
 
-def _batches(work: Work, teacher: Teacher, span: Span, samples: pa.Table) -> Iterator[pa.RecordBatch]:
-    schema: pa.Schema | None = None
-    for start in range(0, samples.num_rows, work.batch_size):
-        table = samples.slice(start, work.batch_size)
-        rows = sample_rows(table)
-        logits_PV = teacher.logits(list(rows.inputs.values()))
-        classes = int(logits_PV.shape[1])
-        softened_PV = soften(logits_PV, work.encoding.temperature)
-        bad = first_not_finite(softened_PV)
-        if bad is not None:
-            raise TeacherError(
-                f"The teacher gave NaN or infinite logits for the sample '{rows.sample_id[bad]}' (in {span}).",
-                "Every logit is a finite number.",
-                "Look at that sample, at targets.temperature and the teacher's dtype; float16 overflows above 65,504.",
-            )
-        _refuse_foreign_labels(table, classes, span)
-        if schema is None:
-            header = ShardHeader(
-                FORMAT_VERSION, span.shard_key, work.encoding, classes, work.teacher_digest, span.digest
-            )
-            schema = shard_schema(samples.schema, header)
-        arrays: list[Any] = [column.combine_chunks() for column in table.columns]
-        arrays += work.encoding.encode(softened_PV)
-        yield pa.record_batch(arrays, schema=schema)
+def _classes(teacher: Teacher, samples: pa.Table, questioner: Questioner, span: Span) -> int:
+    """V for a span of which no sample could be labelled."""
+    classes = teacher.classes(samples.slice(0, 1))
+    if classes is None:
+        first = questioner.bad[0]
+        raise TeacherError(
+            f"The teacher can label no sample of {span}; of '{first.sample_id}': {first.reason}.",
+            "From one of them at least the number of classes is known.",
+        )
+    return classes
 
 
 def _refuse_foreign_labels(table: pa.Table, classes: int, span: Span) -> None:

@@ -14,7 +14,6 @@ def soften(logits_PV: torch.Tensor, temperature: float) -> np.ndarray[Any, np.dt
     return (z - z.amax(dim=1, keepdim=True)).cpu().numpy()
 
 
-def first_not_finite(softened_PV: np.ndarray[Any, Any]) -> int | None:
-    """The first position with a NaN or infinite value, or None; of softened logits, since dividing can overflow too."""
-    bad = (~np.isfinite(softened_PV)).any(axis=1).nonzero()[0]
-    return int(bad[0]) if len(bad) else None
+def not_finite(softened_PV: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """[P]: which positions have a NaN or infinite value; of softened logits, since dividing can overflow too."""
+    return np.asarray(~np.isfinite(softened_PV).all(axis=1))

@@ -133,7 +133,7 @@ def test_a_label_outside_the_classes(one_ray: str, recipe: Recipe, fails: Any) -
 def test_a_teacher_that_returns_nan(one_ray: str, recipe: Recipe, fails: Any) -> None:
     code, said = fails(recipe({"bad": 2.5}))
     assert code == 1
-    assert "NaN or infinite logits for the sample 's25'" in said
+    assert "cannot label the sample 's25' (in stillhouse_toys:rows[20:30]): its logits are NaN or infinite." in said
 
 
 def test_a_store_that_cannot_be_written(recipe: Recipe, fails: Any, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_recipe_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
 def test_more_actors_than_the_cluster_has_room_for_end_in_a_sentence(one_ray: str, recipe: Recipe, fails: Any) -> None:
     code, said = fails(recipe(ray={"cpus_per_actor": 64, "capacity_timeout_s": 1}))
     assert code == 1
-    assert "No actor could start in 1 s: each asks for 64.0 CPUs" in said
+    assert "Only 0 of at least 1 actors found room within 1 s. Each asks for 64 CPUs and 0 GPUs; the cluster has" in said
 
 
 def test_files_of_other_shapes(recipe: Recipe, fails: Any, tmp_path: Path) -> None:

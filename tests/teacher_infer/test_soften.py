@@ -8,7 +8,7 @@ import torch
 
 from storage.encodings.dense import Dense
 from storage.tensors import unpack
-from teacher_infer.soften import first_not_finite, soften
+from teacher_infer.soften import not_finite, soften
 
 
 def test_softened_logits_by_hand() -> None:
@@ -34,13 +34,13 @@ def test_every_temperature_comes_back_from_what_was_stored(dtype: torch.dtype, c
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_the_first_bad_position_is_found(value: float) -> None:
+def test_bad_positions_are_found_and_no_others(value: float) -> None:
     logits_PV = torch.zeros(5, 3)
-    assert first_not_finite(soften(logits_PV, 2.0)) is None
+    assert not_finite(soften(logits_PV, 2.0)).tolist() == [False] * 5
     logits_PV[4, 0] = value
     logits_PV[2, 1] = value
-    assert first_not_finite(soften(logits_PV, 2.0)) == 2
+    assert not_finite(soften(logits_PV, 2.0)).tolist() == [False, False, True, False, True]
 
 
 def test_a_temperature_that_makes_logits_overflow_is_seen() -> None:
-    assert first_not_finite(soften(torch.tensor([[1.0, 0.0], [1e30, 2e30]]), 1e-30)) == 1
+    assert not_finite(soften(torch.tensor([[1.0, 0.0], [1e30, 2e30]]), 1e-30)).tolist() == [False, True]

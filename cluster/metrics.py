@@ -1,0 +1,46 @@
+"""What Ray's metrics are told of a teacher's job; Ray's dashboard and Prometheus show them as ray_stillhouse_*."""
+
+from __future__ import annotations
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+
+class Meter:
+    """Counters of one job, tagged with its cache's name. Needs a Ray that is connected to."""
+
+    def __init__(self, name: str) -> None:
+        tags = {"cache": name}
+
+        def counter(what: str, description: str, *keys: str) -> Counter:
+            made = Counter(f"stillhouse_{what}", description, tag_keys=("cache", *keys))
+            made.set_default_tags(tags)
+            return made
+
+        self._positions = counter("positions", "Positions committed or found committed.", "how")
+        self._spans = counter("spans", "Spans committed or found committed.", "how")
+        self._bytes = counter("bytes", "Bytes of the shards of computed spans.")
+        self._failed = counter("failed_attempts", "Attempts that failed and were made again.", "why")
+        self._actors = Gauge("stillhouse_actors", "Actors that have a node.", tag_keys=("cache",))
+        self._seconds = Histogram(
+            "stillhouse_span_seconds",
+            "Where the time of a computed span went.",
+            boundaries=[0.1, 1, 10, 60, 180, 600],
+            tag_keys=("cache", "stage"),
+        )
+        self._actors.set_default_tags(tags)
+        self._seconds.set_default_tags(tags)
+
+    def span(self, rows: int, size: int, seconds: dict[str, float], computed: bool) -> None:
+        how = {"how": "computed" if computed else "found"}
+        self._positions.inc(max(rows, 0) or 1e-9, how)
+        self._spans.inc(1, how)
+        if computed:
+            self._bytes.inc(size)
+            for stage, value in seconds.items():
+                self._seconds.observe(value, {"stage": stage})
+
+    def failed(self, why: str) -> None:
+        self._failed.inc(1, {"why": why})
+
+    def actors(self, count: int) -> None:
+        self._actors.set(count)

@@ -1,0 +1,105 @@
+"""A teacher's run from a plan to sealed caches: lease, subtract what is committed, label the rest, seal, tell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from storage import cache as caches
+from storage.commits import Commit, read_commits
+from storage.console import say
+from storage.errors import RecipeError, StoreError
+from storage.folder import Folder
+from storage.leases import lease, live_jobs
+from storage.lineage import redact
+from teacher_infer.prepare import Part, Prepared, lineage_of, nested
+from teacher_infer.tally import Tally
+
+
+def run(prepared: Prepared) -> dict[str, Any]:
+    """Compute what is missing and seal every cache of the recipe. Raises JobError and all that a span raises."""
+    started, store = time.monotonic(), prepared.store
+    if store.protocol == "memory":
+        raise RecipeError("store is memory://.", "Ray's workers are other processes, which cannot see it.")
+    store.prepare()
+    spans = {span.shard_key: (index, span) for index, part in enumerate(prepared.parts) for span in part.plan.spans}
+    with lease(store, prepared.recipe.name, spans) as marker:
+        if not store.keeps_create:
+            _be_the_only_one(store, marker)
+        tally = Tally(_reused(prepared), prepared.recipe.max_bad_samples, len(spans))
+        missing = [place for key, place in spans.items() if key not in tally.reused]
+        if missing:
+            # Torch and Ray are imported where there is something to compute.
+            from teacher_infer.job import label_all
+
+            label_all(prepared, missing, marker, tally)
+        sealed = [
+            caches.seal(store, part.name, [tally.commit(span) for span in part.plan.spans], lineage_of(prepared, part))
+            for part in prepared.parts
+        ]
+    seconds = time.monotonic() - started
+    answers = _answers(prepared.parts, sealed, tally)
+    return {
+        "seconds": round(seconds, 3),
+        **nested(answers),
+        "work": tally.facts(seconds),
+        "tracking": _track(prepared, sealed),
+    }
+
+
+def _reused(prepared: Prepared) -> dict[str, Commit]:
+    """The commits that the plan counted on, read once; one that has gone since is computed anew."""
+    planned_missing = {span.shard_key for part in prepared.parts for span in part.missing}
+    keys = [span.shard_key for part in prepared.parts for span in part.plan.spans]
+    keys = [key for key in dict.fromkeys(keys) if key not in planned_missing]
+    found = read_commits(prepared.store, keys)
+    return {key: commit for key, commit in zip(keys, found, strict=True) if commit is not None}
+
+
+def _be_the_only_one(store: Folder, marker: str) -> None:
+    """Where put-if-absent is not kept, only the one committer of the one job may commit."""
+    others = [job for job in live_jobs(store) if f"jobs/{job.id}.json" != marker]
+    if others:
+        raise StoreError(
+            f"{store.url} does not keep put-if-absent, and the job {others[0]} is at work on it.",
+            "On such a store one job may run at a time.",
+            "Wait until it has ended (ten minutes, if it was killed), or name a store that keeps it.",
+        )
+    say(
+        f"{store.url} does not keep put-if-absent (If-None-Match): of racing writers several are told that they won. "
+        "So this process commits for all actors, and no second job may run on this store meanwhile."
+    )
+
+
+def _answers(parts: Sequence[Part], sealed: Sequence[caches.Cache], tally: Tally) -> list[dict[str, Any]]:
+    answers: list[dict[str, Any]] = []
+    counted: set[str] = set()
+    for part, cache in zip(parts, sealed, strict=True):
+        # A span that two caches share counts as computed for the first.
+        computed = [s for s in part.plan.spans if tally.computed(s) and s.shard_key not in counted]
+        counted.update(span.shard_key for span in computed)
+        total = len(part.plan.spans)
+        answers.append(
+            {
+                "cache": cache.url,
+                **part.answer(),
+                "spans": {"total": total, "reused": total - len(computed), "computed": len(computed)},
+                "cache_digest": cache.digest,
+                "forward_positions": sum(span.rows for span in computed),
+                "bytes": cache.bytes,
+                "quarantined": cache.quarantined,
+            }
+        )
+    return answers
+
+
+def _track(prepared: Prepared, sealed: Sequence[caches.Cache]) -> dict[str, Any] | None:
+    uri = prepared.recipe.tracking.resolved_uri()
+    if uri is None:
+        return None
+    from storage.mlflow_lineage import track_cache
+
+    recipe = redact(prepared.recipe.model_dump(mode="json"))
+    runs = [track_cache(uri, prepared.recipe.tracking.experiment, cache, recipe) for cache in sealed]
+    return {"uri": redact(uri), "run_ids": [run for run in runs if run is not None]}

@@ -1,0 +1,96 @@
+"""What a teacher's job has done so far, and what is said of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage.commits import Commit, Quarantined
+from storage.errors import TeacherError
+from teacher_infer.label import Labelled
+from teacher_infer.plan import Span
+
+
+@dataclass
+class Tally:
+    """The commits of a job's spans by shard key: `reused` before it began, `labelled` since.
+
+    max_bad_samples: how many samples may be left out of all of them. done: rows that were dealt with since
+    the job began; bytes: of their shards. actor_s: seconds that loaded teachers were held for the job.
+    """
+
+    reused: dict[str, Commit]
+    max_bad_samples: int
+    spans: int
+    labelled: dict[str, Labelled] = field(default_factory=dict[str, Labelled])
+    quarantined: list[Quarantined] = field(default_factory=list[Quarantined])
+    done: int = 0
+    bytes: int = 0
+    failed_attempts: int = 0
+    actor_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for commit in self.reused.values():
+            self._quarantine(commit)
+
+    def add(self, span: Span, labelled: Labelled) -> None:
+        """Raises TeacherError once more samples are quarantined than the recipe lets it."""
+        self.labelled[span.shard_key] = labelled
+        self.done += span.rows
+        self.bytes += labelled.commit.bytes
+        self._quarantine(labelled.commit)
+
+    def commit(self, span: Span) -> Commit:
+        return self.reused[span.shard_key] if span.shard_key in self.reused else self.labelled[span.shard_key].commit
+
+    def computed(self, span: Span) -> bool:
+        """Whether this job's own forward passes made the span's shard."""
+        return span.shard_key in self.labelled and self.labelled[span.shard_key].computed
+
+    def _quarantine(self, commit: Commit) -> None:
+        self.quarantined += commit.quarantined
+        bad = self.quarantined
+        if len(bad) > self.max_bad_samples:
+            raise TeacherError(
+                f"{len(bad)} samples are quarantined; the first is '{bad[0].sample_id}': {bad[0].reason}.",
+                f"max_bad_samples lets this job leave out {self.max_bad_samples}.",
+                "Mend the samples or the teacher, or allow more; what was committed stays.",
+            )
+
+    def note(self) -> str:
+        """For a line of progress."""
+        return (
+            f"{len(self.labelled) + len(self.reused)}/{self.spans} spans, {len(self.reused)} reused, "
+            f"{self.failed_attempts} failed, {self.bytes / 1e6:,.1f} MB"
+            + (f", {len(self.quarantined)} samples quarantined" if self.quarantined else "")
+        )
+
+    def facts(self, seconds: float) -> dict[str, Any]:
+        """positions_per_s: of those computed, over the job's seconds. forward_share: of the actors' time."""
+        mine = [labelled for labelled in self.labelled.values() if labelled.computed]
+        commits = [*self.reused.values(), *(labelled.commit for labelled in self.labelled.values())]
+        rows, all_rows = sum(one.commit.rows for one in mine), sum(commit.rows for commit in commits)
+        forward = sum(labelled.seconds.forward for labelled in mine)
+        return {
+            "computed_positions": rows,
+            "reused_positions": all_rows - rows,
+            "positions_per_s": round(rows / seconds, 1) if seconds else 0.0,
+            "forward_share": round(forward / self.actor_s, 4) if self.actor_s else None,
+            "bytes_per_position": round(sum(commit.bytes for commit in commits) / all_rows, 2) if all_rows else None,
+            "failed_attempts": self.failed_attempts,
+        }
+
+
+def paragraph(work: dict[str, Any]) -> str:
+    """What `Tally.facts` says, as people say it."""
+    if not work["computed_positions"]:
+        return f"Nothing was computed; {work['reused_positions']:,} positions were reused."
+    share, size = work["forward_share"], work["bytes_per_position"]
+    return (
+        f"{work['computed_positions']:,} positions computed at {work['positions_per_s']:,.0f}/s, "
+        f"{work['reused_positions']:,} reused"
+        + (f"; {100 * share:.0f} % of the actors' time in forward" if share is not None else "")
+        + (f"; {size:,.1f} bytes a position" if size is not None else "")
+        + (f"; {work['failed_attempts']} attempts failed and were made again" if work["failed_attempts"] else "")
+        + "."
+    )

@@ -1,0 +1,92 @@
+"""A shard file written by a thread of its own, a few batches behind the teacher."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from storage.encodings import Encoding
+from storage.filesystems import in_words
+from storage.shard import write_shard
+from teacher_infer.answers import Answers
+
+# Batches of softened logits that wait for the disk; then the teacher waits.
+WAITING = 4
+
+
+class Writer:
+    """Use it as a context manager: `begin` with the schema, `put` batches, `finish` for the rows written.
+
+    waited: seconds that `put` waited for the disk; seconds: what encoding and writing took. `where` names
+    the store in errors. What the thread raises is raised by the next call.
+    """
+
+    def __init__(self, path: Path, where: str, encoding: Encoding) -> None:
+        self._path, self._where, self._encoding = path, where, encoding
+        self._queue: queue.Queue[Answers | None] = queue.Queue(WAITING)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._rows = 0
+        self.waited = self.seconds = 0.0
+
+    @property
+    def begun(self) -> bool:
+        return self._thread is not None
+
+    def begin(self, schema: pa.Schema) -> None:
+        self._thread = threading.Thread(target=self._write, args=(schema,), name="shard writer", daemon=True)
+        self._thread.start()
+
+    def put(self, answers: Answers) -> None:
+        self._raise()
+        begun = time.perf_counter()
+        self._queue.put(answers)
+        self.waited += time.perf_counter() - begun
+
+    def finish(self) -> int:
+        self._join()
+        self._raise()
+        return self._rows
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._join()
+
+    def _join(self) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _write(self, schema: pa.Schema) -> None:
+        begun, idle = time.perf_counter(), [0.0]
+        try:
+            with in_words(self._where):
+                self._rows = write_shard(self._path, schema, self._batches(schema, idle))
+        except BaseException as error:
+            self._error = error
+            while self._queue.get() is not None:
+                pass  # whoever puts must not wait for a thread that writes no more
+        self.seconds = time.perf_counter() - begun - idle[0]
+
+    def _batches(self, schema: pa.Schema, idle: list[float]) -> Iterator[pa.RecordBatch]:
+        while True:
+            begun = time.perf_counter()
+            answers = self._queue.get()
+            idle[0] += time.perf_counter() - begun
+            if answers is None:
+                return
+            arrays: list[Any] = [column.combine_chunks() for column in answers.samples.columns]
+            arrays += self._encoding.encode(answers.softened_PV)
+            yield pa.record_batch(arrays, schema=schema)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from cluster.connect import connect
 from cluster.metrics import Meter
@@ -193,8 +193,7 @@ class _Crew:
         self._meter.span(labelled.commit.rows, labelled.commit.bytes, vars(labelled.seconds), labelled.computed)
 
     def _lose(self, number: int, error: RayError) -> None:
-        preempted = getattr(error, "preempted", False) or self._node_is_gone(number)
-        reason = " ".join(str(error).split())
+        preempted, reason = self._went_with_its_node(number, error), " ".join(str(error).split())
         say(f"An actor {'was lost with its node' if preempted else 'died'}; its spans are given again. {reason}")
         self._failed("preempted" if preempted else "crashed")
         self._let_go(number)
@@ -204,17 +203,27 @@ class _Crew:
         self._tally.failed_attempts += 1
         self._meter.failed(kind)
 
-    def _node_is_gone(self, number: int) -> bool:
-        """Whether the actor's node left the cluster; Ray may notice that a moment later than the actor's end."""
-        node = self._nodes.get(number)
-        deadline = time.monotonic() + 3.0
-        while node is not None:
-            if not any(seen["NodeID"] == node and seen["Alive"] for seen in ray.nodes()):
+    def _went_with_its_node(self, number: int, error: RayError) -> bool:
+        """Whether an actor was preempted, or its node died or cannot be reached; otherwise its process died.
+
+        Of a process that died its node tells at once. Of a node that died nobody does: until Ray misses
+        it, the actor is only unavailable.
+        """
+        node, deadline = self._nodes.get(number), time.monotonic() + 3.0
+        # Ray marks the losses that its autoscaler announced, and says the others in its sentence only.
+        while not (getattr(error, "preempted", False) or "its node has died" in str(error)):
+            if node is not None and not any(seen["NodeID"] == node and seen["Alive"] for seen in ray.nodes()):
                 return True
-            if time.monotonic() > deadline:
+            if not isinstance(error, ActorUnavailableError):
                 return False
-            time.sleep(0.2)
-        return False
+            if time.monotonic() > deadline:
+                return True
+            try:
+                ray.get(self._actors[number].where.remote(), timeout=0.5)
+            except RayError as later:
+                error = later if isinstance(later, RayActorError) else error
+            time.sleep(0.1)
+        return True
 
 
 def _facts(prepared: Prepared, marker: str) -> dict[str, Any]:

@@ -52,9 +52,10 @@ class Pool:
         return sum(actor.placed for actor in self._actors.values())
 
     def hire(self) -> list[int]:
-        """New actors to ask Ray for: all that there is work for, since those that wait are what a cluster grows by."""
-        work = len(self._todo) + sum(len(actor.flying) for actor in self._actors.values())
-        new = range(self._next, self._next + max(0, min(self._settings.actors.max, work) - len(self._actors)))
+        """New actors to ask Ray for: all that spans wait for, since actors that wait are what a cluster grows by."""
+        busy = sum(bool(actor.flying) for actor in self._actors.values())
+        wanted = min(self._settings.actors.max, busy + len(self._todo))
+        new = range(self._next, self._next + max(0, wanted - len(self._actors)))
         self._next += len(new)
         self._actors.update({number: _Actor() for number in new})
         return list(new)

@@ -25,6 +25,7 @@ os.environ.pop("RAY_ADDRESS", None)
 TOYS = """
     '''Small teachers, students and sources for the tests.'''
 
+    import os
     import time
     from pathlib import Path
 
@@ -38,10 +39,10 @@ TOYS = """
 
 
     class Linear(nn.Module):
-        def __init__(self, features, classes, calls=None, bad=None):
+        def __init__(self, features, classes, calls=None, bad=None, raises=None, dies=None, survives=None):
             super().__init__()
             self.linear = nn.Linear(features, classes)
-            self.calls, self.bad = calls, bad
+            self.calls, self.bad, self.raises, self.dies, self.survives = calls, bad, raises, dies, survives
 
         def forward(self, x):
             if self.calls is not None and x.device.type != "meta":
@@ -50,6 +51,12 @@ TOYS = """
             if SLOW.exists():
                 time.sleep(0.7)
             logits = self.linear(x.float())
+            if self.raises is not None and (x[:, 0] == self.raises).any():
+                raise ValueError("this sample breaks the teacher")
+            if self.dies is not None and (x[:, 0] == self.dies).any() and not Path(self.survives).exists():
+                # As the kernel ends a process that takes too much memory; only once where `survives` is made.
+                Path(self.survives + ".died").touch()
+                os.kill(os.getpid(), 9)
             if self.bad is not None:
                 logits = torch.where((x[:, :1] == self.bad), torch.nan, logits)
             return logits

@@ -79,6 +79,8 @@ def seaweed(folder: Path) -> Iterator[str]:
     data = folder / "data"
     data.mkdir()
     command = [_program("weed"), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    # Its table catalogs would listen on fixed ports.
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
     command += ["-s3", f"-s3.config={folder / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=40"]
     with _server([*command, *listen], ports[0], folder / "log") as endpoint:
         yield endpoint

@@ -145,8 +145,8 @@ def test_a_teacher_that_changes_under_a_job_leaves_no_shard(
     from storage.errors import SourceChanged
     from storage.folder import Folder
     from teacher_infer.config import TeacherRecipe
-    from teacher_infer.run import run as run_job
     from teacher_infer.prepare import prepare
+    from teacher_infer.run import run as run_job
 
     asked = TeacherRecipe.model_validate(recipe())
     prepared = prepare(asked, Folder(asked.store))

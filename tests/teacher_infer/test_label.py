@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from storage.commits import read_commit
+from storage.catalog import verify
+from storage.commits import read_commit, settle
 from storage.encodings.dense import Dense
-from storage.errors import SourceChanged, SourceError, TeacherError
+from storage.errors import SourceChanged, SourceError, StoreFull, TeacherError
 from storage.folder import Folder
 from storage.models import ModelSpec
 from storage.ranges import read_footer
 from storage.sources.function import FunctionSource
-from storage.stream import CacheRows, scan
+from storage.stream import CacheRows, Stream, scan
 from teacher_infer.label import Work, label_span
 from teacher_infer.plan import Question, Span, make_plan
 from teacher_infer.teachers.module import ModuleTeacher
@@ -116,3 +120,116 @@ def test_a_teacher_must_give_one_row_of_logits_a_sample(toys: Path, tmp_path: Pa
     teacher._model = torch.nn.Flatten(0)  # type: ignore[assignment]
     with pytest.raises(TeacherError, match=r"gave shape \[32\] for 8 samples"):
         label_span(replace(work, batch_size=8), teacher, spans_of(work)[0])
+
+
+@pytest.mark.parametrize("bad", [0.0, 0.9])
+def test_a_bad_sample_is_left_out_and_told_of(toys: Path, tmp_path: Path, bad: float) -> None:
+    work = replace(work_of(tmp_path), max_bad_samples=1)
+    spans = spans_of(work)
+    commits = [label_span(work, toy_teacher(bad=float(np.float32(bad))), span).commit for span in spans]
+    left_out = f"s{round(bad * 10)}"
+    assert [(one.sample_id, one.reason) for one in commits[0].quarantined] == [
+        (left_out, "its logits are NaN or infinite")
+    ]
+    assert [commit.rows for commit in commits] == [9, 10, 10, 10]
+    assert read_commit(work.store, spans[0].shard_key) == commits[0]
+    cache = seal_of(work, commits)
+    assert (cache.samples, cache.quarantined) == (39, 1)
+    ids = [i for rows in scan(CacheRows(cache), 100) for i in rows.sample_id]
+    assert ids == [f"s{i}" for i in range(40) if f"s{i}" != left_out]
+
+
+def test_a_span_of_bad_samples_only_is_an_empty_shard_that_streams(toys: Path, tmp_path: Path) -> None:
+    work = replace(work_of(tmp_path, count=11), max_bad_samples=5)
+    spans = spans_of(work)
+    assert [span.rows for span in spans] == [10, 1]
+    commits = [label_span(work, toy_teacher(bad=float(np.float32(1.0))), span).commit for span in spans]
+    assert [commit.rows for commit in commits] == [10, 0]
+    cache = seal_of(work, commits)
+    assert verify(cache)["ok"]
+    stream = iter(Stream(CacheRows(cache), batch_size=5, seed=0))
+    ids = [i for _ in range(4) for i in next(stream).rows.sample_id]
+    assert sorted(ids) == sorted([f"s{i}" for i in range(10)] * 2)
+
+
+def test_what_another_attempt_has_committed_is_found_and_not_computed(toys: Path, tmp_path: Path) -> None:
+    work = work_of(tmp_path)
+    span = spans_of(work)[0]
+    first = label_span(work, toy_teacher(), span).commit
+    calls = tmp_path / "calls"
+    found = label_span(work, toy_teacher(calls=str(calls)), span)
+    assert (found.commit, found.computed) == (first, False)
+    assert not calls.exists()
+
+
+def test_where_one_process_commits_for_all_a_span_is_published_only(toys: Path, tmp_path: Path) -> None:
+    work = replace(work_of(tmp_path), settles=False)
+    span = spans_of(work)[0]
+    commit = label_span(work, toy_teacher(), span).commit
+    assert work.store.size(commit.path) == commit.bytes
+    assert work.store.names("commits") == []
+    assert settle(work.store, commit) == commit == read_commit(work.store, span.shard_key)
+
+
+def test_one_span_is_read_and_written_while_another_is_with_the_teacher(toys: Path, tmp_path: Path) -> None:
+    """Two calls in threads, as an actor has them: of the teacher's turns none overlap, of the rest some do."""
+    inside, most = [0, 0], [0, 0]
+    turn, watch = threading.Lock(), threading.Lock()
+
+    class Slow:
+        def __init__(self, work: Any, index: int) -> None:
+            self._work, self._index = work, index
+
+        def __getattr__(self, name: str) -> Any:
+            found = getattr(self._work, name)
+            if name not in ("logits", "read"):
+                return found
+
+            def call(*arguments: Any) -> Any:
+                with watch:
+                    inside[self._index] += 1
+                    most[self._index] = max(most[self._index], inside[self._index])
+                    both.append(inside[0] > 0 and inside[1] > 0)
+                time.sleep(0.05)
+                try:
+                    return found(*arguments)
+                finally:
+                    with watch:
+                        inside[self._index] -= 1
+
+            return call
+
+    both: list[bool] = []
+    work = work_of(tmp_path)
+    slow = replace(work, source=Slow(work.source, 1))
+    teacher = Slow(toy_teacher(), 0)
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda span: label_span(slow, teacher, span, turn), spans_of(work)))
+    assert most[0] == 1
+    assert any(both)
+    assert all(one.computed for one in done)
+
+
+def test_where_a_spans_time_went_is_told(toys: Path, tmp_path: Path) -> None:
+    seconds = label_span(work_of(tmp_path), toy_teacher(), spans_of(work_of(tmp_path))[0]).seconds
+    assert seconds.read > 0 and seconds.forward > 0 and seconds.write > 0
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_shard_leaves_nothing_half_done(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import teacher_infer.writer
+
+    def full(path: Path, schema: Any, batches: Any) -> int:
+        path.write_bytes(b"PAR1 and some more")
+        next(iter(batches))
+        raise OSError(28, "No space left on device")
+
+    work = work_of(tmp_path)
+    span = spans_of(work)[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(teacher_infer.writer, "write_shard", full)
+        with pytest.raises(StoreFull, match="is full: No space left on device"):
+            label_span(work, toy_teacher(), span)
+    assert (work.store.names("commits"), work.store.names("shards"), work.store.names("tmp")) == ([], [], [])
+    assert label_span(work, toy_teacher(), span).computed

@@ -157,7 +157,9 @@ def test_a_recipe_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
 def test_more_actors_than_the_cluster_has_room_for_end_in_a_sentence(one_ray: str, recipe: Recipe, fails: Any) -> None:
     code, said = fails(recipe(ray={"cpus_per_actor": 64, "capacity_timeout_s": 1}))
     assert code == 1
-    assert "Only 0 of at least 1 actors found room within 1 s. Each asks for 64 CPUs and 0 GPUs; the cluster has" in said
+    assert (
+        "Only 0 of at least 1 actors found room within 1 s. Each asks for 64 CPUs and 0 GPUs; the cluster has" in said
+    )
 
 
 def test_files_of_other_shapes(recipe: Recipe, fails: Any, tmp_path: Path) -> None:

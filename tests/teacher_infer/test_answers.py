@@ -1,0 +1,146 @@
+"""A batch that fails is halved until the samples that break are alone; the others are labelled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from storage.errors import TeacherError
+from storage.samples import Columns, as_samples
+from teacher_infer.answers import Questioner
+
+
+class Picky:
+    """Logits that follow from x; raises for some values of x, gives NaN for others, and notes what it was asked."""
+
+    def __init__(self, raises: tuple[int, ...] = (), nan: tuple[int, ...] = ()) -> None:
+        self.raises, self.nan, self.asked = raises, nan, list[list[int]]()
+
+    def logits(self, inputs: list[np.ndarray[Any, Any]]) -> torch.Tensor:
+        x = inputs[0][:, 0].astype(int).tolist()
+        self.asked.append(x)
+        if set(x) & set(self.raises):
+            raise ValueError("the tokenizer met s3://key:planted-4711@bucket/file")
+        logits = torch.stack([torch.tensor([value, 2.0 * value, 0.0]) for value in x]).float()
+        for row, value in enumerate(x):
+            if value in self.nan:
+                logits[row, 1] = torch.nan
+        return logits
+
+    def classes(self, example: pa.Table) -> int | None:
+        return None
+
+
+def samples(count: int) -> pa.Table:
+    x = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(count, dtype=np.float32)), 1)
+    return as_samples(pa.table({"sample_id": [f"s{i}" for i in range(count)], "x": x}), Columns(), "made")
+
+
+def ask(teacher: Picky, count: int = 16, batch_size: int = 8, max_bad: int = 100) -> tuple[list[str], Questioner]:
+    questioner = Questioner(teacher, batch_size, 2.0, max_bad, "rows[0:16]")
+    ids: list[str] = []
+    for answers in questioner.ask(samples(count)):
+        found = answers.samples.column("sample_id").to_pylist()
+        z = np.array([[int(i[1:]), 2 * int(i[1:]), 0] for i in found]) / 2
+        np.testing.assert_allclose(answers.softened_PV, z - z.max(axis=1, keepdims=True))
+        ids += found
+    return ids, questioner
+
+
+@pytest.mark.parametrize("bad", [(0,), (7,), (8,), (15,), (3, 4), (0, 1, 2, 3, 4, 5, 6, 7), (2, 9, 14)])
+@pytest.mark.parametrize("how", ["raises", "nan"])
+def test_all_samples_but_the_bad_ones_are_labelled_in_their_order(how: str, bad: tuple[int, ...]) -> None:
+    ids, questioner = ask(Picky(**{how: bad}))
+    assert ids == [f"s{i}" for i in range(16) if i not in bad]
+    assert [one.sample_id for one in questioner.bad] == [f"s{i}" for i in bad]
+
+
+def test_a_batch_is_halved_and_nothing_else_is_asked_twice() -> None:
+    teacher = Picky(raises=(5,))
+    ask(teacher)
+    assert teacher.asked == [
+        [0, 1, 2, 3, 4, 5, 6, 7],
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [4, 5],
+        [4],
+        [5],
+        [6, 7],
+        [8, 9, 10, 11, 12, 13, 14, 15],
+    ]
+
+
+def test_what_is_asked_follows_from_span_and_batch_size_alone() -> None:
+    first, second = Picky(raises=(2, 11)), Picky(raises=(2, 11))
+    ask(first)
+    ask(second)
+    assert first.asked == second.asked
+
+
+def test_a_teacher_that_gives_nan_is_asked_once() -> None:
+    teacher = Picky(nan=(5,))
+    _, questioner = ask(teacher)
+    assert len(teacher.asked) == 2
+    assert questioner.bad[0].reason == "its logits are NaN or infinite"
+
+
+def test_the_reason_says_what_was_raised_and_where_without_a_password() -> None:
+    _, questioner = ask(Picky(raises=(5,)))
+    [bad] = questioner.bad
+    assert bad.reason.startswith(
+        "the teacher raised ValueError: the tokenizer met s3://***@bucket/file (test_answers.py:"
+    )
+    assert "planted" not in bad.reason
+
+
+@pytest.mark.parametrize(("bad", "allowed"), [((5,), 0), ((5, 6, 9), 2)])
+@pytest.mark.parametrize("how", ["raises", "nan"])
+def test_more_bad_samples_than_are_allowed_end_the_span_with_the_first_ones_id(
+    how: str, bad: tuple[int, ...], allowed: int
+) -> None:
+    said = rf"cannot label the sample 's5' \(in rows\[0:16\]\): .*max_bad_samples lets a job leave out {allowed}\."
+    with pytest.raises(TeacherError, match=said):
+        ask(Picky(**{how: bad}), max_bad=allowed)
+
+
+def test_as_many_as_are_allowed_do_not() -> None:
+    assert len(ask(Picky(raises=(5, 6)), max_bad=2)[0]) == 14
+
+
+def test_an_error_about_the_answers_shape_is_no_samples_fault() -> None:
+    class Wrong(Picky):
+        def logits(self, inputs: list[np.ndarray[Any, Any]]) -> torch.Tensor:
+            super().logits(inputs)
+            raise TeacherError("The teacher gave shape [3].")
+
+    teacher = Wrong()
+    with pytest.raises(TeacherError, match="gave shape"):
+        ask(teacher)
+    assert len(teacher.asked) == 1
+
+
+def test_a_device_that_is_lost_is_no_samples_fault() -> None:
+    class Lost(Picky):
+        def logits(self, inputs: list[np.ndarray[Any, Any]]) -> torch.Tensor:
+            super().logits(inputs)
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    teacher = Lost()
+    with pytest.raises(RuntimeError, match="device-side"):
+        ask(teacher)
+    assert len(teacher.asked) == 1
+
+
+def test_a_batch_that_is_too_large_for_the_memory_is_labelled_in_parts() -> None:
+    class Small(Picky):
+        def logits(self, inputs: list[np.ndarray[Any, Any]]) -> torch.Tensor:
+            if len(inputs[0]) > 2:
+                raise MemoryError("out of memory")
+            return super().logits(inputs)
+
+    ids, questioner = ask(Small())
+    assert ids == [f"s{i}" for i in range(16)] and questioner.bad == []

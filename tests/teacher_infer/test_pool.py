@@ -1,0 +1,222 @@
+"""What a pool decides, told with numbers: no Ray, no clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from storage.errors import JobError
+from storage.samples import SourceFile
+from teacher_infer.config import RaySection
+from teacher_infer.plan import Span
+from teacher_infer.pool import SPANS_IN_FLIGHT, Pool, Task
+
+
+def tasks(count: int) -> list[Task]:
+    file = SourceFile("rows", 10 * count)
+    return [Task(0, Span(file, 10 * i, 10 * i + 10, f"digest {i}", f"key {i}")) for i in range(count)]
+
+
+def pool_of(count: int, **settings: Any) -> Pool:
+    return Pool(tasks(count), RaySection.model_validate({"actors": {"max": 2}, **settings}))
+
+
+def hired(pool: Pool) -> list[int]:
+    """Hire what the pool wants, all of them placed and ready."""
+    numbers = pool.hire()
+    for number in numbers:
+        pool.note_placed(number)
+        pool.note_ready(number)
+    return numbers
+
+
+def given(pool: Pool, number: int) -> list[Task]:
+    found = []
+    while (task := pool.give(number)) is not None:
+        found.append(task)
+    return found
+
+
+def names(found: list[Task]) -> list[str]:
+    return [task.span.shard_key for task in found]
+
+
+def test_no_more_actors_are_asked_for_than_there_is_work() -> None:
+    assert pool_of(5).hire() == [0, 1]
+    assert pool_of(1).hire() == [0]
+    assert pool_of(0).hire() == []
+    assert pool_of(50, actors=4).hire() == [0, 1, 2, 3]
+
+
+def test_an_actor_has_two_spans_at_most_and_only_once_it_is_ready() -> None:
+    pool = pool_of(5)
+    first, second = pool.hire()
+    pool.note_placed(first)
+    assert pool.give(first) is None
+    pool.note_ready(first)
+    assert names(given(pool, first)) == ["key 0", "key 1"]
+    assert SPANS_IN_FLIGHT == 2
+    pool.note_ready(second)
+    assert names(given(pool, second)) == ["key 2", "key 3"]
+    assert not pool.over
+
+
+def test_every_span_is_given_once_and_then_it_is_over() -> None:
+    pool, seen = pool_of(7), []
+    actors = hired(pool)
+    while not pool.over:
+        for number in actors:
+            for task in given(pool, number):
+                seen.append(task.span.shard_key)
+                pool.done(number, task)
+    assert seen == [f"key {i}" for i in range(7)]
+
+
+def test_actors_are_let_go_once_no_span_is_left_to_give_them() -> None:
+    pool = pool_of(3)
+    first, second = hired(pool)
+    a = given(pool, first)
+    [b] = given(pool, second)
+    assert pool.release() == []
+    pool.done(second, b)
+    assert pool.release() == [second]
+    assert pool.hire() == []
+    pool.done(first, a[0])
+    assert pool.release() == []
+    pool.done(first, a[1])
+    assert (pool.release(), pool.over) == ([first], True)
+
+
+def test_a_lost_actors_spans_are_the_next_to_be_given_and_another_one_is_hired() -> None:
+    pool = pool_of(9)
+    first, second = hired(pool)
+    given(pool, first)
+    given(pool, second)
+    pool.lost(first, preempted=False, reason="it died")
+    [third] = hired(pool)
+    assert third not in (first, second)
+    assert names(given(pool, third)) == ["key 0", "key 1"]
+
+
+def test_a_span_over_which_actors_die_ends_the_job_though_others_are_committed() -> None:
+    pool = pool_of(50, max_crashes=2)
+    actor, other = hired(pool)
+    for death in range(3):
+        assert names(given(pool, actor))[0] == "key 0"
+        for task in given(pool, other):
+            pool.done(other, task)
+        if death < 2:
+            pool.lost(actor, preempted=False, reason="out of memory")
+            [actor] = hired(pool)
+    with pytest.raises(JobError, match=r"3 actors died over rows\[0:10\]\. The last one: out of memory .*is 2\. What"):
+        pool.lost(actor, preempted=False, reason="out of memory")
+    assert pool.crashes == 3
+
+
+def test_actors_that_die_before_any_span_end_the_job() -> None:
+    pool = pool_of(5, actors=1, max_crashes=1)
+    pool.lost(pool.hire()[0], preempted=False, reason="it cannot start")
+    with pytest.raises(
+        JobError, match=r"2 actors died in a row, with nothing committed between\. The last one: it can"
+    ):
+        pool.lost(pool.hire()[0], preempted=False, reason="it cannot start")
+
+
+def test_a_committed_span_between_two_crashes_forgives_them() -> None:
+    pool = pool_of(50, actors=1, max_crashes=1)
+    for _ in range(10):
+        [actor] = hired(pool)
+        task = given(pool, actor)[0]
+        pool.done(actor, task)
+        pool.lost(actor, preempted=False, reason="now and then")
+    assert pool.crashes == 10
+
+
+def test_lost_nodes_have_a_budget_of_their_own() -> None:
+    pool = pool_of(5, actors=1, max_crashes=0, max_preemptions=3)
+    for _ in range(3):
+        [actor] = hired(pool)
+        given(pool, actor)
+        pool.lost(actor, preempted=True, reason="spot")
+    assert (pool.crashes, pool.preemptions) == (0, 3)
+    [actor] = hired(pool)
+    assert names(given(pool, actor)) == ["key 0", "key 1"]
+    with pytest.raises(
+        JobError, match=r"4 actors were lost with their nodes\. The last one: spot ray\.max_preemptions"
+    ):
+        pool.lost(actor, preempted=True, reason="spot")
+
+
+def test_preemptions_do_not_eat_the_budget_for_crashes() -> None:
+    pool = pool_of(5, actors=1, max_crashes=1)
+    for preempted in (True, False, True, True):
+        [actor] = hired(pool)
+        given(pool, actor)
+        pool.lost(actor, preempted=preempted, reason="")
+    assert (pool.crashes, pool.preemptions) == (1, 3)
+
+
+def test_a_span_whose_store_was_away_is_given_again_last() -> None:
+    pool = pool_of(3, actors=1, max_crashes=1)
+    [actor] = hired(pool)
+    [a, b] = given(pool, actor)
+    pool.store_lost(actor, a, "no answer")
+    pool.done(actor, b)
+    assert names(given(pool, actor)) == ["key 2", "key 0"]
+    with pytest.raises(JobError, match=r"rows\[0:10\] failed 2 times\. no answer"):
+        pool.store_lost(actor, a, "no answer")
+
+
+def has() -> str:
+    return "{'CPU': 2}"
+
+
+def test_too_few_actors_for_too_long_end_the_job_with_what_was_asked_and_what_there_is() -> None:
+    pool = pool_of(9, actors={"min": 2, "max": 4}, capacity_timeout_s=60, gpus_per_actor=1, label_selector={"a": "b"})
+    pool.hire()
+    pool.refuse_to_wait(100.0, has)
+    pool.note_placed(0)
+    pool.refuse_to_wait(160.0, has)
+    with pytest.raises(JobError) as caught:
+        pool.refuse_to_wait(160.1, has)
+    assert str(caught.value).startswith(
+        "Only 1 of at least 2 actors found room within 60 s. Each asks for 1 CPUs and 1 GPUs on nodes with "
+        "{'a': 'b'}; the cluster has {'CPU': 2}. Ask for less"
+    )
+
+
+def test_the_deadline_begins_anew_whenever_there_are_enough() -> None:
+    pool = pool_of(9, actors={"min": 2, "max": 2}, capacity_timeout_s=60)
+    pool.hire()
+    pool.refuse_to_wait(1.0, has)
+    pool.note_placed(0)
+    pool.note_placed(1)
+    pool.refuse_to_wait(500.0, has)
+    pool.lost(0, preempted=True, reason="")
+    pool.hire()
+    pool.refuse_to_wait(559.0, has)
+    with pytest.raises(JobError, match="Only 1 of at least 2"):
+        pool.refuse_to_wait(561.0, has)
+
+
+def test_the_last_spans_need_no_more_actors_than_they_are() -> None:
+    pool = pool_of(1, actors={"min": 4, "max": 8}, capacity_timeout_s=1)
+    assert pool.hire() == [0]
+    pool.note_placed(0)
+    pool.refuse_to_wait(1.0, has)
+    pool.refuse_to_wait(100.0, has)
+
+
+@pytest.mark.parametrize(
+    ("actors", "found"), [(3, (1, 3)), ({"max": 5}, (1, 5)), ({"min": 2, "max": 2}, (2, 2)), (None, (1, 1))]
+)
+def test_actors_are_a_number_or_min_and_max(actors: Any, found: tuple[int, int]) -> None:
+    section = RaySection.model_validate({} if actors is None else {"actors": actors})
+    assert (section.actors.min, section.actors.max) == found
+
+
+@pytest.mark.parametrize("actors", [0, -1, True, {"min": 3, "max": 2}, {"min": 1}, "two", {"min": 0, "max": 1}])
+def test_other_numbers_of_actors_are_refused(actors: Any) -> None:
+    with pytest.raises(ValueError):
+        RaySection.model_validate({"actors": actors})

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = ("storage", "teacher_infer", "student_train")
+FLOORS = ("storage", "cluster", "teacher_infer", "student_train")
+BELOW = {
+    "storage": (),
+    "cluster": ("storage",),
+    "teacher_infer": ("storage", "cluster"),
+    "student_train": ("storage", "cluster"),
+}
 MODULES = sorted(path.relative_to(ROOT) for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
 
 
@@ -40,12 +46,17 @@ def faults(path: Path, names: set[str]) -> list[str]:
     roots = {name.split(".")[0] for name in names}
     said: list[str] = []
     for other in FLOORS:
-        if other in roots and other not in (floor, "storage"):
-            said.append(f"{file} imports {other}: storage is the ground floor, and the two jobs never meet")
-    if "ray" in roots and file not in ("teacher_infer/job.py", "student_train/job.py"):
-        said.append(f"{file} imports ray: Ray appears in the two job.py files only")
+        if other in roots and other not in (floor, *BELOW[floor]):
+            said.append(
+                f"{file} imports {other}: storage is the ground floor, cluster stands on it alone, "
+                "and the two jobs, on both, never meet"
+            )
+    if "ray" in roots and floor != "cluster" and file not in ("teacher_infer/job.py", "student_train/job.py"):
+        said.append(f"{file} imports ray: Ray appears in cluster and in the two job.py files only")
     if "mlflow" in roots and file != "storage/mlflow_lineage.py":
         said.append(f"{file} imports mlflow: it lies behind storage/mlflow_lineage.py")
+    if "torch" in roots and floor == "cluster":
+        said.append(f"{file} imports torch: what brings a job to Ray knows nothing of models")
     if "torch" in roots and floor == "storage" and file not in ("storage/torch.py", "storage/models.py"):
         said.append(f"{file} imports torch: storage reads without it, but for its adapter and the models")
     if floor == "storage" and "storage.mlflow_lineage" in names:
@@ -66,6 +77,11 @@ def test_every_arrow_points_the_right_way(path: Path) -> None:
         ("storage/cache.py", "mlflow"),
         ("storage/cache.py", "storage.mlflow_lineage"),
         ("storage/cache.py", "teacher_infer.plan"),
+        ("storage/cache.py", "cluster.connect"),
+        ("cluster/connect.py", "teacher_infer.job"),
+        ("cluster/connect.py", "student_train.job"),
+        ("cluster/connect.py", "torch"),
+        ("cluster/connect.py", "mlflow"),
         ("teacher_infer/label.py", "ray"),
         ("teacher_infer/label.py", "student_train.loop"),
         ("student_train/loop.py", "teacher_infer.soften"),
@@ -74,6 +90,19 @@ def test_every_arrow_points_the_right_way(path: Path) -> None:
 )
 def test_an_arrow_drawn_the_wrong_way_is_told(file: str, name: str) -> None:
     assert len(faults(Path(file), {name})) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("cluster/connect.py", "ray"),
+        ("cluster/submit.py", "storage.console"),
+        ("teacher_infer/job.py", "cluster.connect"),
+        ("student_train/job.py", "ray.train"),
+    ],
+)
+def test_an_arrow_downwards_is_let_be(file: str, name: str) -> None:
+    assert faults(Path(file), {name}) == []
 
 
 def test_no_file_imports_itself_by_a_detour() -> None:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+from cluster.submission import Job, prepare
 from storage.recipes import read_recipe
 from student_train.config import StudentRecipe
 from teacher_infer.config import TeacherRecipe
@@ -139,6 +140,15 @@ def check_no_other_ray_is_installed(config: Config) -> Iterator[str]:
                 yield f"{key} installs a Ray that need not be the image's: {command[:60]}"
 
 
+def check_packages(config: Config) -> Iterator[str]:
+    """What the project imports, but for Ray, which the image brings; s3fs for stores in a bucket."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[^\w-]", requirement)[0] for requirement in project["dependencies"]} - {"ray"}
+    installed = {word for command in with_defaults(config)["setup_commands"] for word in shlex.split(command)}
+    for name in sorted((needed | {"s3fs"}) - installed):
+        yield f"setup_commands do not install {name}."
+
+
 def check_mounted_files_exist(config: Config) -> Iterator[str]:
     for local in config.get("file_mounts", {}).values():
         if not local.startswith("~") and not (ROOT / local).exists():
@@ -174,6 +184,7 @@ CHECKS: list[Callable[[Config], Iterator[str]]] = [
     check_dashboard_is_local,
     check_token,
     check_no_other_ray_is_installed,
+    check_packages,
     check_mounted_files_exist,
     check_no_secrets,
 ]
@@ -270,6 +281,8 @@ START = "ulimit -n 65536; ray start --head --port=6379"
         (check_no_other_ray_is_installed, "setup_commands", TAKEN_OUT),
         (check_no_other_ray_is_installed, "setup_commands", ["pip install -U 'ray[default]' torch"]),
         (check_no_other_ray_is_installed, "worker_setup_commands", ["pip install torch ray"]),
+        (check_packages, "setup_commands", [CONFIG["setup_commands"][0].replace(" s3fs", "")]),
+        (check_packages, "setup_commands", [CONFIG["setup_commands"][0].replace(" xxhash", "")]),
         (check_mounted_files_exist, "file_mounts.~/x", "constraint.txt"),
         (check_no_secrets, "metadata.key", "AKIA" + 16 * "X"),
         (check_no_secrets, "metadata.key", "hf_" + 30 * "x"),
@@ -294,28 +307,36 @@ def test_a_pinned_ray_may_be_installed() -> None:
 
 
 def commands() -> list[list[str]]:
-    """The `ray job submit` lines at the head of the file, their $S put in, as words after `--`."""
+    """The `submit` lines at the head of the file, their $S put in, as words."""
     head = TEXT.split("\n\n")[0].replace("\\\n", " ").replace("# ", " ").splitlines()
     folder = next(line.strip().removeprefix("S=") for line in head if line.strip().startswith("S="))
-    jobs = [line.strip().replace("$S", folder) for line in head if line.strip().startswith("ray job submit")]
-    return [shlex.split(job)[shlex.split(job).index("--") + 1 :] for job in jobs]
+    return [shlex.split(line.replace("$S", folder)) for line in head if line.strip().startswith("python -m ")]
 
 
 def test_the_head_of_the_file_says_how_it_is_used() -> None:
-    for command in ("ray get-auth-token", "chmod 600", "ray up", "ray dashboard", "RAY_ADDRESS=", "ray down"):
+    for command in (
+        "ray get-auth-token",
+        "chmod 600",
+        "ray up",
+        "ray dashboard",
+        "RAY_ADDRESS=http://",
+        "--address http://",
+        "ray down",
+    ):
         assert command in TEXT.split("\n\n")[0]
-    assert [words[:3] for words in commands()] == [
-        ["python", "-m", "student_train"],
-        ["python", "-m", "teacher_infer"],
-        ["python", "-m", "student_train"],
+    assert [words[:4] for words in commands()] == [
+        ["python", "-m", "student_train", "submit"],
+        ["python", "-m", "teacher_infer", "submit"],
+        ["python", "-m", "student_train", "submit"],
     ]
 
 
-@pytest.mark.parametrize("words", commands(), ids=lambda words: Path(words[3]).stem)
-def test_its_commands_are_recipes_that_can_be_read(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", commands(), ids=lambda words: Path(words[4]).stem)
+def test_its_commands_are_recipes_that_can_be_submitted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     kind = {"student_train": StudentRecipe, "teacher_infer": TeacherRecipe}[words[2]]
-    recipe: Any = read_recipe(words[3], words[4:], kind)
+    assert prepare(Job(words[2], words[2], kind), words[4], words[5:]).notes == ()
+    recipe: Any = read_recipe(words[4], words[5:], kind, on_cluster=True)
     assert recipe.tracking.resolved_uri() is None
     # Wherever the job writes or reads, every machine sees it.
     shared = [recipe.output] if words[2] == "student_train" else [recipe.store, recipe.teacher.path]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from storage.errors import RecipeError
 from storage.recipes import Location, Section, SourceSection, TrackingSection, absolute, read_recipe, recipe_digest
@@ -226,6 +226,38 @@ def test_paths_are_made_absolute_where_the_recipe_is_read(read: Read, path: Path
 def test_urls_are_kept(read: Read, url: str) -> None:
     assert read(f"store={url}").store == url
     assert absolute(url) == url
+
+
+def test_on_a_cluster_every_path_means_the_same_on_every_machine(path: Path) -> None:
+    def read(*overrides: str) -> Recipe:
+        return read_recipe(str(path), overrides, Recipe, on_cluster=True)
+
+    there = ("source.parquet=s3://bucket/data", "store=/mnt/store")
+    assert read(*there) == read_recipe(str(path), there, Recipe)
+    for override in ("store=runs/store", "store=./store", "store=~/store", "store=file://store", "store=local://a/b"):
+        text = refused(read, *there, override)
+        assert text.startswith(f"{path}: store: is a relative path, and on the cluster the job runs in another folder")
+        assert f"(found '{override.removeprefix('store=')}')" in text
+    for url in ("file:///mnt/x", "gs://a/../b", "simplecache::s3://b/x", "/mnt/*.parquet"):
+        assert read(*there, f"store={url}").store == url
+    assert "store: memory:// is one process's own" in refused(read, *there, "store=memory://x")
+
+
+def test_on_a_cluster_defaults_are_paths_too_and_every_one_is_named(path: Path) -> None:
+    path.write_text("name: digits\nsource: {parquet: data}\ntarget: out\n")
+
+    class Defaulted(Section):
+        name: str
+        source: SourceSection
+        target: Location | SourceSection
+        output: Location = Field(default="./runs", validate_default=True)
+
+    assert read_recipe(str(path), [], Defaulted).output == f"{path.parent}/runs"
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(str(path), [], Defaulted, on_cluster=True)
+    for key, found in (("source.parquet", "data"), ("target", "out"), ("output", "./runs")):
+        assert f" {key}: is a relative path" in str(caught.value) and f"(found '{found}')" in str(caught.value)
+    assert str(caught.value).count("relative") == 3
 
 
 def test_the_source_of_a_recipe_is_a_source(read: Read, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ray.util.metrics import Counter, Gauge, Histogram
+from ray.util.metrics import Counter, Gauge
 
 
 class Meter:
@@ -21,23 +21,20 @@ class Meter:
         self._bytes = counter("bytes", "Bytes of the shards of computed spans.")
         self._failed = counter("failed_attempts", "Attempts that failed and were made again.", "why")
         self._actors = Gauge("stillhouse_actors", "Actors that have a node.", tag_keys=("cache",))
-        self._seconds = Histogram(
-            "stillhouse_span_seconds",
-            "Where the time of a computed span went.",
-            boundaries=[0.1, 1, 10, 60, 180, 600],
-            tag_keys=("cache", "stage"),
-        )
         self._actors.set_default_tags(tags)
-        self._seconds.set_default_tags(tags)
+        # Sums, whose rates are shares of the time; the sums of Ray's histograms are made of their buckets' middles.
+        self._seconds = counter("span_seconds", "Where the time of computed spans went.", "stage")
 
     def span(self, rows: int, size: int, seconds: dict[str, float], computed: bool) -> None:
         how = {"how": "computed" if computed else "found"}
-        self._positions.inc(max(rows, 0) or 1e-9, how)
+        if rows:  # a span may hold quarantined samples only
+            self._positions.inc(rows, how)
         self._spans.inc(1, how)
         if computed:
             self._bytes.inc(size)
             for stage, value in seconds.items():
-                self._seconds.observe(value, {"stage": stage})
+                if value > 0:
+                    self._seconds.inc(value, {"stage": stage})
 
     def failed(self, why: str) -> None:
         self._failed.inc(1, {"why": why})

@@ -71,7 +71,7 @@ def _show(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     from storage.show import first_rows
 
     cache = open_cache(absolute(asked.cache))
-    quarantined = [vars(sample) for shard in cache.shards for sample in shard.quarantined]
+    quarantined = [sample.to_dict() for shard in cache.shards for sample in shard.quarantined]
     facts = {**cache.facts(), "quarantined_samples": quarantined, "rows": first_rows(cache)}
     return facts, "\n".join(_lines(facts)), 0
 

@@ -104,9 +104,9 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
         raise RecipeError(f"'{name}' is no name for a cache.", "It has letters, digits, '.', '_' and '-'.")
     key = cache_key([s.shard_key for s in shards])
     _refuse_absent(store, shards)
+    index = write_index(shards)
     if not store.exists(f"caches/{key}/cache.json"):
         header, schema = read_footer(store, shards[0])
-        index = write_index(shards)
         index_path = f"caches/{key}/index.parquet"
         if not store.create(index_path, index):
             # A sealer that died before cache.json left an index; only its rows matter, not its bytes.
@@ -131,7 +131,7 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
             "lineage": lineage,
         }
         store.create(f"caches/{key}/cache.json", json.dumps(facts, indent=1, sort_keys=True).encode())
-    cache = read_cache(store, key)
+    cache = read_cache(store, key, known=(index, tuple(shards)))
     if cache.shards != tuple(shards):
         raise CorruptShard(
             f"The cache {cache.url} was sealed with other files than those that are committed now.",
@@ -145,10 +145,12 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
 def _refuse_absent(store: Folder, shards: Sequence[Commit]) -> None:
     """Look for every shard's file, with one listing for each folder that they lie in."""
     folders = sorted({shard.path.rpartition("/")[0] for shard in shards})
+    wanted = {shard.path for shard in shards}
     sizes = {
-        f"{folder}/{entry.name}": entry.bytes
+        path: entry.bytes
         for folder, entries in zip(folders, store.entries_of(folders), strict=True)
         for entry in entries
+        if (path := f"{folder}/{entry.name}") in wanted
     }
     for shard in shards:
         size = sizes.get(shard.path)
@@ -213,8 +215,11 @@ def _split(url: str) -> tuple[Folder, str]:
     return Folder(parent), last
 
 
-def read_cache(store: Folder, key: str) -> Cache:
-    """The cache of a key. Raises NoCache and CorruptShard."""
+def read_cache(store: Folder, key: str, known: tuple[bytes, tuple[Commit, ...]] | None = None) -> Cache:
+    """The cache of a key. Raises NoCache and CorruptShard.
+
+    known: the bytes of an index and the shards in it, for a caller that has both.
+    """
     where = store.url_of(f"caches/{key}")
     try:
         facts = json.loads(store.read(f"caches/{key}/cache.json"))
@@ -242,7 +247,7 @@ def read_cache(store: Folder, key: str) -> Cache:
             f"cache.json names {index_sha256[:16]}.",
             "Restore the file from a copy, or remove the cache's folder and run the teacher's recipe to seal it anew.",
         )
-    shards = read_index(index)
+    shards = known[1] if known is not None and known[0] == index else read_index(index)
     digest = told.pop("cache_digest")
     if cache_digest(shards) != digest or cache_key([s.shard_key for s in shards]) != key:
         raise CorruptShard(f"The shards that {where} lists do not give its digest {digest[:16]}.")

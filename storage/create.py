@@ -23,7 +23,8 @@ _RACERS = 6
 
 def put_if_absent(fs: Any, path: str, data: bytes) -> bool:
     """One conditional put to an object store, asked again while another one contests it."""
-    for attempt in range(8):
+    attempt = 0
+    while True:
         try:
             fs.pipe_file(path, data, mode="create")
             return True
@@ -32,8 +33,12 @@ def put_if_absent(fs: Any, path: str, data: bytes) -> bool:
                 return False
             if not is_contested(error):
                 raise
+            attempt += 1
+            if attempt == 8:
+                if fs.exists(path):
+                    return False
+                raise
             time.sleep(0.05 * 2**attempt)
-    return not fs.exists(path)
 
 
 def put_alone(fs: Any, path: str, data: bytes) -> bool:

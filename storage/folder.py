@@ -59,7 +59,19 @@ class Folder:
 
     def exists(self, path: str = "") -> bool:
         with in_words(self.url_of(path)):
-            return self._fs.exists(self._at(path))
+            return self._is_there(self._at(path))
+
+    def _is_there(self, at: str) -> bool:
+        if self._fs.exists(at):
+            return True
+        if self.protocol in KEEPS_CREATE or "/" in at:
+            return False
+        # Of a bucket clients say that it is not there, whatever went wrong; asked what it is they tell.
+        try:
+            self._fs.info(at)
+        except FileNotFoundError:
+            return False
+        return True
 
     def size(self, path: str) -> int:
         with in_words(self.url_of(path)):
@@ -181,7 +193,7 @@ class Folder:
     def _refuse_missing_bucket(self) -> None:
         bucket = self._root.partition("/")[0]
         with in_words(self.url):
-            if self._fs.exists(bucket):
+            if self._is_there(bucket):
                 return
         raise StoreError(
             f"There is no bucket '{bucket}' for {self.url}, or it may not be looked into.",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import io
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.commits import Commit, Quarantined
+from storage.commits import Commit, Quarantined, collector_at_rest
 from storage.shard import ByteRange
 
 T = TypeVar("T")
@@ -69,20 +68,8 @@ def is_index_of(data: bytes, shards: Sequence[Commit]) -> bool:
 
 def read_index(data: bytes) -> tuple[Commit, ...]:
     """The shards in an index. Raises what pyarrow raises for bytes that are none."""
-    with _collector_at_rest():
+    with collector_at_rest():
         return _read(pq.read_table(io.BytesIO(data)))
-
-
-@contextmanager
-def _collector_at_rest() -> Generator[None]:
-    """Hundreds of thousands of small objects are made, none of which is garbage; looking for some doubles the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _read(table: pa.Table) -> tuple[Commit, ...]:
@@ -107,5 +94,5 @@ def _quarantined(structs: Any) -> list[Quarantined]:
 def _lists(column: pa.ChunkedArray, read: Callable[[Any], list[T]]) -> list[tuple[T, ...]]:
     """What each row of a column of lists holds, as a tuple."""
     array: Any = column.combine_chunks()
-    values, ends = read(array.flatten()), np.cumsum(array.value_lengths().to_numpy()).tolist()
-    return [tuple(values[start:stop]) for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
+    values, ends = read(array.flatten()), [0, *np.cumsum(array.value_lengths().to_numpy()).tolist()]
+    return [tuple(values[start:stop]) for start, stop in pairwise(ends)]

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from storage.errors import JobError, StillhouseError, StoreError
@@ -44,13 +44,14 @@ def lease(store: Folder, name: str, shard_keys: Iterable[str]) -> Generator[str]
     """
     path = f"jobs/{_JOB}{uuid.uuid4().hex}"
     store.write(f"{path}.keys", "\n".join(shard_keys).encode())
-    with _renewed(store, f"{path}.json", name):
+    record = json.dumps({"name": name, "host": socket.gethostname(), "pid": os.getpid()}).encode()
+    with _renewed(store, f"{path}.json", record):
         try:
             while _swept(store):
                 time.sleep(1.0)
             yield f"{path}.json"
         finally:
-            store.remove_files([f"{path}.keys"])
+            _take_back(store, f"{path}.keys")
 
 
 def live_jobs(store: Folder) -> list[Job]:
@@ -81,7 +82,8 @@ def sweep(store: Folder) -> Generator[Callable[[], None]]:
 
     Two sweeps do each other no harm: each spares what the leases name.
     """
-    with _renewed(store, f"jobs/{_SWEEP}{uuid.uuid4().hex}.json", "gc") as renewed:
+    # Empty, since a full disk takes no more than that, and it is gc that makes room.
+    with _renewed(store, f"jobs/{_SWEEP}{uuid.uuid4().hex}.json", b"") as renewed:
 
         def check() -> None:
             if time.monotonic() - renewed[0] > DEAD_S / 2:
@@ -104,29 +106,31 @@ def _fresh(modified: float | None, now: float) -> bool:
     return modified is None or now - modified < DEAD_S
 
 
-def _record(name: str) -> bytes:
-    return json.dumps({"name": name, "host": socket.gethostname(), "pid": os.getpid()}).encode()
+def _take_back(store: Folder, path: str) -> None:
+    # How the block ended counts. A lease that stays is stale after a while, and gc removes it.
+    with suppress(StillhouseError, OSError):
+        store.remove_files([path])
 
 
 @contextmanager
-def _renewed(store: Folder, path: str, name: str) -> Generator[list[float]]:
+def _renewed(store: Folder, path: str, record: bytes) -> Generator[list[float]]:
     """Write a lease and write it again until the block ends; gives when it was last written, by time.monotonic."""
     over, last = threading.Event(), [time.monotonic()]
-    store.write(path, _record(name))
+    store.write(path, record)
 
     def beat() -> None:
         while not over.wait(BEAT_S):
             try:
-                store.write(path, _record(name))
+                store.write(path, record)
                 last[0] = time.monotonic()
             except (StillhouseError, OSError):
                 continue  # a store that is away for a while is asked again; the lease lasts for ten beats
 
-    thread = threading.Thread(target=beat, name=f"lease {name}", daemon=True)
+    thread = threading.Thread(target=beat, name=f"lease {path}", daemon=True)
     thread.start()
     try:
         yield last
     finally:
         over.set()
         thread.join()
-        store.remove_files([path])
+        _take_back(store, path)

@@ -28,6 +28,6 @@ def _modified(info: dict[str, Any]) -> float | None:
             return when.timestamp()
         if isinstance(when, int | float):
             return float(when)
-        if isinstance(when, str):
+        if isinstance(when, str) and when:
             return datetime.fromisoformat(when).timestamp()
     return None

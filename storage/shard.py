@@ -28,7 +28,7 @@ ROW_GROUP_BYTES = 16 << 20
 PAGE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ByteRange:
     """Bytes [start, stop) of a shard, and their xxh3-128. A row group's, or the footer's (rows = 0)."""
 
@@ -36,6 +36,9 @@ class ByteRange:
     stop: int
     rows: int
     xxh3: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"start": self.start, "stop": self.stop, "rows": self.rows, "xxh3": self.xxh3}
 
 
 @dataclass(frozen=True)

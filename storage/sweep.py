@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from storage.cache import Cache, read_cache
-from storage.commits import read_commit
+from storage.commits import Commit, read_commit
 from storage.errors import NoCache, StoreError
 from storage.folder import Entry, Folder
 from storage.index import read_index
 from storage.leases import DEAD_S, live_jobs, sweep
 
-# While a job runs, a file in tmp/ may be its own for that long.
+# While a job runs, a file in tmp/ may be its own for that long; and where none does, it may be the lease on its way of
+# one that begins, for as long as a lease lasts.
 _STAGED_S = 86_400.0
+
+# What a store's own files are called. Whatever else lies in it was put there by somebody, and stays.
+_SHARD = re.compile(r"([0-9a-f]{64})-[0-9a-z]+\.parquet")
+_COMMIT = re.compile(r"([0-9a-f]{64})\.json")
+_CACHE = re.compile(r"[0-9a-f]{64}")
+_STAGED = re.compile(r"stillhouse-[0-9a-f]{32}\.part|(probe|clock)-[0-9a-f]{32}")
+_LEASE = re.compile(r"job-[0-9a-f]{32}\.(json|keys)|sweep-[0-9a-f]{32}\.json")
 
 
 def forget(cache: Cache) -> dict[str, Any]:
@@ -60,16 +71,19 @@ def collect(store: Folder, older_than_s: float, *, dry_run: bool) -> dict[str, A
         jobs = live_jobs(store)
         old = _Age(now, older_than_s)
         found = _Findings()
-        listed, indexes = _listed_by_caches(store, old, found)
+        listed, indexes = _listed_by_caches(store, old, bool(jobs), found)
         wanted = set[str]().union(*(job.keys for job in jobs))
         for prefix in sorted({*store.names("commits"), *store.names("shards")}):
             _look_into(store, prefix, listed, wanted, old, found)
-        _leftovers(store, old, _Age(now, max(older_than_s, _STAGED_S)) if jobs else old, found)
+        _leftovers(store, old, _Age(now, max(older_than_s, _STAGED_S if jobs else DEAD_S)), found)
         for path in indexes:
             found.take("unsealed", path, 0)
+        # A commit goes before its shard: what is left in between is an attempt that nobody committed. The files of
+        # a batch go in any order, so none holds both.
+        commits = [path for path in found.paths if path.startswith("commits/")]
+        others = [path for path in found.paths if not path.startswith("commits/")]
         if not dry_run:
-            # A commit goes before its shard: what is left in between is an attempt that nobody committed.
-            for batch in _batches(found.paths, 500):
+            for batch in (*_batches(commits, 500), *_batches(others, 500)):
                 check()
                 store.remove_files(batch)
     return {
@@ -79,7 +93,7 @@ def collect(store: Folder, older_than_s: float, *, dry_run: bool) -> dict[str, A
         "bytes": found.bytes,
         "kept": dict(found.kept),
         "jobs": [str(job) for job in jobs],
-        "paths": found.paths,
+        "paths": [*commits, *others],
     }
 
 
@@ -102,71 +116,98 @@ def _batches(paths: list[str], size: int) -> Iterable[list[str]]:
 
 
 def _listed_by_caches(
-    store: Folder, old: Callable[[Entry], bool], found: _Findings
-) -> tuple[dict[str, str], list[str]]:
-    """The paths of the shards that caches need, by shard key, and the folders' files of caches that can go."""
-    listed: dict[str, str] = {}
+    store: Folder, old: Callable[[Entry], bool], busy: bool, found: _Findings
+) -> tuple[dict[str, set[str]], list[str]]:
+    """The paths of the shards that caches need, by shard key, and the indexes of caches that can go."""
+    listed: dict[str, set[str]] = {}
     gone: list[str] = []
     for key in store.names("caches"):
         entries = {entry.name: entry for entry in store.entries(f"caches/{key}")}
+        index = f"caches/{key}/index.parquet"
         if "cache.json" in entries:
             try:
                 shards = read_cache(store, key).shards
             except NoCache as error:
                 raise StoreError(f"What {store.url} needs cannot be told: {error}") from None
-        elif "index.parquet" in entries and not old(entries["index.parquet"]):
-            found.kept["unsealed and young"] += 1
-            shards = read_index(store.read(f"caches/{key}/index.parquet"))
-        else:
-            gone += [f"caches/{key}/{name}" for name in entries]
+        elif "index.parquet" not in entries or not _CACHE.fullmatch(key):
             continue
-        listed |= {shard.shard_key: shard.path for shard in shards}
+        elif not old(entries["index.parquet"]):
+            found.kept["unsealed and young"] += 1
+            shards = _listed_by(store, index)
+        elif busy:
+            # A job that seals takes an index that is there; in between it must not go.
+            found.kept["unsealed, while a job runs"] += 1
+            continue
+        else:
+            gone.append(index)
+            continue
+        for shard in shards:
+            listed.setdefault(shard.shard_key, set()).add(shard.path)
     return listed, gone
+
+
+def _listed_by(store: Folder, index: str) -> tuple[Commit, ...]:
+    try:
+        return read_index(store.read(index))
+    except FileNotFoundError:
+        return ()  # another gc took it
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{store.url_of(index)} is no index of shards ({type(error).__name__}).",
+            "It lists what a cache needs that was forgotten, or is not sealed yet.",
+            "Remove it and run gc again.",
+        ) from None
 
 
 def _look_into(
     store: Folder,
     prefix: str,
-    listed: dict[str, str],
+    listed: dict[str, set[str]],
     wanted: set[str],
     old: Callable[[Entry], bool],
     found: _Findings,
 ) -> None:
     """Find what can go of the commits and shards whose keys begin with `prefix`."""
-    commits = {entry.name.removesuffix(".json"): entry for entry in store.entries(f"commits/{prefix}")}
-    files: dict[str, list[Entry]] = {}
-    for entry in store.entries(f"shards/{prefix}"):
-        files.setdefault(entry.name.partition("-")[0], []).append(entry)
+    commits = {key: entry for key, entry in _ours(store.entries(f"commits/{prefix}"), _COMMIT, prefix)}
+    files: dict[str, dict[str, Entry]] = {}
+    for key, entry in _ours(store.entries(f"shards/{prefix}"), _SHARD, prefix):
+        files.setdefault(key, {})[f"shards/{prefix}/{entry.name}"] = entry
     for key in sorted({*commits, *files}):
         commit = commits.get(key)
-        if key in listed:
-            kept = listed[key]
-        elif commit is None:
-            # An attempt in flight has no commit yet; its job's lease names the key.
-            kept = None
-        elif key in wanted or not old(commit):
-            found.kept["wanted by a job" if key in wanted else "young"] += 1
-            kept = read_commit(store, key).path
-        else:
-            found.take("commits", f"commits/{prefix}/{commit.name}", commit.bytes)
-            kept = None
-        for file in files.get(key, []):
-            path = f"shards/{prefix}/{file.name}"
-            if path == kept:
-                continue
+        kept = listed.get(key, set())
+        unlisted = {path: file for path, file in files.get(key, {}).items() if path not in kept}
+        # An attempt in flight has no commit yet; its job's lease names the key.
+        if commit is not None:
+            if key not in listed and key not in wanted and old(commit):
+                found.take("commits", f"commits/{prefix}/{commit.name}", commit.bytes)
+            else:
+                if key not in listed:
+                    found.kept["wanted by a job" if key in wanted else "young"] += 1
+                if unlisted:
+                    with suppress(FileNotFoundError):  # another gc took it
+                        unlisted.pop(read_commit(store, key).path, None)
+        for path, file in unlisted.items():
             if key in wanted or not old(file):
                 found.kept["attempts"] += 1
             else:
                 found.take("shards", path, file.bytes)
 
 
+def _ours(entries: Iterable[Entry], pattern: re.Pattern[str], prefix: str) -> Iterable[tuple[str, Entry]]:
+    """The entries whose names are a key's that begins with `prefix`, with that key."""
+    for entry in entries:
+        name = pattern.fullmatch(entry.name)
+        if name is not None and name[1].startswith(prefix):
+            yield name[1], entry
+
+
 def _leftovers(store: Folder, old: _Age, staged_old: _Age, found: _Findings) -> None:
     """Staged files, probes and the leases of jobs that died."""
     for entry in store.entries("tmp"):
-        if staged_old(entry):
+        if _STAGED.fullmatch(entry.name) and staged_old(entry):
             found.take("staged", f"tmp/{entry.name}", entry.bytes)
     dead = _Age(old.now, max(DEAD_S, old.limit_s))
-    entries = store.entries("jobs")
+    entries = [entry for entry in store.entries("jobs") if _LEASE.fullmatch(entry.name)]
     alive = {_id(entry) for entry in entries if entry.name.endswith(".json") and not dead(entry)}
     for entry in entries:
         if _id(entry) not in alive and dead(entry):

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from storage.digest import sha256_file
+from storage.errors import StoreError
 from storage.folder import Folder
 from storage.lineage import redact, software
 from storage.models import CONFIG_FILE, WEIGHTS_FILE
@@ -55,7 +56,14 @@ def begin(recipe: StudentRecipe) -> list[Run]:
 
     Raises ForeignState when a folder belongs to another recipe, model or data.
     """
-    Folder(recipe.output).prepare()
+    output = Folder(recipe.output)
+    if not output.is_local:
+        raise StoreError(
+            f"output is {output.url}.",
+            "Models and checkpoints are written to folders; a cache may lie on an object store.",
+            "Name a local folder that every machine of the job sees.",
+        )
+    output.prepare()
     data, held_out = open_data(recipe), open_evaluation(recipe)
     identity = {
         # The factory's source and the weights to start from count by content, as the data do.

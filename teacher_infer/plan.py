@@ -16,7 +16,7 @@ from storage.shard import FORMAT_VERSION
 from storage.sources import Source
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """Rows [start, stop) of one source file, the digest of their values, and the key of their shard."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,29 +36,31 @@ class ParquetSource:
         """
         fs, _ = open_filesystem(self.parquet)
         try:
-            with in_words(file.name), fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
-                groups, first, seen = [], 0, 0
-                for index in range(parquet.num_row_groups):
-                    rows = parquet.metadata.row_group(index).num_rows
-                    if seen < stop and seen + rows > start:
-                        first = seen if not groups else first
-                        groups.append(index)
-                    seen += rows
-                names = parquet.schema_arrow.names
+            with in_words(file.name):
                 # Another size means another file under the same name; its rows are digested where that matters.
-                key = (file, tuple(groups), fs.size(file.name))
+                key = (file.name, fs.size(file.name))
+                footer = self._footers.get(key)
+                if footer is None:
+                    with fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
+                        footer = self._footers[key] = _Footer.of(parquet)
+                groups = footer.groups(start, stop)
                 # Two spans may be read at the same time, by threads.
-                table = self._last.get(key)
+                table = self._last.get((*key, groups))
                 if table is None:
-                    table = parquet.read_row_groups(groups, columns=self._wanted(names))
+                    with fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
+                        table = parquet.read_row_groups(list(groups), columns=self._wanted(footer.names))
                     self._last.clear()
-                    self._last[key] = table
-                return table, first, names
+                    self._last[(*key, groups)] = table
+                return table, footer.firsts[groups[0]] if groups else 0, footer.names
         except (pa.ArrowInvalid, OSError) as error:
             raise SourceError(f"'{file.name}' cannot be read: {error}.", "Every file of a source is Parquet.") from None
 
     @functools.cached_property
-    def _last(self) -> dict[tuple[SourceFile, tuple[int, ...], int], pa.Table]:
+    def _footers(self) -> dict[tuple[str, int], _Footer]:
+        return {}
+
+    @functools.cached_property
+    def _last(self) -> dict[tuple[str, int, range], pa.Table]:
         return {}
 
     def _wanted(self, names: Sequence[str]) -> list[str] | None:
@@ -69,6 +73,26 @@ class ParquetSource:
 
     def to_dict(self) -> dict[str, Any]:
         return {"parquet": self.parquet, "columns": asdict(self.columns)}
+
+
+@dataclass(frozen=True)
+class _Footer:
+    """firsts: the first row of each row group, and one past the last row."""
+
+    firsts: list[int]
+    names: list[str]
+
+    @staticmethod
+    def of(parquet: pq.ParquetFile) -> _Footer:
+        rows = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
+        return _Footer([0, *itertools.accumulate(rows)], parquet.schema_arrow.names)
+
+    def groups(self, start: int, stop: int) -> range:
+        """The row groups that hold rows [start, stop)."""
+        last = len(self.firsts) - 1
+        return range(
+            max(0, bisect.bisect_right(self.firsts, start) - 1), min(last, bisect.bisect_left(self.firsts, stop))
+        )
 
 
 def _files(url: str) -> tuple[SourceFile, ...]:

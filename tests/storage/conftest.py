@@ -42,6 +42,25 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
         made._fs.rm(made._root, recursive=True)
 
 
+@pytest.fixture(scope="session")
+def rclone_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An rclone S3 server for the whole session, with a bucket named 'bucket'; it ignores `If-None-Match`."""
+    from tests.servers import make_bucket, rclone
+
+    with rclone(tmp_path_factory.mktemp("rclone")) as endpoint:
+        make_bucket(endpoint, "bucket")
+        yield endpoint
+
+
+@pytest.fixture
+def careless(rclone_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """An empty folder on a server where every conditional put wins."""
+    from tests.servers import lead_to
+
+    lead_to(rclone_endpoint, monkeypatch)
+    return Folder(f"s3://bucket/{uuid.uuid4().hex}")
+
+
 @pytest.fixture
 def local(tmp_path: Path) -> Folder:
     return Folder(str(tmp_path / "store"))

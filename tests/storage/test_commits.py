@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,17 @@ from storage.commits import (
     commit_shard,
     committed_keys,
     new_attempt,
+    publish_shard,
     read_commit,
+    settle,
     shard_path,
 )
 from storage.digest import canonical_json, sha256_file
-from storage.errors import CorruptShard
+from storage.errors import CorruptShard, StoreLost
 from storage.folder import Folder
 from storage.shard import byte_ranges, write_shard
+from tests.storage.helpers import files as all_files
+from tests.storage.helpers import race
 
 KEY = "ab" + "0" * 62
 Attempt = Callable[..., Commit]
@@ -103,6 +110,141 @@ def test_of_many_that_race_all_are_told_of_one_winner_whose_file_stays(folder: F
     assert len(told) == 8 and len(set(told)) == 1
     assert files(folder) == [told[0].path.removeprefix("shards/")]
     assert folder.names("tmp") == []
+
+
+def test_of_fifty_writers_one_wins_and_of_the_others_no_file_is_left(
+    folder: Folder, make_samples: Any, make_batch: Any, tmp_path: Path
+) -> None:
+    contents = []
+    for first in (0, 100):
+        batch = make_batch(make_samples(4, first), KEY)
+        write_shard(tmp_path / "shard", batch.schema, [batch])
+        contents.append((tmp_path / "shard").read_bytes())
+    published, gate = [], threading.Barrier(50)
+
+    def write(index: int) -> Commit:
+        staged = folder.stage()
+        staged.write_bytes(contents[index % 2])
+        mine = publish_shard(folder, KEY, f"a{index}", staged, 4)
+        published.append(mine.path)
+        gate.wait()
+        return settle(folder, mine)
+
+    told = race(50, write)
+    assert len(set(published)) == 50
+    winner = read_commit(folder, KEY)
+    assert told == [winner] * 50
+    assert all_files(folder) == sorted([winner.path, commit_path(KEY)])
+    assert sha256(folder.read(winner.path)).hexdigest() == winner.sha256
+
+
+RACER = """
+import sys, threading
+from pathlib import Path
+from storage.commits import publish_shard, settle
+from storage.folder import Folder
+
+store, key, name = Folder(sys.argv[1]), sys.argv[2], sys.argv[3]
+told = []
+
+def work(index):
+    staged = store.stage()
+    staged.write_bytes(shard)
+    mine = publish_shard(store, key, f"{name}{index}", staged, 4)
+    gate.wait()
+    told.append(settle(store, mine).path)
+
+shard = Path(sys.argv[4]).read_bytes()
+gate = threading.Barrier(6, action=lambda: (print("ready", flush=True), sys.stdin.readline()))
+threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(*told)
+"""
+
+
+def test_of_four_processes_with_six_writers_each_one_writer_wins(
+    local: Folder, make_samples: Any, make_batch: Any, tmp_path: Path
+) -> None:
+    batch = make_batch(make_samples(4), KEY)
+    write_shard(tmp_path / "shard", batch.schema, [batch])
+    command = [sys.executable, "-c", RACER, local.url, KEY]
+    racers = [
+        subprocess.Popen(
+            [*command, f"p{process}x", str(tmp_path / "shard")],
+            cwd=Path(__file__).resolve().parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(4)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
+    assert len(files(local)) == 24 and committed_keys(local, [KEY]) == set()
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    told = " ".join(racer.communicate()[0] for racer in racers).split()
+    winner = read_commit(local, KEY)
+    assert told == [winner.path] * 24
+    assert all_files(local) == sorted([winner.path, commit_path(KEY)])
+
+
+@pytest.mark.parametrize("lost", ["put", "answer"])
+def test_a_commit_whose_put_ended_without_an_answer_is_asked_for_again(
+    folder: Folder, attempt: Attempt, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    really, asked = folder.create, []
+
+    def create(path: str, data: bytes) -> bool:
+        if not path.startswith("commits/"):
+            return really(path, data)
+        asked.append(data)
+        made = len(asked) > 1 or (lost == "answer" and really(path, data))
+        if len(asked) == 1:
+            raise StoreLost("no answer")
+        return really(path, data) and made
+
+    monkeypatch.setattr(folder, "create", create)
+    assert attempt(folder, "a1").attempt == read_commit(folder, KEY).attempt == "a1"
+    assert len(asked) == 2 and asked[0] == asked[1]
+    assert files(folder) == [f"ab/{KEY}-a1.parquet"]
+
+
+def test_a_store_that_gives_no_answer_three_times_is_lost_and_the_file_stays(
+    folder: Folder, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def create(path: str, data: bytes) -> bool:
+        asked.append(path)
+        raise StoreLost("no answer")
+
+    monkeypatch.setattr(folder, "create", create)
+    with pytest.raises(StoreLost):
+        attempt(folder, "a1")
+    assert asked == [commit_path(KEY)] * 3
+    assert files(folder) == [f"ab/{KEY}-a1.parquet"], "its record may have been put after all"
+
+
+def test_a_winner_that_gc_took_while_the_loser_looked_leaves_the_key_to_the_loser(
+    folder: Folder, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt(folder, "a1")
+    really, asked = folder.create, []
+
+    def create(path: str, data: bytes) -> bool:
+        made = really(path, data)
+        if path.startswith("commits/") and not made:
+            asked.append(path)
+            folder.remove(path)
+        return made
+
+    monkeypatch.setattr(folder, "create", create)
+    assert attempt(folder, "a2").attempt == read_commit(folder, KEY).attempt == "a2"
+    assert asked == [commit_path(KEY)]
 
 
 def test_a_refused_put_of_my_own_record_is_my_success(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -166,8 +167,8 @@ def test_progress_off_a_terminal_is_plain_lines_on_stderr(
     out, err = capfd.readouterr()
     lines = err.splitlines()
     assert out == ""
-    assert lines[0].startswith("teacher: 3/10 spans, ") and lines[0].endswith(" spans/s.")
-    assert lines[1].startswith("teacher: 7/10 spans, ") and lines[1].endswith(" spans/s. 2 reused")
+    assert re.fullmatch(r"teacher: 3/10 spans \(30 %\), [\d,.]+ spans/s, eta \d+:\d\d:\d\d\.", lines[0])
+    assert re.fullmatch(r"teacher: 7/10 spans \(70 %\), [\d,.]+ spans/s, eta \d+:\d\d:\d\d\. 2 reused", lines[1])
     assert len(lines) == 2  # the last one says where it ended
     assert "\x1b" not in err and "\r" not in err
 
@@ -180,7 +181,7 @@ def test_progress_is_silent_in_between_and_ends_with_where_it_is(
         for done in range(11):
             progress.update(done)
         assert capfd.readouterr().err == ""
-    assert capfd.readouterr().err.startswith("teacher: 10/10 spans, ")
+    assert capfd.readouterr().err.startswith("teacher: 10/10 spans (100 %), ")
 
 
 def test_progress_of_nothing_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
@@ -197,4 +198,4 @@ def test_progress_on_a_terminal_is_a_bar(capsys: pytest.CaptureFixture[str], mon
         progress.update(10, "done")
     err = capsys.readouterr().err
     assert "teacher" in err and "10/10" in err and "done" in err
-    assert "spans/s" not in err
+    assert "spans/s" in err and "eta" not in err

@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
-import threading
-from collections.abc import Callable
+import time
+import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from storage.errors import StoreError, StoreFull
 from storage.folder import Folder, open_url
-
-
-def race(calls: int, call: Callable[[int], object]) -> list[object]:
-    """`call(i)` from that many threads at once; what each returned or raised."""
-    gate = threading.Barrier(calls)
-    answers: list[object] = [None] * calls
-
-    def run(index: int) -> None:
-        gate.wait()
-        try:
-            answers[index] = call(index)
-        except BaseException as error:
-            answers[index] = error
-
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(calls)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # many more chances to come in between
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    return answers
+from storage.listing import Entry, entry_of
+from tests.storage.helpers import files, race
 
 
 def test_create_makes_a_file_once_and_never_overwrites_it(folder: Folder) -> None:
@@ -64,6 +41,22 @@ def test_of_fifty_that_race_to_create_one_wins_and_its_content_is_whole(folder: 
     assert sorted(map(str, answers)) == ["False"] * 49 + ["True"]
     assert folder.read("prize") == contents[answers.index(True)]
     assert folder.names("tmp") == []
+
+
+def test_in_memory_nobody_comes_between_the_look_and_the_put(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Folder(f"memory://{uuid.uuid4().hex}")
+    really = store._fs.exists
+
+    def exists(path: str) -> bool:
+        there = really(path)
+        time.sleep(0.001)
+        return there
+
+    monkeypatch.setattr(store._fs, "exists", exists)
+    answers = race(10, lambda index: store.create("prize", bytes([index])))
+    assert sorted(answers) == [False] * 9 + [True]
+    assert store.read("prize") == bytes([answers.index(True)])
+    store.remove("prize")
 
 
 def test_create_leaves_no_staged_file_whether_it_wins_or_loses(folder: Folder) -> None:
@@ -274,3 +267,78 @@ def test_a_folder_does_not_remove_itself(folder: Folder, path: str) -> None:
     with pytest.raises(StoreError, match="is all of"):
         folder.remove(path)
     assert folder.read("kept") == b"1"
+
+
+# Listings
+
+
+def test_entries_are_the_files_inside_with_their_sizes_and_dates(folder: Folder) -> None:
+    before = folder.now()
+    for path, data in (("a/y", b"22"), ("a/x", b"1"), ("a/b/z", b"333"), ("ab", b"")):
+        folder.write(path, data)
+    found = folder.entries("a")
+    assert [(entry.name, entry.bytes) for entry in found] == [("x", 1), ("y", 2)]
+    for entry in found:
+        # Some servers tell whole seconds.
+        assert entry.modified is not None and before - 2 < entry.modified < time.time() + 2
+    assert folder.entries("no/such") == folder.entries("a/x") == []
+    assert [[e.name for e in entries] for entries in folder.entries_of(["a/b", "no", "a"])] == [["z"], [], ["x", "y"]]
+
+
+def test_a_date_is_understood_however_a_file_system_tells_it() -> None:
+    when = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
+    for told in (
+        {"mtime": when.timestamp()},
+        {"LastModified": when},
+        {"updated": "2024-05-06T07:08:09Z"},
+        {"last_modified": when},
+        {"created": when.timestamp()},
+        {"mtime": when.timestamp(), "created": 0.0},
+    ):
+        assert entry_of("x", {"size": 1, "type": "file", **told}) == Entry("x", 1, when.timestamp())
+    assert entry_of("x", {"size": 1, "type": "file", "LastModified": ""}) == Entry("x", 1, None)
+    assert entry_of("x", {"size": 1, "type": "file"}) == Entry("x", 1, None)
+    assert entry_of("x", {"size": 0, "type": "directory"}) is None
+
+
+def test_the_folders_clock_is_that_of_its_files_and_leaves_nothing(folder: Folder) -> None:
+    assert abs(folder.now() - time.time()) < 5
+    assert files(folder) == []
+
+
+def test_a_clock_that_tells_no_time_is_this_machines(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.listing._modified", lambda info: None)
+    assert abs(folder.now() - time.time()) < 5
+    assert files(folder) == []
+
+
+def test_many_files_are_read_and_removed_at_once_and_one_that_is_gone_is_no_matter(folder: Folder) -> None:
+    paths = [f"a/{index}" for index in range(70)]
+    for path in paths:
+        folder.write(path, path.encode())
+    asked = [*paths[:40], "a/none", *paths[40:]]
+    assert list(folder.read_some(asked)) == [path.encode() if path in paths else None for path in asked]
+    folder.remove_files(["a/none", *paths[1:]])
+    assert files(folder) == ["a/0"]
+    folder.remove_files([])
+
+
+def test_a_range_past_the_end_is_empty(folder: Folder) -> None:
+    folder.write("digits", b"0123456789")
+    assert folder.read_range("digits", 10, 20) == b"" == folder.read_range("digits", 400, 500)
+
+
+def test_a_published_file_that_arrived_in_part_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(f"memory://{uuid.uuid4().hex}")
+    really = folder._fs.put_file
+
+    def put_file(source: str, path: str) -> None:
+        really(source, path)
+        folder._fs.pipe_file(path, b"a sh")
+
+    monkeypatch.setattr(folder._fs, "put_file", put_file)
+    staged = folder.stage()
+    staged.write_bytes(b"a shard")
+    with pytest.raises(StoreError, match=r"x has 4 bytes\. 7 bytes were put there"):
+        folder.publish(staged, "x")
+    assert not staged.exists()

@@ -131,7 +131,7 @@ def make_cache(tmp_path: Path, nets: str, write_source: Any) -> Any:
         plan = make_plan(parquet, 16, Question.of(digest, encoding, 0, trained=True))
         store = Folder(str(tmp_path / "store"))
         work = Work(store, parquet, encoding, digest, 8)
-        shards = [label_span(work, teacher, span) for span in plan.spans]
+        shards = [label_span(work, teacher, span).commit for span in plan.spans]
         facts = {"digest": digest, "factory": spec.factory, "arguments": spec.arguments, "weights_sha256": None}
         lineage = cache_lineage(teacher=facts, source=parquet.to_dict(), targets=encoding.to_dict(), recipe_digest="")
         caches.seal(store, name, shards, lineage)

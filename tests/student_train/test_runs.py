@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from storage.errors import ForeignState
+from storage.errors import ForeignState, StoreError
 from student_train.loop import Place, train
 from student_train.runs import RESULT_FILE, RUN_FILE, begin, keep_model
 
@@ -92,3 +92,9 @@ def test_a_model_folder_can_be_a_teacher(make_cache: Any, make_recipe: Any, tmp_
     assert spec.weights_sha256() == answer["weights_sha256"]
     for name, value in spec.build().state_dict().items():
         assert value.equal(outcome.model.state_dict()[name])
+
+
+def test_models_are_not_written_to_an_object_store(make_cache: Any, make_recipe: Any) -> None:
+    asked = make_recipe(cache=make_cache()).model_copy(update={"output": "s3://bucket/models"})
+    with pytest.raises(StoreError, match=r"output is s3://bucket/models\. .*Name a local folder"):
+        begin(asked)

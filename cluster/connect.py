@@ -27,6 +27,8 @@ def connect(num_cpus: int | None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Of an error that several spans meet the first is told; Ray would print the others with their tracebacks.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         ray.init("local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -42,7 +44,7 @@ def connect(num_cpus: int | None) -> None:
         ray.init(log_to_driver=True)
     except AuthenticationError as error:
         raise TokenRefused(f"{first_line(error.message)}.", TOKEN_IS_LOOKED_FOR) from None
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(
             f"There is no way to the cluster at '{address}', which RAY_ADDRESS names: {first_line(error)}.",
             "It is the address of a running head, whose token, if it asks for one, this process has.",

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from storage.digest import canonical_json, sha256_file
 from storage.errors import CorruptShard, StoreLost
+from storage.filesystems import in_words
 from storage.folder import Folder
 from storage.shard import ByteRange, byte_ranges
 
@@ -98,14 +99,16 @@ def publish_shard(
 
     Raises CorruptShard when the staged file does not hold what was written to it.
     """
-    try:
-        groups, footer = _checked(staged, shard_key, rows)
-    except CorruptShard:
-        staged.unlink()
-        raise
-    with open(staged, "rb") as file:
-        digest = sha256_file(file)
-    path, size = shard_path(shard_key, attempt), staged.stat().st_size
+    # A disk may tell that it is full only when it must write in earnest.
+    with in_words(store.place_of(staged)):
+        try:
+            groups, footer = _checked(staged, shard_key, rows)
+        except CorruptShard:
+            staged.unlink()
+            raise
+        with open(staged, "rb") as file:
+            digest = sha256_file(file)
+        path, size = shard_path(shard_key, attempt), staged.stat().st_size
     store.publish(staged, path)
     return Commit(shard_key, attempt, path, size, digest, rows, tuple(groups), footer, tuple(quarantined))
 

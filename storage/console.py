@@ -15,8 +15,8 @@ from storage.lineage import redact
 
 
 def say(text: str) -> None:
-    """A line for people, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for people, on stderr, without the passwords of URLs."""
+    print(redact(text), file=sys.stderr, flush=True)
 
 
 def run_command(command: Callable[[], tuple[dict[str, Any], str, int]], *, as_json: bool) -> int:

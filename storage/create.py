@@ -77,18 +77,48 @@ def keeps_promise(fs: Any, folder: str) -> bool:
 
 
 def link_if_absent(staged: Path, final: Path) -> bool:
-    """Give a staged local file its final name as well, if that is free."""
+    """Give a staged local file its final name as well, if that is free. Raises NoLinks where links do not work."""
     _make_folder(final.parent)
     try:
         os.link(staged, final)
     except FileExistsError:
-        return False
+        # A network file system whose answer was lost asks again, and finds what it has made.
+        return os.path.samefile(staged, final)
     except OSError as error:
-        # File systems without hard links (exFAT, some network mounts) still keep O_EXCL.
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK):
-            raise
-        return _create_exclusively(final, staged.read_bytes())
+        if error.errno in _NO_LINKS:
+            raise NoLinks(error.errno, error.strerror) from None
+        raise
     sync_folder(final.parent)
+    return True
+
+
+class NoLinks(OSError):
+    """A file system without hard links (exFAT, some network and user-space mounts)."""
+
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
+
+
+def replace_if_absent(staged: Path, final: Path) -> bool:
+    """Look, then give a staged file its final name: whole or not at all, and a promise as `put_alone`'s."""
+    with _alone:
+        if final.exists():
+            return False
+        replace(staged, final)
+        return True
+
+
+def links_hold(staged: Path) -> bool:
+    """Whether a file can have a second name where a staged file lies."""
+    staged.touch()
+    second = staged.with_suffix(".link")
+    try:
+        link_if_absent(staged, second)
+    except NoLinks:
+        return False
+    finally:
+        second.unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
     return True
 
 
@@ -104,21 +134,6 @@ def write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _create_exclusively(path: Path, data: bytes) -> bool:
-    try:
-        with open(path, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        return False
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-    return True
 
 
 def _make_folder(path: Path) -> None:

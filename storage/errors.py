@@ -12,6 +12,7 @@
     + TokenRefused        a cluster that asks for another token
   x JobError, exit 1: it was asked for rightly, and failed
     + TeacherError        logits that are not numbers
+    + DeviceLost          a device that answers nothing any more
     + TrainingError       a loss that is not a number
     + TrackingError       MLflow could not answer a question that only it can answer
     + ClusterError        a cluster that does not answer
@@ -80,6 +81,10 @@ class JobError(StillhouseError):
 
 
 class TeacherError(JobError):
+    pass
+
+
+class DeviceLost(JobError):
     pass
 
 

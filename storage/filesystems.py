@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -66,7 +67,8 @@ def in_words(url: str) -> Generator[None]:
                 "What was committed stays.",
                 "Make room (`python -m storage gc`, or another disk) and run the same command to go on.",
             ) from error
-        if _status_of(error) is None and not isinstance(error, TimeoutError | ConnectionError):
+        known = isinstance(error, TimeoutError | ConnectionError | socket.gaierror) or _is_clients(error)
+        if _status_of(error) is None and not known:
             raise
         raise _lost(url, error) from error
     except Exception as error:
@@ -117,5 +119,16 @@ def _status_of(error: BaseException) -> int | str | None:
 
 
 def _is_clients(error: Exception) -> bool:
-    clients = ("botocore", "aiobotocore", "aiohttp", "azure", "google", "gcsfs", "fsspec", "asyncio")
+    clients = (
+        "botocore",
+        "aiobotocore",
+        "aiohttp",
+        "azure",
+        "google",
+        "gcsfs",
+        "fsspec",
+        "asyncio",
+        "requests",
+        "urllib3",
+    )
     return type(error).__module__.partition(".")[0] in clients

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -13,24 +15,37 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from storage.create import keeps_promise, link_if_absent, put_alone, put_if_absent, replace, write_durably
-from storage.errors import StoreError
+from storage.create import (
+    NoLinks,
+    keeps_promise,
+    link_if_absent,
+    links_hold,
+    put_alone,
+    put_if_absent,
+    replace,
+    replace_if_absent,
+    write_durably,
+)
+from storage.errors import StoreError, StoreLost
 from storage.filesystems import in_words, is_past_the_end, open_filesystem
 from storage.listing import Entry, entry_of
 
-# Where put-if-absent is known to be kept, by links and by a lock. Everywhere else a race finds out.
-KEEPS_CREATE = ("file", "memory")
+# Where nothing lies far away.
+_NEAR = ("file", "memory")
 
 _memory_lock = threading.Lock()
 
 # How many requests to an object store wait for their answers at the same time.
 _AT_ONCE = 32
 
+_STAGES = "stillhouse-stage-"
+
 
 class Folder:
     """Files under one URL. Paths are relative to it and use '/'. Raises StoreError, StoreFull and StoreLost."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, keeps_create: bool | None = None) -> None:
+        """keeps_create: what another process has found out about the same folder."""
         try:
             fs, root = open_filesystem(url)
         except (ImportError, ValueError) as error:
@@ -44,6 +59,7 @@ class Folder:
         if self.is_local:
             root = os.path.abspath(root)
         self._root: str = root.rstrip("/")
+        self._keeps_create = keeps_create
         self.url: str = self._root if self.is_local else fs.unstrip_protocol(self._root)
 
     def __repr__(self) -> str:
@@ -64,7 +80,7 @@ class Folder:
     def _is_there(self, at: str) -> bool:
         if self._fs.exists(at):
             return True
-        if self.protocol in KEEPS_CREATE or "/" in at:
+        if self.protocol in _NEAR or "/" in at:
             return False
         # Of a bucket clients say that it is not there, whatever went wrong; asked what it is they tell.
         try:
@@ -106,7 +122,7 @@ class Folder:
         return self._each(read, paths)
 
     def _each(self, call: Any, paths: Iterable[str]) -> Iterable[Any]:
-        if self.protocol in KEEPS_CREATE:
+        if self.protocol in _NEAR:
             yield from map(call, paths)
             return
         with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -137,6 +153,10 @@ class Folder:
                 found = self._fs.ls(at, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []
+            except (KeyError, RuntimeError):
+                if self.protocol != "memory":
+                    raise
+                return self._listed(path)  # another thread changed the dict while it was listed
         listed = [(info["name"].rstrip("/"), info) for info in found]
         # Some file systems list a file, or a folder's own marker, as the only thing inside itself.
         own = self._fs._strip_protocol(at)
@@ -168,11 +188,11 @@ class Folder:
 
     @functools.cached_property
     def keeps_create(self) -> bool:
-        """Whether `create` holds here for any number of writers; found out by a race where it is not known."""
-        if self.protocol in KEEPS_CREATE:
-            return True
+        """Whether `create` holds here for any number of writers: by hard links, or as a race of puts shows."""
+        if self._keeps_create is not None or self.protocol == "memory":
+            return self._keeps_create is not False
         with in_words(self.url):
-            return keeps_promise(self._fs, self._at("tmp"))
+            return links_hold(self.stage()) if self.is_local else keeps_promise(self._fs, self._at("tmp"))
 
     def prepare(self) -> None:
         """Make the folder and prove that it can be written. Raises StoreError."""
@@ -202,22 +222,25 @@ class Folder:
         )
 
     def now(self) -> float:
-        """Seconds since 1970 by the clock that dates this folder's files, which need not be this machine's."""
+        """Seconds since 1970 by the clock that dates this folder's files; this machine's where it tells no dates."""
+        told = self.clock()
+        return time.time() if told is None else told
+
+    def clock(self) -> float | None:
+        """Seconds since 1970 by the clock that dates this folder's files; None where they have no dates."""
         name = f"clock-{uuid.uuid4().hex}"
         self.write(f"tmp/{name}", b"")
         try:
-            told = {entry.name: entry.modified for entry in self.entries("tmp")}.get(name)
+            return {entry.name: entry.modified for entry in self.entries("tmp")}.get(name)
         finally:
             self.remove_files([f"tmp/{name}"])
-        return time.time() if told is None else told
 
     def create(self, path: str, data: bytes) -> bool:
         """Put a whole file if nothing is there: True when this call made it, False when it existed.
 
         Of any number of racing callers one gets True, and a caller whose answer was lost on the way may
         be told False. Where `keeps_create` is False that holds inside one process only. A reader sees
-        the whole file or none, but for file systems without hard links, where it may see a file that is
-        still being written.
+        the whole file or none.
         """
         at = self._at(path)
         with in_words(self.url_of(path)):
@@ -232,9 +255,15 @@ class Folder:
             staged = self.stage()
             try:
                 write_durably(staged, data)
-                return link_if_absent(staged, Path(at))
+                return self._name(staged, Path(at))
             finally:
                 staged.unlink(missing_ok=True)
+
+    def _name(self, staged: Path, final: Path) -> bool:
+        try:
+            return link_if_absent(staged, final)
+        except NoLinks:
+            return replace_if_absent(staged, final)
 
     def write(self, path: str, data: bytes) -> None:
         """Put a whole file, in place of what is there."""
@@ -252,9 +281,14 @@ class Folder:
 
     def stage(self) -> Path:
         """A new local path to write a file to before `publish`; on a local store, on its own disk."""
-        home = Path(self._root) / "tmp" if self.is_local else Path(tempfile.gettempdir())
-        home.mkdir(parents=True, exist_ok=True)
+        home = Path(self._root) / "tmp" if self.is_local else Path(tempfile.gettempdir()) / f"{_STAGES}{os.getpid()}"
+        with in_words(str(home)):
+            home.mkdir(parents=True, exist_ok=True)
         return home / f"stillhouse-{uuid.uuid4().hex}.part"
+
+    def place_of(self, staged: Path) -> str:
+        """What is full when a staged file has no room: the folder, or this machine's own disk."""
+        return self.url if self.is_local else f"{staged.parent.parent} on the machine {socket.gethostname()}"
 
     def publish(self, staged: Path, path: str) -> None:
         """Give a staged local file its name in the folder. The name must be new; the staged file goes."""
@@ -263,7 +297,7 @@ class Folder:
         try:
             with in_words(self.url_of(path)):
                 if self.is_local:
-                    made = link_if_absent(staged, Path(at))
+                    made = self._name(staged, Path(at))
                 else:
                     # A put that a client repeats finds its own file: so no condition, the name is the attempt's own.
                     made = not self._fs.exists(at)
@@ -274,7 +308,22 @@ class Folder:
         if not made:
             raise StoreError(f"{self.url_of(path)} exists already.", "An attempt's file has a name of its own.")
         if not self.is_local and self.size(path) != size:
-            raise StoreError(f"{self.url_of(path)} has {self.size(path)} bytes.", f"{size} bytes were put there.")
+            raise StoreLost(f"{self.url_of(path)} has {self.size(path)} bytes.", f"{size} bytes were put there.")
+
+
+def remove_dead_stages() -> None:
+    """Remove what processes of this machine staged for object stores and left when they were killed."""
+    for home in Path(tempfile.gettempdir()).glob(f"{_STAGES}[0-9]*"):
+        # In a container another one's processes are not seen: so what is young is left alone.
+        if not Path(f"/proc/{home.name.removeprefix(_STAGES)}").exists() and _age_s(home) > 3600:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def open_url(url: str) -> Any:

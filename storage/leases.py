@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from storage.console import say
 from storage.errors import JobError, StillhouseError, StoreError
 from storage.folder import Folder
 
@@ -35,23 +36,45 @@ class Job:
         return f"'{self.name}' on {self.host}"
 
 
+@dataclass(frozen=True)
+class Lease:
+    """path: its file in the store. `check` raises JobError once others may have taken its holder for dead."""
+
+    path: str
+    check: Callable[[], None]
+
+
 @contextmanager
-def lease(store: Folder, name: str, shard_keys: Iterable[str]) -> Generator[str]:
-    """Hold a lease on some shard keys while the block runs; gives its path in the store.
+def lease(store: Folder, name: str, shard_keys: Iterable[str]) -> Generator[Lease]:
+    """Hold a lease on some shard keys while the block runs.
 
     First it is written and then the sweep is looked for, while a sweep announces itself first and then
     reads the leases: so one of the two sees the other. Waits for a sweep that is under way.
     """
-    path = f"jobs/{_JOB}{uuid.uuid4().hex}"
-    store.write(f"{path}.keys", "\n".join(shard_keys).encode())
+    path, keys = f"jobs/{_JOB}{uuid.uuid4().hex}", "\n".join(shard_keys).encode()
     record = json.dumps({"name": name, "host": socket.gethostname(), "pid": os.getpid()}).encode()
-    with _renewed(store, f"{path}.json", record):
+
+    def write() -> None:
+        # A gc that took this job for dead took the keys as well.
+        if not store.exists(f"{path}.keys"):
+            store.write(f"{path}.keys", keys)
+        store.write(f"{path}.json", record)
+
+    with _renewed(write, f"{path}.json") as longest_gap_s:
+
+        def check() -> None:
+            if longest_gap_s() > DEAD_S:
+                raise JobError(
+                    f"For {longest_gap_s() / 60:.0f} minutes this job could not say that it is at work on {store.url}.",
+                    "After ten, gc and other jobs take it for dead.",
+                    "Run the same command again: what was committed stays.",
+                )
+
         try:
-            while _swept(store):
-                time.sleep(1.0)
-            yield f"{path}.json"
+            _wait_for_sweeps(store)
+            yield Lease(f"{path}.json", check)
         finally:
-            _take_back(store, f"{path}.keys")
+            _take_back(store, f"{path}.json", f"{path}.keys")
 
 
 def live_jobs(store: Folder) -> list[Job]:
@@ -82,23 +105,37 @@ def sweep(store: Folder) -> Generator[Callable[[], None]]:
 
     Two sweeps do each other no harm: each spares what the leases name.
     """
+    path = f"jobs/{_SWEEP}{uuid.uuid4().hex}.json"
     # Empty, since a full disk takes no more than that, and it is gc that makes room.
-    with _renewed(store, f"jobs/{_SWEEP}{uuid.uuid4().hex}.json", b"") as renewed:
+    with _renewed(lambda: store.write(path, b""), path) as longest_gap_s:
 
         def check() -> None:
-            if time.monotonic() - renewed[0] > DEAD_S / 2:
+            if longest_gap_s() > DEAD_S / 2:
                 raise JobError(
                     "gc could not say for five minutes that it is at work, so a job may have begun.",
                     "It takes nothing from a running job.",
                     "Run it again.",
                 )
 
-        yield check
+        try:
+            yield check
+        finally:
+            _take_back(store, path)
+
+
+def _wait_for_sweeps(store: Folder) -> None:
+    told = False
+    while _swept(store):
+        if not told:
+            say(f"A gc is under way in {store.url}, or was killed in the last ten minutes; waiting for it to end.")
+        told = True
+        time.sleep(1.0)
 
 
 def _swept(store: Folder) -> bool:
-    sweeps = [entry for entry in store.entries("jobs") if entry.name.startswith(_SWEEP)]
-    return bool(sweeps) and any(_fresh(entry.modified, store.now()) for entry in sweeps)
+    # Where a store tells no dates there is no gc, which goes by them.
+    dates = [e.modified for e in store.entries("jobs") if e.name.startswith(_SWEEP) and e.modified is not None]
+    return bool(dates) and _fresh(max(dates), store.now())
 
 
 def _fresh(modified: float | None, now: float) -> bool:
@@ -106,31 +143,38 @@ def _fresh(modified: float | None, now: float) -> bool:
     return modified is None or now - modified < DEAD_S
 
 
-def _take_back(store: Folder, path: str) -> None:
+def _take_back(store: Folder, *paths: str) -> None:
     # How the block ended counts. A lease that stays is stale after a while, and gc removes it.
     with suppress(StillhouseError, OSError):
-        store.remove_files([path])
+        store.remove_files(paths)
 
 
 @contextmanager
-def _renewed(store: Folder, path: str, record: bytes) -> Generator[list[float]]:
-    """Write a lease and write it again until the block ends; gives when it was last written, by time.monotonic."""
-    over, last = threading.Event(), [time.monotonic()]
-    store.write(path, record)
+def _renewed(write: Callable[[], None], name: str) -> Generator[Callable[[], float]]:
+    """Write a lease, and again until the block ends; gives the longest time in seconds between two writes, or since."""
+    over, last, longest = threading.Event(), [_awake_or_not()], [0.0]
+    write()
+
+    def gap() -> float:
+        return max(longest[0], _awake_or_not() - last[0])
 
     def beat() -> None:
         while not over.wait(BEAT_S):
             try:
-                store.write(path, record)
-                last[0] = time.monotonic()
+                write()
             except (StillhouseError, OSError):
                 continue  # a store that is away for a while is asked again; the lease lasts for ten beats
+            longest[0], last[0] = gap(), _awake_or_not()
 
-    thread = threading.Thread(target=beat, name=f"lease {path}", daemon=True)
+    thread = threading.Thread(target=beat, name=f"lease {name}", daemon=True)
     thread.start()
     try:
-        yield last
+        yield gap
     finally:
         over.set()
         thread.join()
-        _take_back(store, path)
+
+
+def _awake_or_not() -> float:
+    """Seconds of a clock that also goes on while the machine is suspended, where there is one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()

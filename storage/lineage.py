@@ -21,16 +21,26 @@ def software() -> dict[str, str]:
 
 
 def redact(value: Any) -> Any:
-    """The same value with user and password taken out of every URL in it; for whatever is stored, told or printed.
+    """The same value with users, passwords and signatures taken out of its URLs; for whatever is stored or told.
 
     >>> redact({"uri": "postgresql://bob:hunter2@db/mlflow"})
     {'uri': 'postgresql://***@db/mlflow'}
+    >>> redact("https://host/rows.parquet?version=3&X-Amz-Signature=9f31")
+    'https://host/rows.parquet?version=3&X-Amz-Signature=***'
     """
     if isinstance(value, dict):
         return {key: redact(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [redact(inner) for inner in value]
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return _SIGNED.sub(r"\1***", _USER.sub("***@", value))
+
+
+_USER = re.compile(r"(?<=://)[^/\s?#]+@")
+_SIGNED = re.compile(
+    r"(?i)([?&](?:[\w-]*(?:signature|credential|token|secret|password|passwd)|sig|[\w-]*key)=)[^&\s'\"]+"
+)
 
 
 def cache_lineage(

@@ -67,7 +67,9 @@ def collect(store: Folder, older_than_s: float, *, dry_run: bool) -> dict[str, A
             f"{store.url} is no store: it has neither commits nor caches.", "A teacher's recipe makes one."
         )
     with nullcontext(_no_check) if dry_run else sweep(store) as check:
-        now = store.now()
+        now = store.clock()
+        if now is None:
+            raise StoreError(f"{store.url} tells no dates of its files.", "What gc spares it spares by age.")
         jobs = live_jobs(store)
         old = _Age(now, older_than_s)
         found = _Findings()

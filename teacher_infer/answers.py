@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.commits import Quarantined
-from storage.errors import StillhouseError, TeacherError
+from storage.errors import DeviceLost, StillhouseError, TeacherError
 from storage.lineage import redact
 from storage.samples import SAMPLE_ID
 from storage.shard import sample_rows
@@ -52,8 +52,7 @@ class Questioner:
         except StillhouseError:
             raise
         except Exception as error:
-            if _is_device_lost(error):
-                raise  # every later batch would fail as well, and no sample could be told from another
+            self._refuse_machines_fault(error, batch)
             if batch.num_rows == 1:
                 self._quarantine(batch, 0, f"the teacher raised {_in_short(error)}")
                 return
@@ -66,6 +65,20 @@ class Questioner:
             self._quarantine(batch, row, "its logits are NaN or infinite")
         if not bad.all():
             yield Answers(batch, softened_PV) if not bad.any() else Answers(batch.filter(~bad), softened_PV[~bad])
+
+    def _refuse_machines_fault(self, error: Exception, batch: pa.Table) -> None:
+        """What a machine lacks or loses is no fault of a sample, and may not decide which samples a cache holds."""
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise TeacherError(
+                f"The teacher has no memory for {batch.num_rows} samples (in {self._where}): {_in_short(error)}.",
+                f"teacher.batch_size is {self._batch_size}.",
+                "Lower it, or give each actor more memory.",
+            ) from error
+        if _is_device_lost(error):
+            raise DeviceLost(
+                f"The teacher's device failed (in {self._where}): {_in_short(error)}.",
+                "After such an error it answers nothing any more.",
+            ) from error
 
     def _quarantine(self, batch: pa.Table, row: int, reason: str) -> None:
         self.bad.append(Quarantined(str(batch.column(SAMPLE_ID)[row].as_py()), reason))
@@ -86,4 +99,5 @@ def _in_short(error: Exception) -> str:
 
 
 def _is_device_lost(error: Exception) -> bool:
-    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+    signs = ("CUDA error", "CUDA driver error", "HIP error", "cuDNN error", "CUBLAS_STATUS", "NCCL error")
+    return type(error).__name__ == "AcceleratorError" or any(sign in str(error) for sign in signs)

@@ -86,6 +86,13 @@ class RaySection(Section):
     capacity_timeout_s: float = Field(default=600.0, gt=0)
     num_cpus: int | None = Field(default=None, gt=0)
 
+    @field_validator("gpus_per_actor")
+    @classmethod
+    def _whole_above_one(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("above 1 it is a whole number, since Ray shares single GPUs only")
+        return gpus
+
     @field_validator("actors", mode="before")
     @classmethod
     def _one_number(cls, actors: Any) -> Any:

@@ -8,21 +8,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from cluster.connect import connect
+from cluster.losses import Losses, what_there_is
 from cluster.metrics import Meter
 from storage.commits import Commit, settle
 from storage.console import Progress, say
 from storage.encodings import make_encoding
-from storage.errors import JobError, RecipeError, SourceChanged, StillhouseError, StoreError, StoreLost
-from storage.folder import Folder
+from storage.errors import DeviceLost, JobError, RecipeError, SourceChanged, StillhouseError, StoreError, StoreLost
+from storage.folder import Folder, remove_dead_stages
+from storage.leases import Lease
 from storage.models import ModelSpec
 from storage.sources import make_source
 from teacher_infer.label import Labelled, Seconds, Work, label_span
 from teacher_infer.plan import Span
 from teacher_infer.pool import SPANS_IN_FLIGHT, Pool, Task
-from teacher_infer.prepare import Prepared
+from teacher_infer.prepare import Prepared, actor_settings
 from teacher_infer.tally import Tally
 from teacher_infer.teachers.module import ModuleTeacher
 
@@ -45,7 +47,8 @@ class TeacherActor:
 
     def ready(self) -> None:
         settings, here = self._settings, socket.gethostname()
-        store = Folder(settings["store"])
+        store = Folder(settings["store"], settings["keeps_create"])
+        remove_dead_stages()
         if not store.exists(settings["marker"]):
             raise StoreError(
                 f"The machine {here} does not see the store {store.url} that the job began on.",
@@ -75,7 +78,9 @@ class TeacherActor:
             device="cuda" if ray.get_gpu_ids() else "cpu",
         )
         common = (encoding, settings["teacher_digest"], settings["batch_size"], settings["max_bad_samples"])
-        self._works = [Work(store, make_source(source), *common, settings["settles"]) for source in settings["sources"]]
+        self._works = [
+            Work(store, make_source(source), *common, settings["keeps_create"]) for source in settings["sources"]
+        ]
 
     def label(self, part: int, span: Span) -> dict[str, Any]:
         import torch
@@ -90,14 +95,14 @@ class TeacherActor:
         }
 
 
-def label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]], marker: str, tally: Tally) -> None:
+def label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]], held: Lease, tally: Tally) -> None:
     """Label spans, each with the index of its part, on an actor pool, and add them to the tally as they come.
 
-    marker: a file in the store that every machine must see. Raises JobError and all that a span raises.
+    held: the job's lease, whose file every machine must see. Raises JobError and all that a span raises.
     """
     settings = prepared.recipe.ray
     connect(settings.num_cpus)
-    crew = _Crew(prepared, Pool([Task(*place) for place in missing], settings), marker, tally)
+    crew = _Crew(prepared, Pool([Task(*place) for place in missing], settings), held, tally)
     total = sum(span.rows for _, span in missing)
     try:
         with Progress("teacher", total, "positions") as progress:
@@ -111,11 +116,11 @@ def label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]], marker: s
 class _Crew:
     """The actors behind a pool's numbers: carries out what the pool decides, and tells it what it hears."""
 
-    def __init__(self, prepared: Prepared, pool: Pool, marker: str, tally: Tally) -> None:
-        self.pool, self._prepared, self._tally = pool, prepared, tally
-        self._facts, self._meter = _facts(prepared, marker), Meter(prepared.recipe.name)
+    def __init__(self, prepared: Prepared, pool: Pool, held: Lease, tally: Tally) -> None:
+        self.pool, self._prepared, self._held, self._tally = pool, prepared, held, tally
+        self._settings, self._meter = actor_settings(prepared, held.path), Meter(prepared.recipe.name)
         self._actors: dict[int, Any] = {}
-        self._nodes: dict[int, str] = {}
+        self._nodes, self._losses = dict[int, str](), Losses()
         self._ready_at: dict[int, float] = {}
         self._asked: dict[Any, tuple[int, Task | None]] = {}
 
@@ -123,7 +128,7 @@ class _Crew:
         """Hire, hear at least one answer or wait a second, and give out spans."""
         for number in self.pool.hire():
             self._hire(number)
-        self.pool.refuse_to_wait(time.monotonic(), lambda: str(ray.cluster_resources()))
+        self.pool.refuse_to_wait(time.monotonic(), what_there_is)
         answered, _ = ray.wait(list(self._asked), num_returns=1, timeout=1.0)
         for reference in answered:
             self._hear(reference)
@@ -140,12 +145,15 @@ class _Crew:
 
     def _hire(self, number: int) -> None:
         settings = self._prepared.recipe.ray
-        actor = TeacherActor.options(
-            num_cpus=settings.cpus_per_actor,
-            num_gpus=settings.gpus_per_actor,
-            label_selector=settings.label_selector or None,
-            max_concurrency=SPANS_IN_FLIGHT,
-        ).remote(self._facts)
+        try:
+            actor = TeacherActor.options(
+                num_cpus=settings.cpus_per_actor,
+                num_gpus=settings.gpus_per_actor,
+                label_selector=settings.label_selector or None,
+                max_concurrency=SPANS_IN_FLIGHT,
+            ).remote(self._settings)
+        except ValueError as error:
+            raise RecipeError(f"ray: Ray refuses what an actor asks for: {error}") from None
         self._actors[number] = actor
         self._asked[actor.where.remote()] = (number, None)
         self._asked[actor.ready.remote()] = (number, None)
@@ -166,13 +174,15 @@ class _Crew:
             answer: Any = ray.get(reference)
         except RayTaskError as error:
             cause = error.cause
-            if not (isinstance(cause, StoreLost) and task is not None):
+            if isinstance(cause, DeviceLost) or (isinstance(cause, StoreLost) and task is None):
+                self._lose(number, str(cause), preempted=False)
+            elif isinstance(cause, StoreLost) and task is not None:
+                self._try_again(number, task, cause)
+            else:
                 raise _in_words(error) from None
-            say(f"{task.span} will be tried again: {cause}")
-            self._failed("store")
-            self.pool.store_lost(number, task, str(cause))
         except RayError as error:
-            self._lose(number, error)
+            preempted = self._losses.took_its_node(error, self._actors[number], self._nodes.get(number))
+            self._lose(number, " ".join(str(error).split()), preempted=preempted)
         else:
             if task is not None:
                 self._commit(number, task, answer)
@@ -185,68 +195,35 @@ class _Crew:
 
     def _commit(self, number: int, task: Task, answer: dict[str, Any]) -> None:
         commit = Commit.from_dict(answer["commit"])
-        if not self._facts["settles"]:
-            commit = settle(self._prepared.store, commit)
+        if not self._settings["keeps_create"]:
+            self._held.check()
+            try:
+                commit = settle(self._prepared.store, commit)
+            except StoreLost as error:
+                self._try_again(number, task, error)
+                return
         labelled = Labelled(commit, answer["computed"], Seconds(**answer["seconds"]))
         self.pool.done(number, task)
         self._tally.add(task.span, labelled)
         self._meter.span(labelled.commit.rows, labelled.commit.bytes, vars(labelled.seconds), labelled.computed)
 
-    def _lose(self, number: int, error: RayError) -> None:
-        preempted, reason = self._went_with_its_node(number, error), " ".join(str(error).split())
+    def _try_again(self, number: int, task: Task, error: StoreLost) -> None:
+        say(f"{task.span} will be tried again: {error}")
+        self._failed("store")
+        self.pool.store_lost(number, task, str(error))
+
+    def _lose(self, number: int, reason: str, *, preempted: bool) -> None:
         say(f"An actor {'was lost with its node' if preempted else 'died'}; its spans are given again. {reason}")
         self._failed("preempted" if preempted else "crashed")
         self._let_go(number)
-        self.pool.lost(number, preempted=preempted, reason=reason)
+        try:
+            self.pool.lost(number, preempted=preempted, reason=reason)
+        finally:
+            self._tally.crashes, self._tally.preemptions = self.pool.crashes, self.pool.preemptions
 
     def _failed(self, kind: str) -> None:
         self._tally.failed_attempts += 1
         self._meter.failed(kind)
-
-    def _went_with_its_node(self, number: int, error: RayError) -> bool:
-        """Whether an actor was preempted, or its node died or cannot be reached; otherwise its process died.
-
-        Of a process that died its node tells at once. Of a node that died nobody does: until Ray misses
-        it, the actor is only unavailable.
-        """
-        node, deadline = self._nodes.get(number), time.monotonic() + 3.0
-        # Ray marks the losses that its autoscaler announced, and says the others in its sentence only.
-        while not (getattr(error, "preempted", False) or "its node has died" in str(error)):
-            if node is not None and not any(seen["NodeID"] == node and seen["Alive"] for seen in ray.nodes()):
-                return True
-            if not isinstance(error, ActorUnavailableError):
-                return False
-            if time.monotonic() > deadline:
-                return True
-            try:
-                ray.get(self._actors[number].where.remote(), timeout=0.5)
-            except RayError as later:
-                error = later if isinstance(later, RayActorError) else error
-            time.sleep(0.1)
-        return True
-
-
-def _facts(prepared: Prepared, marker: str) -> dict[str, Any]:
-    """What an actor is made from: plain values, so that nothing of the driver travels."""
-    recipe = prepared.recipe
-    return {
-        "store": prepared.store.url,
-        "marker": marker,
-        "spec": {
-            "factory": prepared.spec.factory,
-            "arguments": prepared.spec.arguments,
-            "weights": prepared.spec.weights,
-        },
-        "dtype": recipe.teacher.dtype,
-        "seed": recipe.seed,
-        "batch_size": recipe.teacher.batch_size,
-        "max_bad_samples": recipe.max_bad_samples,
-        "settles": prepared.store.keeps_create,
-        "targets": prepared.encoding.to_dict(),
-        "teacher_digest": prepared.teacher_digest,
-        "sources": [part.source for part in prepared.parts],
-        "cpus": recipe.ray.cpus_per_actor,
-    }
 
 
 def _in_words(error: RayTaskError) -> StillhouseError:

@@ -77,7 +77,7 @@ def label_span(work: Work, teacher: Teacher, span: Span, turn: AbstractContextMa
     questioner = Questioner(teacher, work.batch_size, work.encoding.temperature, work.max_bad_samples, str(span))
     staged = work.store.stage()
     try:
-        with Writer(staged, work.store.url, work.encoding) as writer:
+        with Writer(staged, work.store.place_of(staged), work.encoding) as writer:
             with nullcontext() if turn is None else turn:
                 begun = time.perf_counter()
                 for answers in questioner.ask(samples):
@@ -86,8 +86,8 @@ def label_span(work: Work, teacher: Teacher, span: Span, turn: AbstractContextMa
                     _refuse_foreign_labels(answers.samples, int(answers.softened_PV.shape[1]), span)
                     writer.put(answers)
                 seconds.forward = time.perf_counter() - begun - writer.waited
-            if not writer.begun:
-                writer.begin(_schema(work, span, samples, _classes(teacher, samples, questioner, span)))
+                if not writer.begun:
+                    writer.begin(_schema(work, span, samples, _classes(teacher, samples, questioner, span)))
             rows = writer.finish()
         begun = time.perf_counter()
         mine = publish_shard(work.store, span.shard_key, new_attempt(), staged, rows, questioner.bad)
@@ -116,13 +116,14 @@ def _schema(work: Work, span: Span, samples: pa.Table, classes: int) -> pa.Schem
 
 
 def _classes(teacher: Teacher, samples: pa.Table, questioner: Questioner, span: Span) -> int:
-    """V for a span of which no sample could be labelled."""
-    classes = teacher.classes(samples.slice(0, 1))
+    """V for a span whose only sample could not be labelled; that none of many can be is no fault of theirs."""
+    classes = teacher.classes(samples.slice(0, 1)) if samples.num_rows == 1 else None
     if classes is None:
         first = questioner.bad[0]
         raise TeacherError(
             f"The teacher can label no sample of {span}; of '{first.sample_id}': {first.reason}.",
-            "From one of them at least the number of classes is known.",
+            "A teacher can label most of a span.",
+            "Look at the teacher, its dtype and the machine that it ran on.",
         )
     return classes
 

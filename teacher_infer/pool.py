@@ -13,6 +13,9 @@ from teacher_infer.plan import Span
 # One is with the teacher while the other one is read or written.
 SPANS_IN_FLIGHT = 2
 
+# Nodes that go away one after the other while they work on the same span: so many are suspicious, so many no chance.
+SUSPECT_AFTER, TAKEN_IN_A_ROW = 3, 20
+
 
 @dataclass(frozen=True)
 class Task:
@@ -39,7 +42,10 @@ class Pool:
         self._actors: dict[int, _Actor] = {}
         self._next, self._short_since = 0, 0.0
         self._blamed: Counter[str] = Counter()
+        self._taken: Counter[str] = Counter()
         self._lost_answers: Counter[str] = Counter()
+        # Spans that an actor died over. Each is given alone from then on, so that the next death is one span's.
+        self._suspects = set[str]()
         self._crashes_in_a_row = 0
         self.crashes = self.preemptions = 0
 
@@ -78,12 +84,18 @@ class Pool:
         actor = self._actors[number]
         if not actor.ready or not self._todo or len(actor.flying) >= SPANS_IN_FLIGHT:
             return None
+        if actor.flying and any(self._is_suspect(task) for task in (*actor.flying, self._todo[0])):
+            return None
         task = self._todo.popleft()
         actor.flying.append(task)
         return task
 
+    def _is_suspect(self, task: Task) -> bool:
+        return task.span.shard_key in self._suspects
+
     def done(self, number: int, task: Task) -> None:
         self._actors[number].flying.remove(task)
+        self._suspects.discard(task.span.shard_key)
         self._crashes_in_a_row = 0
 
     def store_lost(self, number: int, task: Task, reason: str) -> None:
@@ -95,39 +107,63 @@ class Pool:
         self._todo.append(task)
 
     def lost(self, number: int, *, preempted: bool, reason: str) -> None:
-        """An actor is gone, and its spans are given again. A crash is laid to the oldest of them.
+        """An actor is gone, and its spans are given again.
 
-        preempted: it went with its node, which nothing here can be blamed for.
+        preempted: it went with its node. A crash is laid to the oldest of its spans, and all of them are
+        suspects from then on. Of nodes no span is suspected until many went in a row over the same one.
         """
         actor = self._actors.pop(number)
-        self._todo.extendleft(reversed(actor.flying))
-        settings = self._settings
         if preempted:
-            self.preemptions += 1
-            if self.preemptions > settings.max_preemptions:
+            self._lost_with_its_node(actor, reason)
+        else:
+            self._crashed(actor, reason)
+
+    def _lost_with_its_node(self, actor: _Actor, reason: str) -> None:
+        settings = self._settings
+        self.preemptions += 1
+        for task in actor.flying:
+            key = task.span.shard_key
+            self._taken[key] += 1
+            if self._taken[key] > TAKEN_IN_A_ROW:
                 raise JobError(
-                    f"{self.preemptions} actors were lost with their nodes. The last one: {reason}",
-                    f"ray.max_preemptions is {settings.max_preemptions}.",
-                    "What was committed stays; run the same command to go on, or allow more.",
+                    f"{self._taken[key]} nodes went away in a row while they worked on {task.span}. The last: {reason}",
+                    "So many are no chance: it may take more memory than a node has.",
+                    "What was committed stays. Look at the nodes' logs, and at that span.",
                 )
-            return
+            if self._taken[key] >= SUSPECT_AFTER:
+                self._suspects.add(key)
+        # What takes its node with it should not take the next one before all else is done.
+        self._todo.extendleft(task for task in reversed(actor.flying) if not self._is_suspect(task))
+        self._todo.extend(task for task in actor.flying if self._is_suspect(task))
+        if self.preemptions > settings.max_preemptions:
+            raise JobError(
+                f"{self.preemptions} actors were lost with their nodes. The last one: {reason}",
+                f"ray.max_preemptions is {settings.max_preemptions}.",
+                "What was committed stays; run the same command to go on, or allow more.",
+            )
+
+    def _crashed(self, actor: _Actor, reason: str) -> None:
+        settings = self._settings
+        self._todo.extendleft(reversed(actor.flying))
+        self._suspects.update(task.span.shard_key for task in actor.flying)
         self.crashes += 1
         self._crashes_in_a_row += 1
-        blamed = actor.flying[0].span if actor.flying else None
+        deaths, blamed = 0, actor.flying[0].span if actor.flying else None
         if blamed is not None:
             self._blamed[blamed.shard_key] += 1
-        deaths = self._blamed[blamed.shard_key] if blamed is not None else 0
-        if max(deaths, self._crashes_in_a_row) > settings.max_crashes:
-            what = (
-                f"{deaths} actors died over {blamed}"
-                if deaths > settings.max_crashes
-                else (f"{self._crashes_in_a_row} actors died in a row, with nothing committed between")
-            )
-            raise JobError(
-                f"{what}. The last one: {reason}",
-                f"ray.max_crashes is {settings.max_crashes}.",
-                "What was committed stays. Look at the teacher's memory, and at Ray's logs of that worker.",
-            )
+            deaths = self._blamed[blamed.shard_key]
+        if deaths > settings.max_crashes:
+            what = f"{deaths} actors died over {blamed}"
+        # One machine that runs out of memory may take many actors at once.
+        elif self._crashes_in_a_row > settings.max_crashes + len(self._actors):
+            what = f"{self._crashes_in_a_row} actors died in a row, with nothing committed between"
+        else:
+            return
+        raise JobError(
+            f"{what}. The last one: {reason}",
+            f"ray.max_crashes is {settings.max_crashes}.",
+            "What was committed stays. Look at the teacher's memory, and at Ray's logs of that worker.",
+        )
 
     def refuse_to_wait(self, now: float, has: Callable[[], str]) -> None:
         """Raises JobError once fewer actors than `min` have been placed for longer than the deadline.

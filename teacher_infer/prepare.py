@@ -90,13 +90,36 @@ def nested(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**answers[0], **({"held_out": answers[1]} if len(answers) > 1 else {})}
 
 
+def actor_settings(prepared: Prepared, marker: str) -> dict[str, Any]:
+    """What an actor is made from: plain values, so that nothing of the driver travels. marker: a file in the store."""
+    recipe = prepared.recipe
+    return {
+        "store": prepared.store.url,
+        "keeps_create": prepared.store.keeps_create,
+        "marker": marker,
+        "spec": {
+            "factory": prepared.spec.factory,
+            "arguments": prepared.spec.arguments,
+            "weights": prepared.spec.weights,
+        },
+        "dtype": recipe.teacher.dtype,
+        "seed": recipe.seed,
+        "batch_size": recipe.teacher.batch_size,
+        "max_bad_samples": recipe.max_bad_samples,
+        "targets": prepared.encoding.to_dict(),
+        "teacher_digest": prepared.teacher_digest,
+        "sources": [part.source for part in prepared.parts],
+        "cpus": recipe.ray.cpus_per_actor,
+    }
+
+
 def lineage_of(prepared: Prepared, part: Part) -> dict[str, Any]:
     """What is sealed into a part's cache of where it came from."""
     spec, recipe = prepared.spec, prepared.recipe
     teacher = {
         "digest": prepared.teacher_digest,
         "factory": spec.factory,
-        "arguments": spec.arguments,
+        "arguments": redact(spec.arguments),
         "weights": redact(spec.weights),
         "weights_sha256": prepared.weights_sha256,
         "dtype": recipe.teacher.dtype,

@@ -9,10 +9,11 @@ from typing import Any
 from storage import cache as caches
 from storage.commits import Commit, read_commits
 from storage.console import say
-from storage.errors import RecipeError, StoreError
+from storage.errors import RecipeError, StoreError, TeacherError
 from storage.folder import Folder
 from storage.leases import lease, live_jobs
 from storage.lineage import redact
+from teacher_infer.plan import Span
 from teacher_infer.prepare import Part, Prepared, lineage_of, nested
 from teacher_infer.tally import Tally
 
@@ -23,17 +24,22 @@ def run(prepared: Prepared) -> dict[str, Any]:
     if store.protocol == "memory":
         raise RecipeError("store is memory://.", "Ray's workers are other processes, which cannot see it.")
     store.prepare()
-    spans = {span.shard_key: (index, span) for index, part in enumerate(prepared.parts) for span in part.plan.spans}
-    with lease(store, prepared.recipe.name, spans) as marker:
+    spans: dict[str, tuple[int, Span]] = {}
+    for index, part in enumerate(prepared.parts):
+        for span in part.plan.spans:
+            spans.setdefault(span.shard_key, (index, span))  # what two caches share is labelled for the first
+    with lease(store, prepared.recipe.name, spans) as held:
         if not store.keeps_create:
-            _be_the_only_one(store, marker)
+            _be_the_only_one(store, held.path)
         tally = Tally(_reused(prepared), prepared.recipe.max_bad_samples, len(spans))
         missing = [place for key, place in spans.items() if key not in tally.reused]
         if missing:
             # Torch and Ray are imported where there is something to compute.
             from teacher_infer.job import label_all
 
-            label_all(prepared, missing, marker, tally)
+            label_all(prepared, missing, held, tally)
+        held.check()
+        _refuse_empty(prepared.parts, tally)
         sealed = [
             caches.seal(store, part.name, [tally.commit(span) for span in part.plan.spans], lineage_of(prepared, part))
             for part in prepared.parts
@@ -64,12 +70,19 @@ def _be_the_only_one(store: Folder, marker: str) -> None:
         raise StoreError(
             f"{store.url} does not keep put-if-absent, and the job {others[0]} is at work on it.",
             "On such a store one job may run at a time.",
-            "Wait until it has ended (ten minutes, if it was killed), or name a store that keeps it.",
+            f"Wait until it has ended; if it was killed, ten minutes, or remove jobs/{others[0].id}.json. "
+            "Or name a store that keeps it.",
         )
     say(
         f"{store.url} does not keep put-if-absent (If-None-Match): of racing writers several are told that they won. "
         "So this process commits for all actors, and no second job may run on this store meanwhile."
     )
+
+
+def _refuse_empty(parts: Sequence[Part], tally: Tally) -> None:
+    for part in parts:
+        if not any(tally.commit(span).rows for span in part.plan.spans):
+            raise TeacherError(f"The teacher could label no sample of '{part.name}'.", "A cache has at least one.")
 
 
 def _answers(parts: Sequence[Part], sealed: Sequence[caches.Cache], tally: Tally) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage.commits import Commit, Quarantined
+from storage.commits import Commit, Quarantined, commit_path
 from storage.errors import TeacherError
 from teacher_infer.label import Labelled
 from teacher_infer.plan import Span
@@ -27,6 +27,8 @@ class Tally:
     done: int = 0
     bytes: int = 0
     failed_attempts: int = 0
+    crashes: int = 0
+    preemptions: int = 0
     actor_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -54,7 +56,8 @@ class Tally:
             raise TeacherError(
                 f"{len(bad)} samples are quarantined; the first is '{bad[0].sample_id}': {bad[0].reason}.",
                 f"max_bad_samples lets this job leave out {self.max_bad_samples}.",
-                "Mend the samples or the teacher, or allow more; what was committed stays.",
+                "Allow more, or mend the samples. Where the fault was the teacher's or a machine's, remove "
+                f"{commit_path(commit.shard_key)} from the store: its span is then computed anew.",
             )
 
     def note(self) -> str:
@@ -78,12 +81,14 @@ class Tally:
             "forward_share": round(forward / self.actor_s, 4) if self.actor_s else None,
             "bytes_per_position": round(sum(commit.bytes for commit in commits) / all_rows, 2) if all_rows else None,
             "failed_attempts": self.failed_attempts,
+            "crashes": self.crashes,
+            "preemptions": self.preemptions,
         }
 
 
 def paragraph(work: dict[str, Any]) -> str:
     """What `Tally.facts` says, as people say it."""
-    if not work["computed_positions"]:
+    if not work["computed_positions"] and not work["failed_attempts"]:
         return f"Nothing was computed; {work['reused_positions']:,} positions were reused."
     share, size = work["forward_share"], work["bytes_per_position"]
     return (

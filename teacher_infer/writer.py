@@ -32,7 +32,7 @@ class Writer:
         self._queue: queue.Queue[Answers | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._rows = 0
+        self._rows, self._ended = 0, False
         self.waited = self.seconds = 0.0
 
     @property
@@ -76,8 +76,9 @@ class Writer:
                 self._rows = write_shard(self._path, schema, self._batches(schema, idle))
         except BaseException as error:
             self._error = error
-            while self._queue.get() is not None:
-                pass  # whoever puts must not wait for a thread that writes no more
+            # Whoever puts must not wait for a thread that writes no more; most of a shard is written at its end.
+            while not self._ended and self._queue.get() is not None:
+                pass
         self.seconds = time.perf_counter() - begun - idle[0]
 
     def _batches(self, schema: pa.Schema, idle: list[float]) -> Iterator[pa.RecordBatch]:
@@ -86,6 +87,7 @@ class Writer:
             answers = self._queue.get()
             idle[0] += time.perf_counter() - begun
             if answers is None:
+                self._ended = True
                 return
             arrays: list[Any] = [column.combine_chunks() for column in answers.samples.columns]
             arrays += self._encoding.encode(answers.softened_PV)

@@ -39,9 +39,10 @@ TOYS = """
 
 
     class Linear(nn.Module):
-        def __init__(self, features, classes, calls=None, bad=None, raises=None, dies=None, survives=None):
+        def __init__(self, features, classes, calls=None, bad=None, raises=None, dies=None, survives=None,
+                     device=None):
             super().__init__()
-            self.linear = nn.Linear(features, classes)
+            self.linear, self.device = nn.Linear(features, classes), device
             self.calls, self.bad, self.raises, self.dies, self.survives = calls, bad, raises, dies, survives
 
         def forward(self, x):
@@ -57,6 +58,9 @@ TOYS = """
                 # As the kernel ends a process that takes too much memory; only once where `survives` is made.
                 Path(self.survives + ".died").touch()
                 os.kill(os.getpid(), 9)
+            if self.device is not None and x.device.type != "meta" and not Path(self.device).exists():
+                Path(self.device).touch()
+                raise RuntimeError("CUDA error: an assert in https://bob:planted-hunter2@host/kernel")
             if self.bad is not None:
                 logits = torch.where((x[:, :1] == self.bad), torch.nan, logits)
             return logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ import pyarrow as pa
 from storage.errors import SourceError
 from storage.names import call, find_function, guarded
 from storage.samples import Columns, SourceFile, as_samples
+
+_one_call = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,13 @@ class FunctionSource:
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
         return as_samples(self._table.slice(start, stop - start), self.columns, file.name)
 
-    @functools.cached_property
+    @property
     def _table(self) -> pa.Table:
+        with _one_call:  # two spans may be read at the same time, by threads
+            return self._made
+
+    @functools.cached_property
+    def _made(self) -> pa.Table:
         function = find_function(self.function, "source.function")
         made = call(function, self.arguments, self.function, SourceError, "source.arguments are its keyword arguments.")
         if not isinstance(made, pa.Table | Iterable):

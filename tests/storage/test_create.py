@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +17,7 @@ from fsspec.spec import AbstractFileSystem
 from storage import create
 from storage.create import keeps_promise, put_alone, put_if_absent
 from storage.errors import StoreLost
-from storage.folder import Folder
+from storage.folder import Folder, remove_dead_stages
 from tests.storage.helpers import files, label, race
 
 # The probe
@@ -174,3 +178,60 @@ def test_threads_that_put_alone_take_turns() -> None:
     answers = race(20, lambda index: put_alone(fs, "/x", bytes([index])))
     assert sorted(answers) == [False] * 19 + [True]
     assert fs.store["/x"] == bytes([answers.index(True)])
+
+
+def test_a_link_whose_answer_was_lost_on_a_network_disk_is_a_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = os.link
+
+    def link(source: Path, target: Path) -> None:
+        really(source, target)
+        raise FileExistsError(17, "File exists")  # as NFS says when its client asked again
+
+    staged = tmp_path / "staged"
+    staged.write_bytes(b"a shard")
+    monkeypatch.setattr(os, "link", link)
+    assert create.link_if_absent(staged, tmp_path / "final") is True
+    (tmp_path / "other").write_bytes(b"another's")
+    monkeypatch.setattr(os, "link", really)
+    assert create.link_if_absent(staged, tmp_path / "other") is False
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_there_are_no_hard_links_the_promise_is_one_process_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    store = Folder(str(tmp_path / "store"))
+    assert store.keeps_create
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    without = Folder(store.url)
+    assert not without.keeps_create
+    assert without.create("record", b"whole") and not without.create("record", b"another")
+    assert without.read("record") == b"whole"
+    assert without.names("tmp") == []
+
+
+def test_what_another_process_found_out_is_believed(tmp_path: Path) -> None:
+    assert Folder(str(tmp_path), keeps_create=False).keeps_create is False
+    assert Folder("memory://x").keeps_create is True
+
+
+def test_what_killed_processes_staged_for_object_stores_is_removed_once_it_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = Folder("memory://staged").stage()
+    dead = [tmp_path / f"stillhouse-stage-{2**22 + index}" for index in range(2)]
+    for folder in dead:
+        folder.mkdir()
+        (folder / "stillhouse-0.part").write_bytes(b"half a shard")
+    hours_ago = time.time() - 7200
+    os.utime(dead[0], (hours_ago, hours_ago))
+    os.utime(mine.parent, (hours_ago, hours_ago))
+    remove_dead_stages()
+    assert sorted(path for path in tmp_path.iterdir()) == sorted([dead[1], mine.parent])

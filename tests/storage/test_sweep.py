@@ -222,13 +222,12 @@ def test_leases_of_the_dead_go(local: Folder) -> None:
     assert local.names("jobs") == []
 
 
-def test_where_files_have_no_dates_they_go_only_if_age_is_no_matter(
-    local: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_files_have_no_dates_nothing_is_removed(local: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     commit(local, KEY, 0)
     monkeypatch.setattr("storage.listing._modified", lambda info: None)
-    assert collect(local, 1, dry_run=False)["paths"] == []
-    assert collect(local, 0, dry_run=False)["removed"] == {"commits": 1, "shards": 1}
+    with pytest.raises(StoreError, match=r"tells no dates of its files\. What gc spares it spares by age\."):
+        collect(local, 0, dry_run=False)
+    assert local.names("commits") and local.names("shards")
 
 
 FOREIGN = [

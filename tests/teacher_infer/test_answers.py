@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from storage.errors import TeacherError
+from storage.errors import DeviceLost, TeacherError
 from storage.samples import Columns, as_samples
 from teacher_infer.answers import Questioner
 
@@ -123,24 +123,27 @@ def test_an_error_about_the_answers_shape_is_no_samples_fault() -> None:
     assert len(teacher.asked) == 1
 
 
-def test_a_device_that_is_lost_is_no_samples_fault() -> None:
-    class Lost(Picky):
+class OutOfMemoryError(RuntimeError):
+    """As torch names its own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "said"),
+    [
+        (RuntimeError("CUDA error: device-side assert triggered"), DeviceLost, "The teacher's device failed"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), DeviceLost, "The teacher's device failed"),
+        (OutOfMemoryError("tried to allocate 2 GiB"), TeacherError, r"no memory for 8 samples .*Lower it"),
+        (MemoryError(), TeacherError, r"no memory for 8 samples .*teacher\.batch_size is 8\."),
+    ],
+    ids=["assert", "cudnn", "device memory", "memory"],
+)
+def test_what_a_machine_lacks_or_loses_quarantines_nobody(error: Exception, told: type[Exception], said: str) -> None:
+    class Broken(Picky):
         def logits(self, inputs: list[np.ndarray[Any, Any]]) -> torch.Tensor:
             super().logits(inputs)
-            raise RuntimeError("CUDA error: device-side assert triggered")
+            raise error
 
-    teacher = Lost()
-    with pytest.raises(RuntimeError, match="device-side"):
+    teacher = Broken()
+    with pytest.raises(told, match=said):
         ask(teacher)
     assert len(teacher.asked) == 1
-
-
-def test_a_batch_that_is_too_large_for_the_memory_is_labelled_in_parts() -> None:
-    class Small(Picky):
-        def logits(self, inputs: list[np.ndarray[Any, Any]]) -> torch.Tensor:
-            if len(inputs[0]) > 2:
-                raise MemoryError("out of memory")
-            return super().logits(inputs)
-
-    ids, questioner = ask(Small())
-    assert ids == [f"s{i}" for i in range(16)] and questioner.bad == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -111,6 +112,54 @@ def test_a_worker_that_dies_once_costs_its_spans_and_nothing_else(
     assert [s.rows for s in open_cache(answer["cache"]).shards] == [s.rows for s in open_cache(whole["cache"]).shards]
 
 
+def test_a_device_that_fails_costs_its_actor_and_no_password_is_told(
+    one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path
+) -> None:
+    code, answer, said = run(write_yaml(**recipe({"device": str(tmp_path / "failed")})))
+    assert code == 0, said
+    assert "An actor died; its spans are given again. The teacher's device failed" in said
+    assert (answer["work"]["crashes"], answer["work"]["preemptions"], answer["quarantined"]) == (1, 0, 0)
+    assert "https://***@host/kernel" in said and "planted" not in said
+
+
+def test_no_password_of_a_recipe_is_sealed_into_a_cache(
+    one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path
+) -> None:
+    code, answer, said = run(write_yaml(**recipe({"survives": "https://bob:planted-hunter2@host/x?sig=planted-too"})))
+    assert code == 0, said
+    sealed = (Path(answer["cache"]) / "cache.json").read_text()
+    assert "https://***@host/x?sig=***" in sealed and "planted" not in sealed
+
+
+def test_where_there_are_no_hard_links_the_driver_commits_alone_and_says_so(
+    one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "link", refuse)
+    code, answer, said = run(write_yaml(**recipe()))
+    assert code == 0, said
+    assert "does not keep put-if-absent" in said
+    assert answer["spans"]["computed"] == 4
+
+
+def test_a_job_that_was_taken_for_dead_seals_nothing(
+    one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from storage import leases
+
+    path = write_yaml(**recipe())
+    with monkeypatch.context() as patched:
+        patched.setattr(leases, "DEAD_S", 0.001)
+        code, _, said = run(path)
+    assert code == 1
+    assert "this job could not say that it is at work on" in said and "Run the same command again" in said
+    assert not (tmp_path / "store" / "caches").exists()
+    code, answer, _ = run(path)
+    assert (code, answer["spans"]["reused"]) == (0, 4)
+
+
 def test_two_jobs_at_the_same_time_end_well_with_one_set_of_commits(
     one_ray: str, toys: Path, recipe: Recipe, write_yaml: WriteYaml, tmp_path: Path
 ) -> None:
@@ -186,8 +235,8 @@ def test_a_machine_that_does_not_see_the_store_is_told_of(
     """The other machine's empty disk is played by a marker that nobody wrote."""
     import teacher_infer.job
 
-    facts = teacher_infer.job._facts
-    monkeypatch.setattr(teacher_infer.job, "_facts", lambda prepared, marker: facts(prepared, "jobs/elsewhere.json"))
+    really = teacher_infer.job.actor_settings
+    monkeypatch.setattr(teacher_infer.job, "actor_settings", lambda prepared, _: really(prepared, "jobs/elsewhere"))
     code, _, said = run(write_yaml(**recipe()))
     assert code == 2
     assert "does not see the store" in said and "Name a shared folder or an object store." in said

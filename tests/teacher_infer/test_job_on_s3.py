@@ -111,6 +111,16 @@ def test_where_put_if_absent_is_ignored_the_driver_commits_alone_and_says_so(
     assert more["spans"] == {"total": 5, "reused": 4, "computed": 1}
 
 
+def test_the_one_committer_outlives_a_worker(
+    toys: Path, rclone_endpoint: str, recipe: Recipe, write_yaml: WriteYaml, tmp_path: Path
+) -> None:
+    """A worker's device fails after its first span was published; another one goes on, and no shard is left over."""
+    asked = recipe({"device": str(tmp_path / "failed")}, store="s3://bucket/outlived", ray={"num_cpus": 1})
+    code, answer, said = job(write_yaml(**asked), rclone_endpoint)
+    assert code == 0, said
+    assert (answer["work"]["crashes"], answer["spans"]["computed"]) == (1, 4)
+
+
 @pytest.mark.parametrize(
     ("replaced", "code", "expected"),
     [

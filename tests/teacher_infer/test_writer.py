@@ -87,15 +87,17 @@ def test_a_slow_disk_stops_the_teacher_and_not_the_memory(tmp_path: Path, monkey
     assert one.waited > 0.05
 
 
-@pytest.mark.parametrize("after", [0, 1, 5])
+@pytest.mark.parametrize("after", [0, 1, 5, 50])
 def test_a_full_disk_is_told_to_whoever_puts_and_leaves_no_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
+    """After 50: at the very end, when all batches were taken, as most shards are written."""
+
     def full(path: Path, schema: pa.Schema, batches: Any) -> int:
         for index, _ in enumerate(batches):
             if index == after:
-                raise OSError(28, "No space left on device")
-        return 0
+                break
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(teacher_infer.writer, "write_shard", full)
     threads = threading.active_count()

@@ -1,0 +1,70 @@
+"""A node that is lost under a job, and a worker that dies, on a Ray of three nodes: each is laid to its own budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# A process of its own, since a Ray of several nodes and the session's own Ray do not go together.
+SCRIPT = """
+    import json, os, random, signal, sys, threading, time
+    from pathlib import Path
+    import yaml
+    from benchmarks import chaos
+
+    folder = Path(sys.argv[1])
+    nodes = chaos.Nodes()
+    os.environ["RAY_ADDRESS"] = nodes.address
+    calls, answers = folder / "calls", []
+    calls.touch()
+
+    def wait_for_calls(count):
+        while len(calls.read_text().splitlines()) < count:
+            time.sleep(0.02)
+
+    def trouble():
+        wait_for_calls(4)
+        nodes.kill_one(random.Random(0))
+        nodes.fill_up()
+        before = len(calls.read_text().splitlines())
+        wait_for_calls(before + 8)
+        os.kill(int(calls.read_text().splitlines()[-1].split()[0]), signal.SIGKILL)
+
+    recipe = chaos._recipe(str(folder / "store"), str(calls))
+    recipe["teacher"]["arguments"]["delay_s"] = 0.2
+    recipe["ray"] = {"actors": {"min": 1, "max": 2}, "max_crashes": 1, "max_preemptions": 3}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    threading.Thread(target=trouble, daemon=True).start()
+    from teacher_infer.__main__ import main
+    code = main([str(folder / "recipe.yaml"), "--json"])
+    import ray
+    ray.shutdown()
+    nodes.close()
+    sys.exit(code)
+"""
+
+
+def test_a_lost_node_is_told_from_a_worker_that_died(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT / 'benchmarks'}{os.pathsep}{ROOT}",
+        "RAY_AUTH_MODE": "disabled",
+    }
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    answer = json.loads(done.stdout[done.stdout.index("{\n") :])
+    # Until Ray misses a node it may place another actor there, which goes the same way.
+    assert answer["work"]["crashes"] == 1
+    assert 1 <= answer["work"]["preemptions"] <= 3
+    assert answer["spans"] == {"total": 80, "reused": 0, "computed": 80}
+    assert "An actor was lost with its node" in done.stderr and "An actor died" in done.stderr

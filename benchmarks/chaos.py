@@ -8,14 +8,16 @@ to four kills at random moments of its life: of a worker (SIGKILL), of a node, o
 which the same command is run again). All moments and kinds follow from the seed; what they meet does not.
 
 digest_mismatches: runs whose cache is not the undisturbed one, or that did not end. recomputed_committed:
-forward passes that began on a span after its commit, by the store's date of it and SLACK_S more.
-duplicate_commits: shard keys for which two different records were seen, or ids that the cache holds twice.
+forward passes that began on a span after its commit, by the store's date of it and SLACK_S more, or in a
+later driver's workers on a span that was seen committed before that driver began. duplicate_commits: shard
+keys for which two different records were seen (they are read past the proxy), or ids that the cache holds twice.
 Exit code 1 when any of the three is not 0.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -40,8 +42,8 @@ from tests.servers import FAULTS, Proxy, environment, make_bucket, seaweed  # no
 
 SPANS, SPAN_ROWS, DELAY_S = 80, 16, 0.05
 
-# Between the look for a commit and the forward pass another attempt may commit; and S3 dates by the second.
-SLACK_S = {"file": 1.0, "s3": 2.0}
+# Between its look for a commit and its forward pass a span may wait for another one's; and S3 dates by the second.
+SLACK_S = {"file": 0.5, "s3": 1.5}
 
 ATTEMPTS = 8
 
@@ -157,15 +159,17 @@ class Run:
         self.log, self._recipe = folder / f"{name}.log", folder / f"{name}.yaml"
         # One name for all runs: the teacher's arguments are part of what the cache's digest stands for.
         self._calls = folder / "calls"
-        self._calls.write_text("")
+        self._calls.touch()
         self._recipe.write_text(yaml.safe_dump(_recipe(self._store, str(self._calls))))
-        # Moments are counted from the first forward pass of a driver's life.
+        # Moments are counted from the first forward pass of a driver's life; some drivers do not live to see one.
         self._plan = [
             (generator.choice(kinds), generator.uniform(0, SPANS * DELAY_S / 2))
             for _ in range(generator.randint(1, 4) if kinds else 0)
         ]
+        self._early = generator.uniform(0.2, 4.0) if kinds and generator.random() < 0.25 else None
         self._rate = generator.choice((0.02, 0.05, 0.1)) if kinds and self._kind == "s3" else 0.0
         self._records: dict[str, set[bytes]] = {}
+        self._seen_before: list[tuple[int, set[str]]] = []
         self.faults: Counter[str] = Counter()
         self.attempts = 0
         self.digest = ""
@@ -175,6 +179,8 @@ class Run:
         from storage.cache import open_cache
 
         dice = random.Random(self._generator.random())
+        self._wait_for_old_workers()
+        self._calls.write_text("")
         self._proxy.seen.clear()
         self._proxy.fault = lambda method, path: dice.choice(FAULTS) if dice.random() < self._rate else None
         code = None
@@ -192,13 +198,19 @@ class Run:
     def _drive(self) -> int | None:
         """One driver's life; its exit code, negative when it was killed."""
         self.attempts += 1
+        self._look()
         before = self._calls.stat().st_size
+        self._seen_before.append((before, set(self._records)))
         driver = self._drivers.Process(target=_driver, args=(str(self._recipe), str(self.log), self._nodes.address))
         driver.start()
         over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(over,))
         watcher.start()
         try:
+            if self._early is not None:
+                driver.join(self._early)
+                self._early = None
+                self._kill("driver", driver)
             deadline = time.monotonic() + 180
             while driver.is_alive() and self._calls.stat().st_size == before and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -242,17 +254,38 @@ class Run:
         while not over.wait(0.5):
             self._look()
 
-    def _look(self) -> None:
+    def _look(self, again: bool = False) -> None:
+        """Read the records that were not seen yet, or all of them."""
         if self._kind == "file":
-            for path in Path(self._store).glob("commits/*/*.json"):
-                self._records.setdefault(path.stem, set()).add(path.read_bytes())
+            paths = {path.stem: str(path) for path in Path(self._store).glob("commits/*/*.json")}
+        else:
+            found = self._direct.find(f"{self._store.removeprefix('s3://')}/commits")
+            paths = {Path(path).stem: path for path in found}
+        for key, path in paths.items():
+            if again or key not in self._records:
+                data = Path(path).read_bytes() if self._kind == "file" else self._direct.cat_file(path)
+                self._records.setdefault(key, set()).add(data)
+
+    @functools.cached_property
+    def _direct(self) -> Any:
+        """SeaweedFS without the proxy between."""
+        from s3fs import S3FileSystem
+
+        return S3FileSystem(endpoint_url=self._proxy.upstream, use_listings_cache=False)
+
+    def _wait_for_old_workers(self) -> None:
+        """Workers of the run before may still write to the log of forward passes, which all runs share."""
+        pids = {int(line.split()[0]) for line in self._calls.read_text().splitlines()}
+        deadline = time.monotonic() + 30
+        while any(_is_worker(pid) for pid in pids) and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def duplicates(self) -> int:
         """Keys with more than one record, and ids that are not exactly once in the cache."""
         from storage.cache import open_cache
         from storage.stream import CacheRows, scan
 
-        self._look()
+        self._look(again=True)
         changed = sum(len(records) > 1 for records in self._records.values())
         if not self.digest:
             return changed
@@ -276,8 +309,16 @@ class Run:
             dated = {entry.name: entry.modified for entry in cache.store.entries(folder)}[name]
             assert dated is not None
             dates[index] = dated
-        calls = [line.split() for line in self._calls.read_text().splitlines()]
-        return sum(float(when) > dates[int(row) // SPAN_ROWS] + SLACK_S[self._kind] for _, row, when in calls)
+        text = self._calls.read_text()
+        late = 0
+        for start, seen in [(0, set[str]()), *self._seen_before]:
+            older = {line.split()[0] for line in text[:start].splitlines()}
+            for pid, row, when in (line.split() for line in text[start:].splitlines()):
+                span = int(row) // SPAN_ROWS
+                after = float(when) > dates[span] + SLACK_S[self._kind]
+                # A worker of an earlier driver may still be at its last span.
+                late += pid not in older and (cache.shards[span].shard_key in seen if start else after)
+        return late
 
 
 def _recipe(store: str, calls: str) -> dict[str, Any]:

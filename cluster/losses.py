@@ -22,8 +22,9 @@ class Losses:
         """Whether an actor was preempted, or its node died or cannot be reached; otherwise its process died.
 
         Of a process that died its node tells at once. Of a node that died nobody does: until Ray misses
-        it, the actor is only unavailable. Where many go at the same time only the first is waited for.
+        it, the actor is only unavailable. Where many go at the same time only the first is waited for long.
         """
+        asked = False
         deadline = time.monotonic() + (_DOUBT_S if time.monotonic() - self._last_doubt > 10 * _DOUBT_S else 0.0)
         # Ray marks the losses that its autoscaler announced, and says the others in its sentence only.
         while not (getattr(error, "preempted", False) or "its node has died" in str(error)):
@@ -31,11 +32,12 @@ class Losses:
                 return True
             if not isinstance(error, ActorUnavailableError):
                 return False
-            if time.monotonic() > deadline:
+            if asked and time.monotonic() > deadline:
                 self._last_doubt = time.monotonic()
                 return True
+            asked = True
             try:
-                ray.get(actor.where.remote(), timeout=0.5)
+                ray.get(actor.where.remote(), timeout=0.3)
             except RayError as later:
                 error = later if isinstance(later, RayActorError) else error
             time.sleep(0.1)

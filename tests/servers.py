@@ -139,6 +139,7 @@ class Proxy:
 
     def __init__(self, upstream: str) -> None:
         self.fault: Fault = lambda method, path: None
+        self.upstream = upstream
         self.seen: Counter[str] = Counter()
         self.slow_s = 1.0
         host, _, port = upstream.removeprefix("http://").partition(":")

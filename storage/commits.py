@@ -100,7 +100,7 @@ def publish_shard(
     Raises CorruptShard when the staged file does not hold what was written to it.
     """
     # A disk may tell that it is full only when it must write in earnest.
-    with in_words(store.place_of(staged)):
+    with in_words(store.stage_place()):
         try:
             groups, footer = _checked(staged, shard_key, rows)
         except CorruptShard:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
-import socket
-import tempfile
 import threading
 import time
 import uuid
@@ -28,7 +25,8 @@ from storage.create import (
 )
 from storage.errors import StoreError, StoreLost
 from storage.filesystems import in_words, is_past_the_end, open_filesystem
-from storage.listing import Entry, entry_of
+from storage.listing import Entry, entry_of, list_folder
+from storage.stages import new_stage, this_machine
 
 # Where nothing lies far away.
 _NEAR = ("file", "memory")
@@ -37,8 +35,6 @@ _memory_lock = threading.Lock()
 
 # How many requests to an object store wait for their answers at the same time.
 _AT_ONCE = 32
-
-_STAGES = "stillhouse-stage-"
 
 
 class Folder:
@@ -146,21 +142,9 @@ class Folder:
         return self._each(self.entries, paths)
 
     def _listed(self, path: str) -> list[tuple[str, dict[str, Any]]]:
-        at = self._at(path)
         self._fs.invalidate_cache()
         with in_words(self.url_of(path)):
-            try:
-                found = self._fs.ls(at, detail=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-            except (KeyError, RuntimeError):
-                if self.protocol != "memory":
-                    raise
-                return self._listed(path)  # another thread changed the dict while it was listed
-        listed = [(info["name"].rstrip("/"), info) for info in found]
-        # Some file systems list a file, or a folder's own marker, as the only thing inside itself.
-        own = self._fs._strip_protocol(at)
-        return [(name.rsplit("/", 1)[-1], info) for name, info in listed if name != own]
+            return list_folder(self._fs, self._at(path))
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that it holds, if it is there; never the whole of this folder."""
@@ -281,14 +265,11 @@ class Folder:
 
     def stage(self) -> Path:
         """A new local path to write a file to before `publish`; on a local store, on its own disk."""
-        home = Path(self._root) / "tmp" if self.is_local else Path(tempfile.gettempdir()) / f"{_STAGES}{os.getpid()}"
-        with in_words(str(home)):
-            home.mkdir(parents=True, exist_ok=True)
-        return home / f"stillhouse-{uuid.uuid4().hex}.part"
+        return new_stage(self._root if self.is_local else None)
 
-    def place_of(self, staged: Path) -> str:
+    def stage_place(self) -> str:
         """What is full when a staged file has no room: the folder, or this machine's own disk."""
-        return self.url if self.is_local else f"{staged.parent.parent} on the machine {socket.gethostname()}"
+        return self.url if self.is_local else this_machine()
 
     def publish(self, staged: Path, path: str) -> None:
         """Give a staged local file its name in the folder. The name must be new; the staged file goes."""
@@ -309,21 +290,6 @@ class Folder:
             raise StoreError(f"{self.url_of(path)} exists already.", "An attempt's file has a name of its own.")
         if not self.is_local and self.size(path) != size:
             raise StoreLost(f"{self.url_of(path)} has {self.size(path)} bytes.", f"{size} bytes were put there.")
-
-
-def remove_dead_stages() -> None:
-    """Remove what processes of this machine staged for object stores and left when they were killed."""
-    for home in Path(tempfile.gettempdir()).glob(f"{_STAGES}[0-9]*"):
-        # In a container another one's processes are not seen: so what is young is left alone.
-        if not Path(f"/proc/{home.name.removeprefix(_STAGES)}").exists() and _age_s(home) > 3600:
-            shutil.rmtree(home, ignore_errors=True)
-
-
-def _age_s(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 def open_url(url: str) -> Any:

@@ -21,6 +21,24 @@ def entry_of(name: str, info: dict[str, Any]) -> Entry | None:
     return None if info.get("type") == "directory" else Entry(name, int(info["size"]), _modified(info))
 
 
+def list_folder(fs: Any, path: str) -> list[tuple[str, dict[str, Any]]]:
+    """What lies directly inside a folder, each with its name there; nothing if it is not there, or a file."""
+    while True:
+        try:
+            found = fs.ls(path, detail=True)
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except (KeyError, RuntimeError):
+            # In memory a listing is of a dict, which another thread may change meanwhile.
+            if fs.protocol != "memory":
+                raise
+    listed = [(info["name"].rstrip("/"), info) for info in found]
+    # Some file systems list a file, or a folder's own marker, as the only thing inside itself.
+    own = fs._strip_protocol(path)
+    return [(name.rsplit("/", 1)[-1], info) for name, info in listed if name != own]
+
+
 def _modified(info: dict[str, Any]) -> float | None:
     for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
         when = info.get(name)

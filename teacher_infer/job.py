@@ -17,10 +17,11 @@ from storage.commits import Commit, settle
 from storage.console import Progress, say
 from storage.encodings import make_encoding
 from storage.errors import DeviceLost, JobError, RecipeError, SourceChanged, StillhouseError, StoreError, StoreLost
-from storage.folder import Folder, remove_dead_stages
+from storage.folder import Folder
 from storage.leases import Lease
 from storage.models import ModelSpec
 from storage.sources import make_source
+from storage.stages import remove_dead_stages
 from teacher_infer.label import Labelled, Seconds, Work, label_span
 from teacher_infer.plan import Span
 from teacher_infer.pool import SPANS_IN_FLIGHT, Pool, Task

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,17 +67,15 @@ def label_span(work: Work, teacher: Teacher, span: Span, turn: AbstractContextMa
     TeacherError with a sample's id for one that cannot be labelled, SourceError for a label outside the
     classes, StoreFull and StoreLost.
     """
-    try:
+    with suppress(FileNotFoundError):
         return Labelled(read_commit(work.store, span.shard_key), computed=False)
-    except FileNotFoundError:
-        pass
     seconds, begun = Seconds(), time.perf_counter()
     samples = _read(work, span)
     seconds.read = time.perf_counter() - begun
     questioner = Questioner(teacher, work.batch_size, work.encoding.temperature, work.max_bad_samples, str(span))
     staged = work.store.stage()
     try:
-        with Writer(staged, work.store.place_of(staged), work.encoding) as writer:
+        with Writer(staged, work.store.stage_place(), work.encoding) as writer:
             with nullcontext() if turn is None else turn:
                 begun = time.perf_counter()
                 for answers in questioner.ask(samples):

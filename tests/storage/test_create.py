@@ -17,7 +17,8 @@ from fsspec.spec import AbstractFileSystem
 from storage import create
 from storage.create import keeps_promise, put_alone, put_if_absent
 from storage.errors import StoreLost
-from storage.folder import Folder, remove_dead_stages
+from storage.folder import Folder
+from storage.stages import remove_dead_stages
 from tests.storage.helpers import files, label, race
 
 # The probe

@@ -60,21 +60,23 @@ def lease(store: Folder, name: str, shard_keys: Iterable[str]) -> Generator[Leas
             store.write(f"{path}.keys", keys)
         store.write(f"{path}.json", record)
 
-    with _renewed(write, f"{path}.json") as longest_gap_s:
+    try:
+        with _renewed(write, f"{path}.json") as longest_gap_s:
 
-        def check() -> None:
-            if longest_gap_s() > DEAD_S:
-                raise JobError(
-                    f"For {longest_gap_s() / 60:.0f} minutes this job could not say that it is at work on {store.url}.",
-                    "After ten, gc and other jobs take it for dead.",
-                    "Run the same command again: what was committed stays.",
-                )
+            def check() -> None:
+                gap_s = longest_gap_s()
+                if gap_s > DEAD_S:
+                    raise JobError(
+                        f"For {gap_s / 60:.0f} minutes this job could not say that it is at work on {store.url}.",
+                        "After ten, gc and other jobs take it for dead.",
+                        "Run the same command again: what was committed stays.",
+                    )
 
-        try:
             _wait_for_sweeps(store)
             yield Lease(f"{path}.json", check)
-        finally:
-            _take_back(store, f"{path}.json", f"{path}.keys")
+    finally:
+        # Once nothing renews it any more.
+        _take_back(store, f"{path}.json", f"{path}.keys")
 
 
 def live_jobs(store: Folder) -> list[Job]:
@@ -106,21 +108,21 @@ def sweep(store: Folder) -> Generator[Callable[[], None]]:
     Two sweeps do each other no harm: each spares what the leases name.
     """
     path = f"jobs/{_SWEEP}{uuid.uuid4().hex}.json"
-    # Empty, since a full disk takes no more than that, and it is gc that makes room.
-    with _renewed(lambda: store.write(path, b""), path) as longest_gap_s:
+    try:
+        # Empty, since a full disk takes no more than that, and it is gc that makes room.
+        with _renewed(lambda: store.write(path, b""), path) as longest_gap_s:
 
-        def check() -> None:
-            if longest_gap_s() > DEAD_S / 2:
-                raise JobError(
-                    "gc could not say for five minutes that it is at work, so a job may have begun.",
-                    "It takes nothing from a running job.",
-                    "Run it again.",
-                )
+            def check() -> None:
+                if longest_gap_s() > DEAD_S / 2:
+                    raise JobError(
+                        "gc could not say for five minutes that it is at work, so a job may have begun.",
+                        "It takes nothing from a running job.",
+                        "Run it again.",
+                    )
 
-        try:
             yield check
-        finally:
-            _take_back(store, path)
+    finally:
+        _take_back(store, path)
 
 
 def _wait_for_sweeps(store: Folder) -> None:

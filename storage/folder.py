@@ -25,7 +25,7 @@ from storage.create import (
 )
 from storage.errors import StoreError, StoreLost
 from storage.filesystems import in_words, is_past_the_end, open_filesystem
-from storage.listing import Entry, entry_of, list_folder
+from storage.listing import Entry, entry_of, list_folder, list_local
 from storage.stages import new_stage, this_machine
 
 # Where nothing lies far away.
@@ -91,8 +91,10 @@ class Folder:
 
     def read(self, path: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""
+        at = self._at(path)
         with in_words(self.url_of(path)):
-            return self._fs.cat_file(self._at(path))
+            # Without fsspec a small file takes a third of the time, and a job reads as many as it has spans.
+            return Path(at).read_bytes() if self.is_local else self._fs.cat_file(at)
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a file; fewer if it ends before. Raises FileNotFoundError."""
@@ -142,9 +144,10 @@ class Folder:
         return self._each(self.entries, paths)
 
     def _listed(self, path: str) -> list[tuple[str, dict[str, Any]]]:
+        at = self._at(path)
         self._fs.invalidate_cache()
         with in_words(self.url_of(path)):
-            return list_folder(self._fs, self._at(path))
+            return list_local(at) if self.is_local else list_folder(self._fs, at)
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that it holds, if it is there; never the whole of this folder."""

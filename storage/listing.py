@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,6 +20,23 @@ class Entry:
 def entry_of(name: str, info: dict[str, Any]) -> Entry | None:
     """The entry for what fsspec's `ls` tells of a file; None for a folder."""
     return None if info.get("type") == "directory" else Entry(name, int(info["size"]), _modified(info))
+
+
+def list_local(path: str) -> list[tuple[str, dict[str, Any]]]:
+    """`list_folder` of a local disk, without fsspec's five calls a file."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    continue  # removed since, or a link to nothing
+                kind = "directory" if entry.is_dir() else "file"
+                found.append((entry.name, {"type": kind, "size": status.st_size, "mtime": status.st_mtime}))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return found
 
 
 def list_folder(fs: Any, path: str) -> list[tuple[str, dict[str, Any]]]:

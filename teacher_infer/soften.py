@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch  # a job that has nothing to compute does without
 
 
 def soften(logits_PV: torch.Tensor, temperature: float) -> np.ndarray[Any, np.dtype[np.float32]]:

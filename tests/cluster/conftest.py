@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,8 @@ def head(toys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveH
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a head, and whatever of its session it leaves behind."""
     process.terminate()
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(20)
-    except subprocess.TimeoutExpired:
-        pass
     deadline = time.monotonic() + 10
     while _session_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.2)

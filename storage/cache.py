@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import pyarrow as pa
-
 from storage.commits import Commit, commit_path
-from storage.digest import sha256_file, sha256_of
 from storage.errors import CorruptShard, NoCache, RecipeError
 from storage.folder import Folder
-from storage.index import is_index_of, read_index, write_index
+from storage.index import Index, cache_digest, cache_key, index_of, is_index_of, read_index
 from storage.names import NAME_PATTERN, nearest
 from storage.ranges import read_footer
-from storage.samples import LABEL, input_names
-from storage.shard import FORMAT_VERSION, ShardHeader
+from storage.samples import LABEL
+from storage.shard import FORMAT_VERSION, stored_inputs
 
 # What `cache.json` says of a cache, field by field.
 _TOLD = (
@@ -53,7 +51,12 @@ class Cache:
     inputs: list[str]
     labelled: bool
     lineage: dict[str, Any]
-    shards: tuple[Commit, ...]
+    index: Index
+
+    @cached_property
+    def shards(self) -> tuple[Commit, ...]:
+        """Every shard as an object, made when it is first asked for; `index` has the same in columns."""
+        return self.index.commits()
 
     @property
     def url(self) -> str:
@@ -73,7 +76,7 @@ class Cache:
             "cache_digest": self.digest,
             "encoding": self.encoding,
             "classes": self.classes,
-            "shards": len(self.shards),
+            "shards": len(self.index),
             "samples": self.samples,
             "positions": self.positions,
             "bytes": self.bytes,
@@ -84,16 +87,6 @@ class Cache:
         }
 
 
-def cache_key(shard_keys: Sequence[str]) -> str:
-    """The name of the question: sha256 of the ordered shard keys, known before any work."""
-    return sha256_of({"format_version": FORMAT_VERSION, "shards": list(shard_keys)})
-
-
-def cache_digest(shards: Sequence[Commit]) -> str:
-    """The name of the answer: sha256 of [format version, ordered (shard key, shard sha256, rows)]."""
-    return sha256_of([FORMAT_VERSION, [[s.shard_key, s.sha256, s.rows] for s in shards]])
-
-
 def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, Any]) -> Cache:
     """Make a cache of committed shards and let `name` point to it. Sealing what is sealed changes nothing.
 
@@ -102,24 +95,25 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise RecipeError(f"'{name}' is no name for a cache.", "It has letters, digits, '.', '_' and '-'.")
-    key = cache_key([s.shard_key for s in shards])
+    key = cache_key(shard.shard_key for shard in shards)
     _refuse_absent(store, shards)
-    index = write_index(shards)
+    index = index_of(shards)
+    data = index.to_bytes()
     if not store.exists(f"caches/{key}/cache.json"):
         header, schema = read_footer(store, shards[0])
         index_path = f"caches/{key}/index.parquet"
-        if not store.create(index_path, index):
+        if not store.create(index_path, data):
             # A sealer that died before cache.json left an index; only its rows matter, not its bytes.
-            if not is_index_of(store.read(index_path), shards):
-                store.write(index_path, index)
-            index = store.read(index_path)
+            if not is_index_of(store.read(index_path), index):
+                store.write(index_path, data)
+            data = store.read(index_path)
         rows = sum(shard.rows for shard in shards)
         facts = {
             "format_version": FORMAT_VERSION,
             "cache_key": key,
-            "cache_digest": cache_digest(shards),
+            "cache_digest": cache_digest(index),
             "name": name,
-            "index": {"path": "index.parquet", "bytes": len(index), "sha256": _sha256(index)},
+            "index": {"path": "index.parquet", "bytes": len(data), "sha256": _sha256(data)},
             "encoding": header.encoding.to_dict(),
             "classes": header.classes,
             "samples": rows,
@@ -131,8 +125,10 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
             "lineage": lineage,
         }
         store.create(f"caches/{key}/cache.json", json.dumps(facts, indent=1, sort_keys=True).encode())
-    cache = read_cache(store, key, known=(index, tuple(shards)))
-    if cache.shards != tuple(shards):
+    known = (_sha256(data), index)
+    del data  # as much as the commits take, or half of it
+    cache = read_cache(store, key, known)
+    if cache.index != index:
         raise CorruptShard(
             f"The cache {cache.url} was sealed with other files than those that are committed now.",
             "A sealed cache's shards stay as they are.",
@@ -144,29 +140,21 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
 
 def _refuse_absent(store: Folder, shards: Sequence[Commit]) -> None:
     """Look for every shard's file, with one listing for each folder that they lie in."""
-    folders = sorted({shard.path.rpartition("/")[0] for shard in shards})
-    wanted = {shard.path for shard in shards}
-    sizes = {
-        path: entry.bytes
-        for folder, entries in zip(folders, store.entries_of(folders), strict=True)
-        for entry in entries
-        if (path := f"{folder}/{entry.name}") in wanted
-    }
+    within: dict[str, list[Commit]] = {}
     for shard in shards:
-        size = sizes.get(shard.path)
-        if size != shard.bytes:
-            found = "is not there" if size is None else f"has {size} bytes"
-            raise CorruptShard(
-                f"The shard {store.url_of(shard.path)} {found}.",
-                f"{shard.bytes} bytes were committed.",
-                f"Restore it, or remove {store.url_of(commit_path(shard.shard_key))} to have it computed anew.",
-            )
-
-
-def stored_inputs(schema: pa.Schema, header: ShardHeader) -> list[str]:
-    """The names of a shard's inputs, in the model's argument order."""
-    targets = {field.name for field in header.encoding.fields(header.classes)}
-    return [name for name in input_names(schema) if name not in targets]
+        within.setdefault(shard.path.rpartition("/")[0], []).append(shard)
+    folders = sorted(within)
+    for folder, entries in zip(folders, store.entries_of(folders), strict=True):
+        sizes = {entry.name: entry.bytes for entry in entries}
+        for shard in within[folder]:
+            size = sizes.get(shard.path[len(folder) + 1 :])
+            if size != shard.bytes:
+                found = "is not there" if size is None else f"has {size} bytes"
+                raise CorruptShard(
+                    f"The shard {store.url_of(shard.path)} {found}.",
+                    f"{shard.bytes} bytes were committed.",
+                    f"Restore it, or remove {store.url_of(commit_path(shard.shard_key))} to have it computed anew.",
+                )
 
 
 def open_cache(url: str) -> Cache:
@@ -215,10 +203,10 @@ def _split(url: str) -> tuple[Folder, str]:
     return Folder(parent), last
 
 
-def read_cache(store: Folder, key: str, known: tuple[bytes, tuple[Commit, ...]] | None = None) -> Cache:
+def read_cache(store: Folder, key: str, known: tuple[str, Index] | None = None) -> Cache:
     """The cache of a key. Raises NoCache and CorruptShard.
 
-    known: the bytes of an index and the shards in it, for a caller that has both.
+    known: the sha256 of an index's bytes and what is in them, for a caller that has both.
     """
     where = store.url_of(f"caches/{key}")
     try:
@@ -238,21 +226,21 @@ def read_cache(store: Folder, key: str, known: tuple[bytes, tuple[Commit, ...]] 
     if version != FORMAT_VERSION:
         raise NoCache(f"{where} has the format version {version}.", f"This version reads {FORMAT_VERSION}.")
     try:
-        index = store.read(f"caches/{key}/index.parquet")
+        data = store.read(f"caches/{key}/index.parquet")
     except FileNotFoundError:
         raise CorruptShard(f"{where}/index.parquet is not there.", "cache.json names it.") from None
-    if _sha256(index) != index_sha256:
+    if (found := _sha256(data)) != index_sha256:
         raise CorruptShard(
-            f"{where}/index.parquet has the sha256 {_sha256(index)[:16]}.",
+            f"{where}/index.parquet has the sha256 {found[:16]}.",
             f"cache.json names {index_sha256[:16]}.",
             "Restore the file from a copy, or remove the cache's folder and run the teacher's recipe to seal it anew.",
         )
-    shards = known[1] if known is not None and known[0] == index else read_index(index)
+    index = known[1] if known is not None and known[0] == found else read_index(data)
     digest = told.pop("cache_digest")
-    if cache_digest(shards) != digest or cache_key([s.shard_key for s in shards]) != key:
+    if cache_digest(index) != digest or cache_key(name for (name,) in index.facts("shard_key")) != key:
         raise CorruptShard(f"The shards that {where} lists do not give its digest {digest[:16]}.")
-    return Cache(store=store, key=key, digest=digest, shards=shards, **told)
+    return Cache(store=store, key=key, digest=digest, index=index, **told)
 
 
 def _sha256(data: bytes) -> str:
-    return sha256_file(io.BytesIO(data))
+    return hashlib.sha256(data).hexdigest()

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage.cache import Cache, read_cache, stored_inputs
+from storage.cache import Cache, read_cache
 from storage.digest import sha256_file
 from storage.errors import CorruptShard, NoCache
 from storage.folder import Folder
 from storage.ranges import read_footer
 from storage.samples import LABEL
+from storage.shard import stored_inputs
 
 
 def verify(cache: Cache) -> dict[str, Any]:
     """Hash every shard of a cache again; `ok` is False when one differs, and `problems` names each."""
     problems = _lineage_problems(cache)
-    for shard in cache.shards:
-        where = cache.store.url_of(shard.path)
+    for path, size, sha256 in cache.index.facts("path", "bytes", "sha256"):
+        where = cache.store.url_of(path)
         try:
-            size = cache.store.size(shard.path)
-            with cache.store.open(shard.path) as file:
+            found_size = cache.store.size(path)
+            with cache.store.open(path) as file:
                 found = sha256_file(file)
         except FileNotFoundError:
             problems.append(f"The shard {where} is not there.")
             continue
-        if found != shard.sha256:
+        if found != sha256:
             problems.append(
-                f"The shard {where} has {size} bytes with the sha256 {found[:16]}; "
-                f"{shard.bytes} bytes with {shard.sha256[:16]} were committed."
+                f"The shard {where} has {found_size} bytes with the sha256 {found[:16]}; "
+                f"{size} bytes with {sha256[:16]} were committed."
             )
     return {**_counts(cache), "ok": not problems, "problems": problems}
 
@@ -35,10 +36,10 @@ def verify(cache: Cache) -> dict[str, Any]:
 def _lineage_problems(cache: Cache) -> list[str]:
     """What `cache.json` says that the index and the shards' own headers do not."""
     said = {"samples": cache.samples, "positions": cache.positions, "bytes": cache.bytes}
-    rows, size = sum(shard.rows for shard in cache.shards), sum(shard.bytes for shard in cache.shards)
+    rows, size = map(sum, zip(*cache.index.facts("rows", "bytes"), strict=True))
     found: dict[str, Any] = {"samples": rows, "positions": rows, "bytes": size}
     try:
-        header, schema = read_footer(cache.store, cache.shards[0])
+        header, schema = read_footer(cache.store, cache.index.commit(0))
     except CorruptShard:
         return []  # hashing that shard says what is wrong with it
     said |= {"classes": cache.classes, "encoding": cache.encoding, "inputs": cache.inputs, "labelled": cache.labelled}

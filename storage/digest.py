@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
+from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -39,6 +41,23 @@ def sha256_file(file: BinaryIO, chunk: int = 1 << 22) -> str:
 def range_digest(data: bytes | memoryview) -> str:
     """xxh3-128, in hex, of one byte range: it finds damage, it is no defence against an attacker."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def pieces_digests(pieces: Iterable[memoryview], sizes: Iterable[int]) -> list[str]:
+    """The `range_digest` of each of some ranges that follow one another, of bytes that lie in several pieces."""
+    digests: list[str] = []
+    left = deque(pieces)
+    for size in sizes:
+        digest = xxhash.xxh3_128()
+        while size and left:
+            piece = left.popleft()
+            if len(piece) > size:
+                left.appendleft(piece[size:])
+                piece = piece[:size]
+            digest.update(piece)
+            size -= len(piece)
+        digests.append(digest.hexdigest())
+    return digests
 
 
 def rows_digest(table: pa.Table) -> str:

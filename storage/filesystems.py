@@ -22,6 +22,8 @@ _NO_LISTINGS = {"use_listings_cache": False}
 _S3_CONFIG = {
     "response_checksum_validation": "when_required",
     "connect_timeout": 10,
+    # As many as there are threads that read; the rest would wait in line.
+    "max_pool_connections": 64,
     "read_timeout": 60,
     "retries": {"mode": "standard", "total_max_attempts": 4},
 }

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from storage.create import (
 from storage.errors import StoreError, StoreLost
 from storage.filesystems import in_words, is_past_the_end, open_filesystem
 from storage.listing import Entry, entry_of, list_folder, list_local
+from storage.scatter import fill
 from storage.stages import new_stage, this_machine
 
 # Where nothing lies far away.
@@ -48,7 +49,7 @@ class Folder:
             raise StoreError(
                 f"'{url}' cannot be opened: {error}.", "A store is a folder URL that fsspec knows."
             ) from None
-        self._fs: Any = fs
+        self._opened: tuple[int, Any] = (os.getpid(), fs)
         protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
         self.is_local = protocol in ("file", "local")
         self.protocol: str = "file" if self.is_local else protocol
@@ -60,6 +61,15 @@ class Folder:
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
+
+    @property
+    def _fs(self) -> Any:
+        pid, fs = self._opened
+        if pid != os.getpid():
+            # A fork copies a client of an object store without the thread that it talks through.
+            fs, _ = open_filesystem(self.url)
+            self._opened = (os.getpid(), fs)
+        return fs
 
     def url_of(self, path: str) -> str:
         return f"{self.url}/{path}"
@@ -107,6 +117,25 @@ class Folder:
                 if is_past_the_end(error):
                     return b""
                 raise
+
+    def read_into(self, path: str, start: int, into: memoryview) -> int:
+        """Fill `into` with the bytes from `start` on; how many there were, fewer if the file ends before.
+
+        Raises FileNotFoundError.
+        """
+        return self.read_pieces(path, start, [into])
+
+    def read_pieces(self, path: str, start: int, pieces: Sequence[memoryview]) -> int:
+        """`read_into` for bytes that belong to several places, one after another."""
+        if not self.is_local:
+            data, count = memoryview(self.read_range(path, start, start + sum(map(len, pieces)))), 0
+            for piece in pieces:
+                part = data[count : count + len(piece)]
+                piece[: len(part)] = part
+                count += len(part)
+            return count
+        with in_words(self.url_of(path)), open(self._at(path), "rb", buffering=0) as file:
+            return fill(file.fileno(), start, pieces)
 
     def read_some(self, paths: Iterable[str]) -> Iterable[bytes | None]:
         """The whole files in their order, many at a time where they lie far away; None for one that is gone."""

@@ -1,10 +1,15 @@
-"""The endless order of samples: a pure function of (rows, seed, window, place), with no cluster in it.
+"""The endless order of samples: a pure function of (rows, seed, lanes, window, place), with no cluster in it.
 
 A *place* t counts samples for ever: epoch t div N, and p = t mod N inside it, so epochs run on
-without a seam. Each epoch permutes the row groups; p falls into a window of M rows of that
-sequence, and a second permutation mixes the rows inside the window. Both permutations are Feistel
-networks, computed place by place: nothing is stored, and resuming costs nothing. With M = N, which
+without a seam. Each epoch permutes the row groups and lays them end to end; that sequence is cut
+into L *lanes*, and p belongs to lane p mod L. A lane is cut into *windows* of M rows, and a second
+permutation mixes the rows inside a window. A batch thus draws from L windows at once: many small
+windows mix better than one large one for the same memory. Both permutations are Feistel networks,
+computed place by place: nothing is stored, and resuming costs nothing. With L = 1 and M = N, which
 is the default of a cache that fits into memory, an epoch is a full shuffle.
+
+The windows of lane l are shifted by l M / L rows, so that in every M places one lane opens a new
+window: row groups are needed at an even pace, not all lanes' at once.
 
 The permutations are made of 64-bit integer arithmetic only. numpy's own generators may change
 their streams between releases (NEP 19), and an order that a checkpoint relies on must not.
@@ -13,12 +18,14 @@ their streams between releases (NEP 19), and an order that a checkpoint relies o
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-VERSION = "feistel6-v1"
+VERSION = "feistel6-v2"
+# The first version had no lanes; its orders are those of one lane.
+_ONE_LANE = "feistel6-v1"
 ROUNDS = 6
 
 U64 = np.uint64
@@ -27,17 +34,26 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Order:
-    """seed: which order. window: M, the rows that are mixed with each other, at least 1."""
+    """seed: which order. window: M, the rows of a lane that are mixed with each other. lanes: L. Both at least 1."""
 
     seed: int
     window: int
+    lanes: int = 1
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"a window of {self.window} rows; there is at least one")
+        if self.window < 1 or self.lanes < 1:
+            raise ValueError(f"a window of {self.window} rows in {self.lanes} lanes; there is at least one of each")
 
     def to_dict(self) -> dict[str, Any]:
-        return {"version": VERSION, **asdict(self)}
+        return {"version": VERSION, "seed": self.seed, "window": self.window, "lanes": self.lanes}
+
+    @staticmethod
+    def from_dict(facts: dict[str, Any]) -> Order | None:
+        """The order that a state tells of; None for one that this version cannot give."""
+        version, lanes = facts.get("version"), facts.get("lanes", 1)
+        if version != VERSION and not (version == _ONE_LANE and lanes == 1):
+            return None
+        return Order(int(facts["seed"]), int(facts["window"]), int(lanes))
 
 
 def _mix(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -47,12 +63,20 @@ def _mix(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return x ^ (x >> U64(31))
 
 
-def _key(*parts: int) -> np.ndarray[Any, Any]:
-    state = np.zeros(1, U64)
-    with np.errstate(over="ignore"):
-        for part in parts:
-            state = _mix(state + U64(0x9E3779B97F4A7C15) + np.array([part % 2**64], U64))
-    return state
+def _key(*parts: int) -> np.uint64:
+    """The parts folded into 64 bits, as `_mix` would: in Python's integers, which one number is faster with."""
+    state = 0
+    for part in parts:
+        x = (state + 0x9E3779B97F4A7C15 + part) % 2**64
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        state = x ^ (x >> 31)
+    return U64(state)
+
+
+def _modulo(x: np.ndarray[Any, Any], divisor: int) -> np.ndarray[Any, Any]:
+    # numpy divides by one number with a multiplication, but not where it wants the remainder.
+    return x - x // U64(divisor) * U64(divisor)
 
 
 def permute(values: Ints, size: int, *key: int) -> Ints:
@@ -70,12 +94,13 @@ def permute(values: Ints, size: int, *key: int) -> Ints:
     with np.errstate(over="ignore"):
         while len(walking):
             x = result[walking]
-            left, right = x // U64(b), x % U64(b)
+            left = x // U64(b)
+            right = x - left * U64(b)
             for step, round_key in enumerate(keys):
                 if step % 2:
-                    right = (right + _mix(left + round_key) % U64(b)) % U64(b)
+                    right = _modulo(right + _modulo(_mix(left + round_key), b), b)
                 else:
-                    left = (left + _mix(right + round_key) % U64(a)) % U64(a)
+                    left = _modulo(left + _modulo(_mix(right + round_key), a), a)
             x = left * U64(b) + right
             result[walking] = x
             walking = walking[x >= U64(size)]
@@ -83,46 +108,125 @@ def permute(values: Ints, size: int, *key: int) -> Ints:
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """The row groups of one epoch in their order: groups [R], and the first row of each, starts [R + 1]."""
+class Windows:
+    """Windows of one epoch, each array [W], in the order in which they open.
 
+    lane, index: the window's lane, and which of its lane's it is. begin, end: the lane's rows [begin, end)
+    in it. opens, closes: its first and last place in the epoch. first, last: the slots of its row
+    groups (see `Epoch.groups`).
+    """
+
+    lane: Ints
+    index: Ints
+    begin: Ints
+    end: Ints
+    opens: Ints
+    closes: Ints
+    first: Ints
+    last: Ints
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's row groups laid end to end: groups [R] by slot, and each slot's first row, starts [R + 1]."""
+
+    order: Order
+    number: int
     groups: Ints
     starts: Ints
 
-    def window_groups(self, order: Order, window: int) -> Ints:
-        """The row groups that a window draws from."""
-        first, last = window * order.window, min((window + 1) * order.window, int(self.starts[-1])) - 1
-        low, high = np.searchsorted(self.starts, [first, last], side="right")
-        return self.groups[low - 1 : high]
+    @property
+    def rows(self) -> int:
+        return int(self.starts[-1])
+
+    def following(self) -> Epoch:
+        """The next epoch."""
+        rows = np.empty(len(self.groups), np.int64)
+        rows[self.groups] = np.diff(self.starts)
+        return epoch(self.order, rows, self.number + 1)
+
+    def lane_start(self, lane: Any) -> Any:
+        """The first row of a lane; lane L begins where the rows end."""
+        each, more = divmod(self.rows, self.order.lanes)
+        return lane * each + np.minimum(lane, more)
+
+    def _phase(self, lane: Any) -> Any:
+        return lane * self.order.window // self.order.lanes
+
+    def windows(self, lanes: Ints) -> Windows:
+        """The windows of some lanes."""
+        window = self.order.window
+        size = self.lane_start(lanes + 1) - self.lane_start(lanes)
+        counts = np.where(size > 0, -(-(size + self._phase(lanes)) // window), 0)
+        lane = np.repeat(lanes, counts)
+        index = np.arange(len(lane)) - np.repeat(np.cumsum(counts) - counts, counts)
+        begin = np.maximum(0, index * window - self._phase(lane))
+        end = np.minimum(np.repeat(size, counts), (index + 1) * window - self._phase(lane))
+        opens = begin * self.order.lanes + lane
+        kept = np.lexsort((lane, opens))
+        kept = kept[(begin < end)[kept]]
+        lane, index, begin, end, opens = lane[kept], index[kept], begin[kept], end[kept], opens[kept]
+        start = self.lane_start(lane)
+        first = np.searchsorted(self.starts, start + begin, side="right") - 1
+        last = np.searchsorted(self.starts, start + end - 1, side="right") - 1
+        return Windows(lane, index, begin, end, opens, (end - 1) * self.order.lanes + lane, first, last)
+
+    def locate(self, within: Ints) -> tuple[Ints, Ints]:
+        """(row group, row in it), both [B], of places `within` [B] the epoch.
+
+        >>> laid = epoch(Order(seed=1, window=4), np.array([2, 3]), 0)
+        >>> group, row = laid.locate(np.arange(5))
+        >>> sorted(zip(group.tolist(), row.tolist()))
+        [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+        """
+        lanes, window = self.order.lanes, self.order.window
+        lane, index = within % lanes, within // lanes
+        # No lane has as many windows as this, so every window of an epoch has a number of its own.
+        most = -(-self.rows // lanes) // window + 2
+        numbers = lane * most + (index + self._phase(lane)) // window
+        at = np.empty(len(within), np.int64)
+        ranked = np.argsort(numbers, kind="stable")
+        told, firsts = np.unique(numbers[ranked], return_index=True)
+        for number, mine in zip(told.tolist(), np.split(ranked, firsts)[1:], strict=True):
+            one = number // most
+            start, stop = int(self.lane_start(one)), int(self.lane_start(one + 1))
+            begin = max(0, number % most * window - int(self._phase(one)))
+            end = min(stop - start, (number % most + 1) * window - int(self._phase(one)))
+            mixed = permute(index[mine] - begin, end - begin, self.order.seed, self.number, 1, number)
+            at[mine] = start + begin + mixed
+        slot = np.searchsorted(self.starts, at, side="right") - 1
+        return self.groups[slot], at - self.starts[slot]
 
 
 def epoch(order: Order, rows: Ints, number: int) -> Epoch:
     """Epoch `number` of a cache whose row groups hold `rows` [R]."""
     groups = permute(np.arange(len(rows)), len(rows), order.seed, number, 0)
-    return Epoch(groups, np.concatenate([[0], np.cumsum(rows[groups])]))
-
-
-def locate(order: Order, rows: Ints, number: int, within: Ints) -> tuple[Ints, Ints]:
-    """(row group, row in it), both [B], of places `within` [B] epoch `number`.
-
-    >>> order, rows = Order(seed=1, window=4), np.array([2, 3])
-    >>> group, row = locate(order, rows, 0, np.arange(5))
-    >>> sorted(zip(group.tolist(), row.tolist()))
-    [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
-    """
-    total = int(rows.sum())
-    laid = epoch(order, rows, number)
-    windows = within // order.window
-    at = np.empty(len(within), np.int64)
-    for window in np.unique(windows):
-        mine = windows == window
-        first = int(window) * order.window
-        size = min(order.window, total - first)
-        at[mine] = first + permute(within[mine] - first, size, order.seed, number, 1, int(window))
-    slot = np.searchsorted(laid.starts, at, side="right") - 1
-    return laid.groups[slot], at - laid.starts[slot]
+    return Epoch(order, number, groups, np.concatenate([[0], np.cumsum(rows[groups])]))
 
 
 def rank_slice(batch_size: int, rank: int, world: int) -> tuple[int, int]:
     """The [start, stop) of a global batch that a rank takes: contiguous, sizes one apart at most."""
     return rank * batch_size // world, (rank + 1) * batch_size // world
+
+
+def rank_places(first: int, batch_size: int, rank: int, world: int, lanes: int) -> Ints:
+    """The places of the batch [first, first + batch_size) that a rank takes.
+
+    Where the world divides the lanes a rank takes every world-th place, so that within an epoch it
+    draws from L / world lanes only; otherwise a contiguous slice. Either way counts differ by one at most.
+    """
+    if lanes % world == 0:
+        return np.arange(first + (rank - first) % world, first + batch_size, world, dtype=np.int64)
+    start, stop = rank_slice(batch_size, rank, world)
+    return np.arange(first + start, first + stop, dtype=np.int64)
+
+
+def rank_lanes(laid: Epoch, first: int, batch_size: int, rank: int, world: int) -> Ints:
+    """The lanes that a rank draws from in an epoch. first: where any of the batches begins, of this epoch or not."""
+    lanes, shift = laid.order.lanes, -laid.number * laid.rows
+    if lanes % world == 0:
+        return np.unique((rank + shift + world * np.arange(lanes // world)) % lanes)
+    start, stop = rank_slice(batch_size, rank, world)
+    if batch_size % lanes or stop - start >= lanes:
+        return np.arange(lanes)
+    return np.unique((np.arange(start, stop) + (first + shift) % lanes) % lanes)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from storage import tensors
+from storage.digest import canonical_json
 from storage.errors import SourceError
 from storage.names import nearest
 
-SAMPLE_ID, LABEL = "sample_id", "label"
+SAMPLE_ID, LABEL, INPUTS_XXH3 = "sample_id", "label", "inputs_xxh3"
+
+# Whether a shard holds the inputs of its samples, or a digest of each sample's, by which to know them again.
+Inputs = Literal["stored", "referenced"]
+
+INPUTS_XXH3_FIELD = tensors.tensor_field(INPUTS_XXH3, np.dtype(np.uint8), (16,), "xxh3-128 of the row's inputs")
+
+# Rows are hashed out of a block of this size: large enough to fill at once, small enough for a core's own cache.
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -81,10 +93,10 @@ def as_samples(table: pa.Table, columns: Columns, where: str, known: Sequence[st
     fields = [pa.field(SAMPLE_ID, id_type, nullable=False)]
     arrays: list[Any] = [_cast(ids, id_type, columns.sample_id, where)]
     for name in inputs:
-        if name in (SAMPLE_ID, LABEL) or name.startswith("soft_"):
+        if is_own(name):
             raise SourceError(
                 f"{where}: an input is named '{name}'.",
-                f"'{SAMPLE_ID}', '{LABEL}' and names that begin with 'soft_' are the store's own.",
+                f"'{SAMPLE_ID}', '{LABEL}', '{INPUTS_XXH3}' and names that begin with 'soft_' are the store's own.",
                 "Rename the column.",
             )
         raw = column(name, "inputs")
@@ -117,5 +129,41 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, where: str) -> 
 
 
 def input_names(schema: pa.Schema) -> list[str]:
-    """The inputs of a table that `as_samples` made, in the model's argument order."""
-    return [name for name in schema.names if name not in (SAMPLE_ID, LABEL)]
+    """The inputs of a table that `as_samples` made, or of a shard, in the model's argument order."""
+    return [name for name in schema.names if not is_own(name)]
+
+
+def is_own(name: str) -> bool:
+    """Whether a column is the store's, and so no input."""
+    return name in (SAMPLE_ID, LABEL, INPUTS_XXH3) or name.startswith("soft_")
+
+
+def kept_columns(schema: pa.Schema, inputs: Inputs) -> pa.Schema:
+    """The columns of samples that a shard holds: all of them, or all but the inputs."""
+    left_out = input_names(schema) if inputs == "referenced" else []
+    return pa.schema([field for field in schema if field.name not in left_out])
+
+
+def inputs_digests(samples: pa.Table) -> np.ndarray[Any, Any]:
+    """[P] of dtype V16: the xxh3-128 of each row's inputs, as its canonical (big-endian) bytes.
+
+    The bytes that are hashed are, for each input in the model's argument order, the canonical JSON of
+    [name, dtype, shape of a row], and the row's values: little-endian, in C order, a bool as one byte.
+    Of a number the shape is []. The id and the label have no part in it.
+    """
+    rows, pieces = samples.num_rows, list[np.ndarray[Any, Any]]()
+    for name in input_names(samples.schema):
+        values = tensors.unpack(samples.column(name), samples.schema.field(name))
+        values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+        head = canonical_json([name, values.dtype.name, list(values.shape[1:])])
+        pieces.append(np.broadcast_to(np.frombuffer(head, np.uint8), (rows, len(head))))
+        pieces.append(values.reshape(rows, math.prod(values.shape[1:])).view(np.uint8))
+    width = sum(piece.shape[1] for piece in pieces)
+    block = np.empty((max(1, min(rows, _BLOCK_BYTES // width)), width), np.uint8)
+    data, digests = block.data.cast("B"), bytearray()
+    for start in range(0, rows, len(block)):
+        count = min(len(block), rows - start)
+        np.concatenate([piece[start : start + count] for piece in pieces], axis=1, out=block[:count])
+        for at in range(0, count * width, width):
+            digests += xxhash.xxh3_128_digest(data[at : at + width])
+    return np.frombuffer(digests, "V16")

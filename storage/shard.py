@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +19,22 @@ from storage import tensors
 from storage.digest import canonical_json, range_digest
 from storage.encodings import Encoding, make_encoding
 from storage.errors import CorruptShard, RecipeError
-from storage.samples import LABEL, SAMPLE_ID, input_names
+from storage.samples import LABEL, SAMPLE_ID
+from storage.sections import ByteRange, Section, section_of, section_stops
 from storage.targets import Targets
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"stillhouse"
 
-# A row group is what one read fetches and checks; a page is what Parquet checksums and compresses.
+# A row group is cut by its rows' width, and each column of it is one page; only text, whose width no schema tells, can
+# grow beyond and is cut here. Parquet counts a page's bytes in 32 bits.
 ROW_GROUP_BYTES = 16 << 20
-PAGE_BYTES = 1 << 20
+PAGE_BYTES = LARGEST_ROW = 1 << 30
 
-
-@dataclass(frozen=True, slots=True)
-class ByteRange:
-    """Bytes [start, stop) of a shard, and their xxh3-128. A row group's, or the footer's (rows = 0)."""
-
-    start: int
-    stop: int
-    rows: int
-    xxh3: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"start": self.start, "stop": self.stop, "rows": self.rows, "xxh3": self.xxh3}
+COMPRESSIONS: dict[str, dict[str, Any]] = {
+    "zstd": {"compression": "zstd", "compression_level": 1},
+    "none": {"compression": "none"},
+}
 
 
 @dataclass(frozen=True)
@@ -103,43 +99,86 @@ def read_header(schema: pa.Schema, where: str) -> ShardHeader:
         ) from None
 
 
-def shard_schema(samples: pa.Schema, header: ShardHeader) -> pa.Schema:
-    fields = [*samples, *header.encoding.fields(header.classes)]
-    return pa.schema(fields, metadata=header.to_metadata())
+def shard_schema(samples: pa.Schema, header: ShardHeader, extras: Iterable[pa.Field] = ()) -> pa.Schema:
+    """The columns of a shard in the order of SECTIONS; extras: plain columns that the samples do not have."""
+    targets = header.encoding.fields(header.classes)
+    inputs = [field for field in samples if section_of(field.name, ()) == "inputs"]
+    plain = [field for field in samples if section_of(field.name, ()) == "plain"]
+    return pa.schema([*inputs, *plain, *extras, *targets], metadata=header.to_metadata())
 
 
-def write_shard(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
-    """Write a whole shard file and return its rows. Row groups depend on the schema only, not on the batches."""
+def stored_inputs(schema: pa.Schema, header: ShardHeader) -> list[str]:
+    """The names of a shard's inputs, in the model's argument order."""
+    targets = {field.name for field in header.encoding.fields(header.classes)}
+    return [name for name in schema.names if section_of(name, targets) == "inputs"]
+
+
+def write_shard(
+    path: Path,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    compression: str = "zstd",
+    group_row_bytes: int | None = None,
+) -> int:
+    """Write a whole shard file and return its rows. Row groups depend on the schema only, not on the batches.
+
+    batches: of the schema's columns, in any order. compression: 'zstd' or 'none'. group_row_bytes: the width of
+    a row that row groups are cut by, where it is more than the schema's own. Raises RecipeError.
+    """
     width = row_bytes(schema)
-    group_rows = max(1, ROW_GROUP_BYTES // width)
-    plain = [field.name for field in schema if not tensors.is_tensor(field)]
-    rows, held, held_rows = 0, [], 0
-    with pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=False,
-        write_statistics=plain,  # type: ignore[arg-type]  # a list of columns, as use_dictionary takes one
-        write_page_checksum=True,
-        data_page_size=PAGE_BYTES,
-        # pyarrow looks at the page size only every this many rows.
-        write_batch_size=max(1, min(1024, PAGE_BYTES // width)),
-    ) as writer:
-        for batch in batches:
-            held.append(batch)
-            held_rows += batch.num_rows
-            while held_rows >= group_rows:
-                table = pa.Table.from_batches(held, schema)
-                # In one piece: Parquet ends a page where a chunk ends, and batches should leave no mark.
-                writer.write_table(table.slice(0, group_rows).combine_chunks(), row_group_size=group_rows)
-                held = table.slice(group_rows).to_batches()
-                held_rows -= group_rows
-                rows += group_rows
-        if held_rows or not rows:
-            writer.write_table(pa.Table.from_batches(held, schema).combine_chunks(), row_group_size=group_rows)
-            rows += held_rows
+    _refuse(width, compression)
+    group_rows = max(1, ROW_GROUP_BYTES // max(width, group_row_bytes or 0))
+    options: dict[str, Any] = {
+        **COMPRESSIONS[compression],
+        "use_dictionary": False,
+        "write_statistics": [field.name for field in schema if not tensors.is_tensor(field)],
+        "write_page_checksum": True,
+        "data_page_size": PAGE_BYTES,
+    }
+    if _LIMITS_ROWS:
+        options["max_rows_per_page"] = group_rows + 1
+    rows = 0
+    with pq.ParquetWriter(path, schema, **options) as writer:
+        for table in _pieces(schema, batches, group_rows):
+            writer.write_table(table, row_group_size=group_rows)
+            rows += table.num_rows
+        if not rows:
+            writer.write_table(schema.empty_table())
     return rows
+
+
+# A pyarrow that knows of such a limit ends pages at 20,000 rows unless it is told another number.
+_LIMITS_ROWS = "max_rows_per_page" in inspect.signature(pq.ParquetWriter.__init__).parameters
+
+
+def _refuse(width: int, compression: str) -> None:
+    if compression not in COMPRESSIONS:
+        raise RecipeError(
+            f"The compression of a shard is '{compression}'.", f"It is one of: {', '.join(COMPRESSIONS)}."
+        )
+    if width > LARGEST_ROW:
+        raise RecipeError(
+            f"A row of a shard would take {width:,} bytes.",
+            f"It may take {LARGEST_ROW:,}: Parquet holds a value and its page in less than 2 GiB.",
+            "Store smaller inputs, or fewer of them.",
+        )
+
+
+def _pieces(schema: pa.Schema, batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """Batches as tables of so many rows each, and one of those that are left."""
+    held: list[pa.RecordBatch] = []
+    held_rows = 0
+    for batch in batches:
+        held.append(batch if batch.schema.names == schema.names else batch.select(schema.names))
+        held_rows += batch.num_rows
+        while held_rows >= rows:
+            table = pa.Table.from_batches(held, schema)
+            # In one piece: Parquet may end a page where a chunk ends, and batches should leave no mark.
+            yield table.slice(0, rows).combine_chunks()
+            held = table.slice(rows).to_batches()
+            held_rows -= rows
+    if held_rows:
+        yield pa.Table.from_batches(held, schema).combine_chunks()
 
 
 def row_bytes(schema: pa.Schema) -> int:
@@ -157,21 +196,33 @@ def _width(field: pa.Field) -> int:
 def byte_ranges(path: Path) -> tuple[list[ByteRange], ByteRange]:
     """The row groups of a shard file, and its footer, with their digests; read back from the disk."""
     metadata = pq.read_metadata(path)
+    kinds = _kinds(metadata.schema.to_arrow_schema(), str(path))
     groups: list[ByteRange] = []
     with open(path, "rb") as file:
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
-            starts, stops = [], []
-            for column in (group.column(c) for c in range(group.num_columns)):
-                starts.append(column.data_page_offset)
-                stops.append(column.data_page_offset + column.total_compressed_size)
-            start, stop = min(starts), max(stops)
+            columns = [group.column(c) for c in range(group.num_columns)]
+            places = [(c.data_page_offset, c.data_page_offset + c.total_compressed_size) for c in columns]
+            start, stop = min(place[0] for place in places), max(place[1] for place in places)
             file.seek(start)
-            groups.append(ByteRange(start, stop, group.num_rows, range_digest(file.read(stop - start))))
+            data = memoryview(file.read(stop - start))
+            cuts = [start, *section_stops(places, kinds)]
+            sections = (Section(b, range_digest(data[a - start : b - start])) for a, b in pairwise(cuts))
+            groups.append(ByteRange(start, stop, group.num_rows, range_digest(data), tuple(sections)))
         start = groups[-1].stop if groups else 4
         file.seek(start)
         rest = file.read()
     return groups, ByteRange(start, start + len(rest), 0, range_digest(rest))
+
+
+def _kinds(schema: pa.Schema, where: str) -> list[str]:
+    """The section of each column; none of a file that does not say which columns are its targets."""
+    try:
+        header = read_header(schema, where)
+    except CorruptShard:
+        return []
+    targets = {field.name for field in header.encoding.fields(header.classes)}
+    return [section_of(name, targets) for name in schema.names]
 
 
 class RangeFile(io.RawIOBase):
@@ -209,13 +260,13 @@ def decode(table: pa.Table, header: ShardHeader) -> Rows:
     targets_fields = header.encoding.fields(header.classes)
     names = {field.name for field in targets_fields}
     columns = {f.name: tensors.unpack(table.column(f.name), table.schema.field(f.name)) for f in targets_fields}
-    samples = table.select([name for name in table.schema.names if name not in names])
-    rows = sample_rows(samples)
+    rows = sample_rows(table.select([name for name in table.schema.names if name not in names]))
     return Rows(rows.sample_id, rows.inputs, rows.label, header.encoding.decode(columns))
 
 
 def sample_rows(samples: pa.Table) -> Rows:
-    """A table of samples (see `storage.samples`) as arrays, without targets."""
-    unpacked = {f.name: tensors.unpack(samples.column(f.name), f) for f in samples.schema}
-    inputs = {name: unpacked[name] for name in input_names(samples.schema)}
-    return Rows(unpacked[SAMPLE_ID], inputs, unpacked.get(LABEL), None)
+    """A table of samples (see `storage.samples`) as arrays, without targets and without what a shard adds to them."""
+    inputs = [name for name in samples.schema.names if section_of(name, ()) == "inputs"]
+    wanted = [name for name in (SAMPLE_ID, LABEL) if name in samples.schema.names]
+    unpacked = {name: tensors.unpack(samples.column(name), samples.schema.field(name)) for name in (*inputs, *wanted)}
+    return Rows(unpacked[SAMPLE_ID], {name: unpacked[name] for name in inputs}, unpacked.get(LABEL), None)

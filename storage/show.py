@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from storage.cache import Cache
-from storage.stream import CacheRows
+from storage.stream import CacheRows, head
 from storage.targets import DenseTargets
 
 LIKELIEST = 3
@@ -15,7 +15,7 @@ LIKELIEST = 3
 
 def first_rows(cache: Cache, count: int = 3) -> list[dict[str, Any]]:
     """The first rows in stored order: sample id, label, likeliest classes and entropy (nats) at T = 1."""
-    rows = CacheRows(cache).read(0)
+    rows = head(CacheRows(cache, ["targets"]), count)
     assert rows.targets is not None
     probabilities_PV = probabilities(rows.targets, count)
     shown: list[dict[str, Any]] = []

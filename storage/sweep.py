@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from storage.cache import Cache, read_cache
-from storage.commits import Commit, read_commit
+from storage.commits import read_commit
 from storage.errors import NoCache, StoreError
 from storage.folder import Entry, Folder
 from storage.index import read_index
@@ -26,6 +26,7 @@ _STAGED_S = 86_400.0
 _SHARD = re.compile(r"([0-9a-f]{64})-[0-9a-z]+\.parquet")
 _COMMIT = re.compile(r"([0-9a-f]{64})\.json")
 _CACHE = re.compile(r"[0-9a-f]{64}")
+_PLAIN = re.compile(r"plain-[0-9a-f]{32}\.parquet")
 _STAGED = re.compile(r"stillhouse-[0-9a-f]{32}\.part|(probe|clock)-[0-9a-f]{32}")
 _LEASE = re.compile(r"job-[0-9a-f]{32}\.(json|keys)|sweep-[0-9a-f]{32}\.json")
 
@@ -37,7 +38,7 @@ def forget(cache: Cache) -> dict[str, Any]:
     store.write(index, store.read(index))
     names = [name for name in store.names("names") if store.read(f"names/{name}").decode().strip() == cache.key]
     store.remove_files([*(f"names/{name}" for name in names), f"caches/{cache.key}/cache.json"])
-    return {"cache_key": cache.key, "names": names, "shards": len(cache.shards), "bytes": cache.bytes}
+    return {"cache_key": cache.key, "names": names, "shards": len(cache.index), "bytes": cache.bytes}
 
 
 @dataclass
@@ -73,13 +74,13 @@ def collect(store: Folder, older_than_s: float, *, dry_run: bool) -> dict[str, A
         jobs = live_jobs(store)
         old = _Age(now, older_than_s)
         found = _Findings()
-        listed, indexes = _listed_by_caches(store, old, bool(jobs), found)
+        listed, unsealed = _listed_by_caches(store, old, bool(jobs), found)
         wanted = set[str]().union(*(job.keys for job in jobs))
         for prefix in sorted({*store.names("commits"), *store.names("shards")}):
             _look_into(store, prefix, listed, wanted, old, found)
         _leftovers(store, old, _Age(now, max(older_than_s, _STAGED_S if jobs else DEAD_S)), found)
-        for path in indexes:
-            found.take("unsealed", path, 0)
+        for kind, path, size in unsealed:
+            found.take(kind, path, size)
         # A commit goes before its shard: what is left in between is an attempt that nobody committed. The files of
         # a batch go in any order, so none holds both.
         commits = [path for path in found.paths if path.startswith("commits/")]
@@ -119,38 +120,41 @@ def _batches(paths: list[str], size: int) -> Iterable[list[str]]:
 
 def _listed_by_caches(
     store: Folder, old: Callable[[Entry], bool], busy: bool, found: _Findings
-) -> tuple[dict[str, set[str]], list[str]]:
-    """The paths of the shards that caches need, by shard key, and the indexes of caches that can go."""
+) -> tuple[dict[str, set[str]], list[tuple[str, str, int]]]:
+    """The paths of the shards that caches need, by shard key, and what can go of the others: kind, path, bytes."""
     listed: dict[str, set[str]] = {}
-    gone: list[str] = []
+    gone: list[tuple[str, str, int]] = []
     for key in store.names("caches"):
         entries = {entry.name: entry for entry in store.entries(f"caches/{key}")}
         index = f"caches/{key}/index.parquet"
         if "cache.json" in entries:
             try:
-                shards = read_cache(store, key).shards
+                shards = read_cache(store, key).index.facts("shard_key", "path")
             except NoCache as error:
                 raise StoreError(f"What {store.url} needs cannot be told: {error}") from None
-        elif "index.parquet" not in entries or not _CACHE.fullmatch(key):
+        elif not _CACHE.fullmatch(key):
             continue
-        elif not old(entries["index.parquet"]):
+        elif "index.parquet" in entries and not old(entries["index.parquet"]):
             found.kept["unsealed and young"] += 1
             shards = _listed_by(store, index)
-        elif busy:
+        elif "index.parquet" in entries and busy:
             # A job that seals takes an index that is there; in between it must not go.
             found.kept["unsealed, while a job runs"] += 1
             continue
         else:
-            gone.append(index)
+            # Where the index is gone already, a gc was stopped in between, or a reader finished later than that.
+            gone += [("unsealed", index, 0)] if "index.parquet" in entries else []
+            plain = (entry for entry in entries.values() if _PLAIN.fullmatch(entry.name) and old(entry))
+            gone += [("plain", f"caches/{key}/{entry.name}", entry.bytes) for entry in plain]
             continue
-        for shard in shards:
-            listed.setdefault(shard.shard_key, set()).add(shard.path)
+        for shard_key, path in shards:
+            listed.setdefault(shard_key, set()).add(path)
     return listed, gone
 
 
-def _listed_by(store: Folder, index: str) -> tuple[Commit, ...]:
+def _listed_by(store: Folder, index: str) -> Iterable[tuple[Any, ...]]:
     try:
-        return read_index(store.read(index))
+        return read_index(store.read(index)).facts("shard_key", "path")
     except FileNotFoundError:
         return ()  # another gc took it
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:

@@ -26,6 +26,11 @@ def is_tensor(field: pa.Field) -> bool:
     return pa.types.is_fixed_size_binary(field.type) and DTYPE in (field.metadata or {})
 
 
+def form(field: pa.Field) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """dtype and shape of a tensor column's values."""
+    return np.dtype(field.metadata[DTYPE].decode()), tuple(json.loads(field.metadata[SHAPE]))
+
+
 def tensor_field(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], meaning: str) -> pa.Field:
     """The Arrow field of a column whose every row is a tensor [*shape] of `dtype`, little-endian."""
     width = dtype.itemsize * math.prod(shape)
@@ -48,7 +53,7 @@ def unpack(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> np.ndarray[An
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if not is_tensor(field):
         return column.to_numpy(zero_copy_only=False)
-    dtype, shape = np.dtype(field.metadata[DTYPE].decode()), json.loads(field.metadata[SHAPE])
+    dtype, shape = form(field)
     width = column.type.byte_width
     if not len(column):
         return np.empty((0, *shape), dtype)

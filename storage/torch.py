@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from storage.shard import Rows
-from storage.targets import DenseTargets
 
 
 def to_torch(rows: Rows, device: str | torch.device = "cpu") -> Rows:
     """The same rows with torch tensors for inputs, label and targets; ids stay numpy."""
+    return changed(rows, lambda array: tensor(array, device))
+
+
+def changed(rows: Rows, change: Callable[[Any], Any]) -> Rows:
+    """The same rows with every array of inputs, label and targets put through `change`; ids stay as they are."""
+    inputs = {name: change(array) for name, array in rows.inputs.items()}
+    label = None if rows.label is None else change(rows.label)
     targets = rows.targets
     if targets is not None:
-        targets = DenseTargets(tensor(targets.logits_PV, device), tensor(targets.temperature_P, device))
-    inputs: dict[str, Any] = {name: tensor(array, device) for name, array in rows.inputs.items()}
-    label: Any = None if rows.label is None else tensor(rows.label, device)
+        targets = replace(targets, **{field.name: change(getattr(targets, field.name)) for field in fields(targets)})
     return Rows(rows.sample_id, inputs, label, targets)
 
 
@@ -27,3 +33,9 @@ def tensor(array: np.ndarray[Any, Any], device: str | torch.device = "cpu") -> t
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+def pinned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """An array in memory that a GPU copies from by itself."""
+    like = torch.from_numpy(np.empty(0, dtype)).dtype
+    return torch.empty(shape, dtype=like, pin_memory=True).numpy()

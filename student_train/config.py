@@ -2,15 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_serializer, model_validator
 
 from storage.errors import RecipeError
 from storage.models import ModelSpec
 from storage.names import NAME_PATTERN, nearest
 from storage.recipes import JsonDict, Location, Section, SourceSection, TrackingSection, recipe_digest
+from storage.stream import Reading
+from storage.stream.selected import parse
 from student_train.losses import LOSSES
+
+
+class CacheSection(Section):
+    """A cache's URL; alone, it is written without `url:`.
+
+    inputs: where the inputs of a cache by reference are. where: which rows, by their plain columns.
+    """
+
+    url: Location
+    inputs: SourceSection | None = None
+    where: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"url": value}
+        unknown = [key for key in value if key not in cls.model_fields] if isinstance(value, dict) else []
+        if unknown:
+            raise ValueError(
+                f"unknown key '{unknown[0]}';{nearest(str(unknown[0]), cls.model_fields)} "
+                f"known here: {', '.join(cls.model_fields)}"
+            )
+        return value
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: Any) -> Any:
+        return self.url if self.inputs is None and self.where is None else write(self)
+
+    @field_validator("url")
+    @classmethod
+    def _seen_by_workers(cls, url: str) -> str:
+        return _refuse_memory(url)
+
+    @field_validator("where")
+    @classmethod
+    def _expression(cls, where: str | None) -> str | None:
+        try:
+            if where is not None:
+                parse(where)
+        except RecipeError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+        return where
+
+
+def _refuse_memory(url: str) -> str:
+    if url.startswith("memory:"):
+        raise ValueError("memory:// is one process's own, and Ray's workers are others")
+    return url
+
+
+def _section_of(value: Any) -> str:
+    """Which section held-out data are meant to be: a URL, or a mapping with a key of CacheSection's, is a cache."""
+    is_cache = isinstance(value, str | CacheSection)
+    is_cache |= isinstance(value, dict) and not value.keys().isdisjoint(CacheSection.model_fields)
+    return "CacheSection" if is_cache else "NoSection" if value is None else "SourceSection"
 
 
 class ModelSection(Section):
@@ -40,6 +98,24 @@ class OptimizerSection(Section):
     warmup_steps: int = Field(default=0, ge=0)
 
 
+class OrderSection(Section):
+    """Into how many lanes the order cuts an epoch, and the rows of a lane that are mixed: see `storage.order`."""
+
+    lanes: int | None = Field(default=None, gt=0)
+    window: int | None = Field(default=None, gt=0)
+
+
+class ReadingSection(Section):
+    """How row groups are read: see `storage.stream.Reading`, whose defaults are those of the machine."""
+
+    prefetch_bytes: int | None = Field(default=None, ge=0)
+    threads: int | None = Field(default=None, gt=0)
+    stall_s: float | None = Field(default=None, gt=0)
+
+    def reading(self) -> Reading:
+        return Reading(**self.model_dump(exclude_none=True))
+
+
 class RaySection(Section):
     """Workers of one run, what each takes and on nodes of which labels, and how many runs go on at the same time.
 
@@ -57,20 +133,29 @@ class RaySection(Section):
 
 
 # What does not change a trained weight, and what counts by content instead (see `runs.begin`).
-_PLACES = ("cache", "source", "evaluate", "output", "resume", "ray", "tracking", "checkpoint_every", "log_every")
+_PLACES = (
+    *("cache", "source", "evaluate", "output", "resume", "ray", "tracking", "reading"),
+    *("checkpoint_every", "log_every"),
+)
 
 
 class StudentRecipe(Section):
     name: str = Field(pattern=NAME_PATTERN)
     role: Literal["teacher", "student", "baseline"] | None = None
-    cache: Location | None = None
+    cache: CacheSection | None = None
     source: SourceSection | None = None
     student: ModelSection
     losses: dict[str, LossSection] = Field(default_factory=dict)
     optimizer: OptimizerSection
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
-    evaluate: Location | SourceSection | None = None
+    evaluate: (
+        Annotated[SourceSection, Tag("SourceSection")]
+        | Annotated[CacheSection, Tag("CacheSection")]
+        | Annotated[None, Tag("NoSection")]
+    ) = Field(default=None, discriminator=Discriminator(_section_of))
+    order: OrderSection | None = None
+    reading: ReadingSection = ReadingSection()
     checkpoint_every: int = Field(default=1000, gt=0)
     log_every: int = Field(default=50, gt=0)
     resume: Literal["auto", "never"] = "auto"
@@ -89,12 +174,10 @@ class StudentRecipe(Section):
                 raise ValueError(f"{name} takes no temperature")
         return losses
 
-    @field_validator("output", "cache")
+    @field_validator("output")
     @classmethod
-    def _seen_by_workers(cls, url: str | None) -> str | None:
-        if url is not None and url.startswith("memory:"):
-            raise ValueError("memory:// is one process's own, and Ray's workers are others")
-        return url
+    def _seen_by_workers(cls, url: str) -> str:
+        return _refuse_memory(url)
 
     @field_validator("seed")
     @classmethod
@@ -143,6 +226,9 @@ class StudentRecipe(Section):
 
     def _digest(self, without: tuple[str, ...]) -> str:
         student = self.student.model_copy(update={"weights": None})
+        if self.order in (None, OrderSection()):
+            # As it was before there was a choice.
+            without = (*without, "order")
         return recipe_digest(self.model_copy(update={"student": student}), without=without)
 
     def run_folder(self) -> str:

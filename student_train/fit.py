@@ -8,7 +8,7 @@ import torch
 
 from storage.errors import Mismatch, SourceError
 from storage.shard import Rows
-from storage.stream import RowGroups, scan
+from storage.stream import RowGroups, head
 from storage.torch import to_torch
 from student_train.losses import LOSSES
 
@@ -18,7 +18,7 @@ def check_fit(model: torch.nn.Module, data: RowGroups, device: str, losses: Iter
 
     losses: names of those that are to be taken on the data. Raises Mismatch.
     """
-    batch = to_torch(next(scan(data, 1)), device)
+    batch = to_torch(head(data, 1), device)
     for name in losses:
         if LOSSES[name].needs == "label" and batch.label is None:
             raise Mismatch(

@@ -13,17 +13,16 @@ from typing import Protocol
 
 import torch
 
-from storage.cache import open_cache
 from storage.digest import canonical_json, sha256_of
 from storage.errors import RecipeError, TrainingError
 from storage.recipes import SourceSection
 from storage.shard import Rows
 from storage.sources import make_source
-from storage.stream import CacheRows, RowGroups, SourceRows, Stream, scan
+from storage.stream import Reading, RowGroups, SourceRows, Stream, open_rows, scan
 from storage.torch import to_torch
 from student_train import checkpoint
 from student_train.checkpoint import State
-from student_train.config import OptimizerSection, StudentRecipe
+from student_train.config import CacheSection, OptimizerSection, OrderSection, StudentRecipe
 from student_train.evaluate import evaluate
 from student_train.fit import check_fit, check_labels
 from student_train.journal import Point
@@ -76,19 +75,21 @@ class Unobserved:
 
 
 def open_data(recipe: StudentRecipe) -> RowGroups:
-    """What a recipe learns from. Raises NoCache, CorruptShard, SourceError."""
-    if recipe.cache is not None:
-        return CacheRows(open_cache(recipe.cache))
-    assert recipe.source is not None
-    return SourceRows(make_source(recipe.source.settings()))
+    """What a recipe learns from. Raises NoCache, CorruptShard, SourceError, RecipeError, Mismatch."""
+    section = recipe.source if recipe.cache is None else recipe.cache
+    assert section is not None
+    return _open(section)
 
 
 def open_evaluation(recipe: StudentRecipe) -> RowGroups | None:
-    if recipe.evaluate is None:
-        return None
-    if isinstance(recipe.evaluate, SourceSection):
-        return SourceRows(make_source(recipe.evaluate.settings()))
-    return CacheRows(open_cache(recipe.evaluate))
+    return None if recipe.evaluate is None else _open(recipe.evaluate)
+
+
+def _open(section: CacheSection | SourceSection) -> RowGroups:
+    if isinstance(section, SourceSection):
+        return SourceRows(make_source(section.settings()))
+    inputs = None if section.inputs is None else section.inputs.settings()
+    return open_rows(section.url, where=section.where, inputs=inputs)
 
 
 def learning_rate(optimizer: OptimizerSection, step: int, steps: int) -> float:
@@ -123,7 +124,17 @@ def train(
     if held_out is not None:
         check_fit(model, held_out, place.device)
     optimizer = _optimizer(recipe.optimizer, model)
-    stream = Stream(data, batch_size=recipe.batch_size, seed=seed, rank=place.rank, world=place.world)
+    order, reading = recipe.order or OrderSection(), recipe.reading.reading()
+    stream = Stream(
+        data,
+        batch_size=recipe.batch_size,
+        seed=seed,
+        rank=place.rank,
+        world=place.world,
+        lanes=order.lanes,
+        window=order.window,
+        reading=reading,
+    )
     first = 0
     if restored is not None:
         state = checkpoint.restore(restored, model, optimizer, recipe_digest=recipe.digest(), data_digest=data.digest)
@@ -136,7 +147,7 @@ def train(
     model.train()
     sections = recipe.loss_sections()
     means = Means()
-    for step, batch in zip(range(first, recipe.steps), stream, strict=False):
+    for step, batch in zip(range(first, recipe.steps), stream.endless(), strict=False):
         torch.manual_seed(step_seed(seed, step, place.rank))
         rows = to_torch(batch.rows, place.device)
         logits_PV = wrapped(*rows.inputs.values())
@@ -158,7 +169,7 @@ def train(
             _check_finite(model, done)
             state = State(done, recipe.digest(), data.digest, stream.state_dict())
             observer.checkpoint(done, partial(checkpoint.save, model=model, optimizer=optimizer, state=state))
-    scores = {} if held_out is None or place.rank else _evaluate(model, held_out, classes, place.device)
+    scores = {} if held_out is None or place.rank else _evaluate(model, held_out, classes, place, reading)
     return Outcome(
         model,
         scores,
@@ -189,13 +200,15 @@ def _optimizer(section: OptimizerSection, model: torch.nn.Module) -> torch.optim
     return torch.optim.AdamW(model.parameters(), lr=section.lr, weight_decay=section.weight_decay)
 
 
-def _evaluate(model: torch.nn.Module, held_out: RowGroups, classes: int, device: str) -> dict[str, float]:
+def _evaluate(
+    model: torch.nn.Module, held_out: RowGroups, classes: int, place: Place, reading: Reading
+) -> dict[str, float]:
     model.eval()
 
     def batches() -> Iterator[Rows]:
-        for rows in scan(held_out, 512):
+        for rows in scan(held_out, 512, reading):
             check_labels(rows, classes)
-            yield to_torch(rows, device)
+            yield to_torch(rows, place.device)
 
     return evaluate(lambda rows: model(*rows.inputs.values()), batches())
 

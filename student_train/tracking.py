@@ -17,7 +17,7 @@ from storage.mlflow_lineage import (
     start_run,
     tag_run,
 )
-from storage.stream import CacheRows
+from storage.stream import cache_of, filter_of
 from student_train.journal import tell
 from student_train.runs import Run
 
@@ -38,7 +38,7 @@ class Tracker:
         name = f"{recipe.name}-seed-{recipe.seed}"
         self.run_id = start_run(self.uri, recipe.tracking.experiment, name, self._tags(), self._params())
         read = ((run.data, "distillation"), (run.held_out, "eval"))
-        datasets = [(groups.cache, context) for groups, context in read if isinstance(groups, CacheRows)]
+        datasets = [(cache, context) for groups, context in read if (cache := cache_of(groups)) is not None]
         if self.run_id is not None:
             log_recipe(self.uri, self.run_id, redact(recipe.model_dump(mode="json")))
             if datasets:
@@ -56,11 +56,14 @@ class Tracker:
             "distill.data.digest": data.digest,
             "distill.model.digest": self._run.identity["model_digest"],
         }
-        if isinstance(data, CacheRows):
-            tags |= cache_tags(data.cache)
+        cache, held_out_cache = cache_of(data), cache_of(held_out)
+        if cache is not None:
+            tags |= cache_tags(cache)
         if held_out is not None:
-            tags |= {"distill.eval.digest": held_out.digest, "distill.eval.uri": held_out.where}
-        return tags
+            uri = held_out.where if held_out_cache is None else held_out_cache.url
+            tags |= {"distill.eval.digest": held_out.digest, "distill.eval.uri": uri}
+        filters = {"distill.where": filter_of(data), "distill.eval.where": filter_of(held_out)}
+        return tags | {name: where for name, where in filters.items() if where is not None}
 
     def _params(self) -> dict[str, Any]:
         recipe = self._run.recipe

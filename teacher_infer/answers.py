@@ -5,9 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from storage.commits import Quarantined
@@ -15,7 +13,7 @@ from storage.errors import DeviceLost, StillhouseError, TeacherError
 from storage.lineage import redact
 from storage.samples import SAMPLE_ID
 from storage.shard import sample_rows
-from teacher_infer.soften import not_finite, soften
+from teacher_infer.soften import Softened, not_finite, soften
 from teacher_infer.teachers import Teacher
 
 # What a reason may say of an error that a teacher raised.
@@ -24,10 +22,10 @@ _REASON_CHARS = 300
 
 @dataclass(frozen=True)
 class Answers:
-    """Samples as they are stored, and their softened logits [P, V] in float32."""
+    """Samples with their inputs, and what the teacher said of them."""
 
     samples: pa.Table
-    softened_PV: np.ndarray[Any, np.dtype[np.float32]]
+    softened: Softened
 
 
 class Questioner:
@@ -48,7 +46,7 @@ class Questioner:
 
     def _ask_whole_or_halves(self, batch: pa.Table) -> Iterator[Answers]:
         try:
-            softened_PV = soften(self._teacher.logits(list(sample_rows(batch).inputs.values())), self._temperature)
+            softened = soften(self._teacher.logits(list(sample_rows(batch).inputs.values())), self._temperature)
         except StillhouseError:
             raise
         except Exception as error:
@@ -60,11 +58,11 @@ class Questioner:
             yield from self._ask_whole_or_halves(batch.slice(0, half))
             yield from self._ask_whole_or_halves(batch.slice(half))
             return
-        bad = not_finite(softened_PV)
+        bad = not_finite(softened.logits_PV)
         for row in bad.nonzero()[0].tolist():
             self._quarantine(batch, row, "its logits are NaN or infinite")
         if not bad.all():
-            yield Answers(batch, softened_PV) if not bad.any() else Answers(batch.filter(~bad), softened_PV[~bad])
+            yield Answers(batch, softened) if not bad.any() else Answers(batch.filter(~bad), softened.only(~bad))
 
     def _refuse_machines_fault(self, error: Exception, batch: pa.Table) -> None:
         """What a machine lacks or loses is no fault of a sample, and may not decide which samples a cache holds."""

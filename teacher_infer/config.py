@@ -10,6 +10,7 @@ from storage.encodings import Encoding, make_encoding
 from storage.models import ModelSpec, spec_from_folder
 from storage.names import NAME_PATTERN
 from storage.recipes import JsonDict, Location, Section, SourceSection, TrackingSection
+from storage.samples import Inputs
 
 
 class TeacherSection(Section):
@@ -101,12 +102,23 @@ class RaySection(Section):
 
 
 class TeacherRecipe(Section):
+    """A teacher's run over its sources.
+
+    inputs: stored lays every sample's inputs into the shards. referenced leaves them where they are, for a
+    source that is large and stays as it is; shards then hold a digest of each row's inputs, by which a
+    student that reads the source beside the cache knows that it has what the teacher saw.
+    compression: of the shards; it changes no key and nothing that is read. zstd saves room and requests;
+    none is for fast local disks, which read quicker than a core can undo zstd.
+    """
+
     name: str = Field(pattern=NAME_PATTERN)
     store: Location
     source: SourceSection
     held_out: HeldOutSection | None = None
     teacher: TeacherSection
     targets: TargetsSection
+    inputs: Inputs = "stored"
+    compression: Literal["zstd", "none"] = "zstd"
     span_rows: int = Field(default=65536, gt=0)
     max_bad_samples: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0, lt=2**63)

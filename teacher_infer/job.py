@@ -79,8 +79,10 @@ class TeacherActor:
             device="cuda" if ray.get_gpu_ids() else "cpu",
         )
         common = (encoding, settings["teacher_digest"], settings["batch_size"], settings["max_bad_samples"])
+        kept = {"inputs": settings["inputs"], "compression": settings["compression"]}
         self._works = [
-            Work(store, make_source(source), *common, settings["keeps_create"]) for source in settings["sources"]
+            Work(store, make_source(source), *common, settings["keeps_create"], **kept)
+            for source in settings["sources"]
         ]
 
     def label(self, part: int, span: Span) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from storage.digest import rows_digest
 from storage.encodings import Encoding
 from storage.errors import SourceChanged, SourceError, TeacherError
 from storage.folder import Folder
-from storage.samples import LABEL, SAMPLE_ID
-from storage.shard import FORMAT_VERSION, ShardHeader, shard_schema
+from storage.samples import LABEL, SAMPLE_ID, Inputs, kept_columns
+from storage.shard import FORMAT_VERSION, ShardHeader, row_bytes, shard_schema
 from storage.sources import Source
 from teacher_infer.answers import Questioner
-from teacher_infer.plan import Span
+from teacher_infer.plan import Span, added_fields
 from teacher_infer.teachers import Teacher
 from teacher_infer.writer import Writer
 
@@ -28,7 +28,7 @@ class Work:
     """What every span of a job has in common.
 
     settles: whether `label_span` commits what it publishes; False where one process commits for all,
-    because the store does not keep `Folder.create`'s promise.
+    because the store does not keep `Folder.create`'s promise. inputs: as the spans' keys count it.
     """
 
     store: Folder
@@ -38,6 +38,8 @@ class Work:
     batch_size: int
     max_bad_samples: int = 0
     settles: bool = True
+    inputs: Inputs = "stored"
+    compression: str = "zstd"
 
 
 @dataclass
@@ -75,17 +77,18 @@ def label_span(work: Work, teacher: Teacher, span: Span, turn: AbstractContextMa
     questioner = Questioner(teacher, work.batch_size, work.encoding.temperature, work.max_bad_samples, str(span))
     staged = work.store.stage()
     try:
-        with Writer(staged, work.store.stage_place(), work.encoding) as writer:
+        with Writer(staged, work.store.stage_place(), work.encoding, compression=work.compression) as writer:
             with nullcontext() if turn is None else turn:
                 begun = time.perf_counter()
                 for answers in questioner.ask(samples):
+                    classes = int(answers.softened.logits_PV.shape[1])
                     if not writer.begun:
-                        writer.begin(_schema(work, span, samples, int(answers.softened_PV.shape[1])))
-                    _refuse_foreign_labels(answers.samples, int(answers.softened_PV.shape[1]), span)
+                        writer.begin(*_schema(work, span, samples.schema, classes))
+                    _refuse_foreign_labels(answers.samples, classes, span)
                     writer.put(answers)
                 seconds.forward = time.perf_counter() - begun - writer.waited
                 if not writer.begun:
-                    writer.begin(_schema(work, span, samples, _classes(teacher, samples, questioner, span)))
+                    writer.begin(*_schema(work, span, samples.schema, _classes(teacher, samples, questioner, span)))
             rows = writer.finish()
         begun = time.perf_counter()
         mine = publish_shard(work.store, span.shard_key, new_attempt(), staged, rows, questioner.bad)
@@ -108,9 +111,14 @@ def _read(work: Work, span: Span) -> pa.Table:
     return samples
 
 
-def _schema(work: Work, span: Span, samples: pa.Table, classes: int) -> pa.Schema:
+def _schema(work: Work, span: Span, samples: pa.Schema, classes: int) -> tuple[pa.Schema, int]:
+    """A shard's schema, and the bytes a row that its row groups are sized by: those of a row with its inputs.
+
+    A student that reads the inputs from elsewhere holds a row group with them in memory all the same.
+    """
     header = ShardHeader(FORMAT_VERSION, span.shard_key, work.encoding, classes, work.teacher_digest, span.digest)
-    return shard_schema(samples.schema, header)
+    whole = shard_schema(samples, header, added_fields("stored"))
+    return shard_schema(kept_columns(samples, work.inputs), header, added_fields(work.inputs)), row_bytes(whole)
 
 
 def _classes(teacher: Teacher, samples: pa.Table, questioner: Questioner, span: Span) -> int:

@@ -11,9 +11,10 @@ import pyarrow as pa
 from storage.digest import rows_digest, sha256_of
 from storage.encodings import Encoding
 from storage.errors import SourceError
-from storage.samples import SAMPLE_ID, SourceFile, refuse_duplicates
+from storage.samples import INPUTS_XXH3_FIELD, SAMPLE_ID, Inputs, SourceFile, kept_columns, refuse_duplicates
 from storage.shard import FORMAT_VERSION
 from storage.sources import Source
+from storage.summary import SUMMARY_FIELDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of every span: by which teacher, kept in which encoding.
+    """What is asked of every span: by which teacher, kept in which encoding, with or without the inputs.
 
     seed: only where it has a say (an encoding that draws, a teacher without weights), else None; so
     that another seed in a recipe costs no teacher work.
@@ -45,26 +46,27 @@ class Question:
     teacher: str
     encoding: dict[str, Any]
     seed: int | None
+    inputs: Inputs = "stored"
 
     @staticmethod
-    def of(teacher_digest: str, encoding: Encoding, seed: int, *, trained: bool) -> Question:
-        return Question(teacher_digest, encoding.key(), seed if encoding.draws or not trained else None)
+    def of(teacher_digest: str, encoding: Encoding, seed: int, *, trained: bool, inputs: Inputs = "stored") -> Question:
+        return Question(teacher_digest, encoding.key(), seed if encoding.draws or not trained else None, inputs)
 
     def shard_key(self, span_digest: str) -> str:
-        return sha256_of(
-            {
-                "format_version": FORMAT_VERSION,
-                "teacher": self.teacher,
-                "encoding": self.encoding,
-                "seed": self.seed,
-                "span": span_digest,
-            }
-        )
+        facts = {
+            "format_version": FORMAT_VERSION,
+            "teacher": self.teacher,
+            "encoding": self.encoding,
+            "seed": self.seed,
+            "span": span_digest,
+        }
+        # Counted only where it is not the usual one, so that keys are what they were before there was a choice.
+        return sha256_of({**facts, "inputs": self.inputs} if self.inputs != "stored" else facts)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All spans of a source in order; sample_bytes: what their samples take before the targets are added."""
+    """All spans of a source in order; sample_bytes: what is stored of their samples, before anything is added."""
 
     spans: tuple[Span, ...]
     sample_bytes: int
@@ -103,11 +105,16 @@ def make_plan(source: Source, span_rows: int, question: Question) -> Plan:
         digest = rows_digest(table)
         spans.append(Span(file, start, stop, digest, question.shard_key(digest)))
         ids.extend(table.column(SAMPLE_ID).chunks)
-        size += table.nbytes
+        size += table.select(kept_columns(table.schema, question.inputs).names).nbytes
     if example is None:
         raise SourceError(f"The source {source.to_dict()} is empty.", "There is at least one sample.")
     refuse_duplicates(ids)
     return Plan(tuple(spans), size, example)
+
+
+def added_fields(inputs: Inputs) -> list[pa.Field]:
+    """What a shard says of each sample in columns of its own, beside the soft targets."""
+    return [*SUMMARY_FIELDS, INPUTS_XXH3_FIELD] if inputs == "referenced" else [*SUMMARY_FIELDS]
 
 
 def _columns(schema: pa.Schema) -> str:

@@ -15,7 +15,7 @@ from storage.models import ModelSpec
 from storage.recipes import recipe_digest
 from storage.sources import make_source
 from teacher_infer.config import TeacherRecipe
-from teacher_infer.plan import Plan, Question, Span, make_plan
+from teacher_infer.plan import Plan, Question, Span, added_fields, make_plan
 from teacher_infer.teachers.module import ModuleTeacher
 
 
@@ -55,7 +55,8 @@ def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
     """Resolve the teacher, digest the sources and plan. Raises UsageError of every kind."""
     encoding, spec = recipe.targets.make(), recipe.teacher.spec()
     digest = spec.digest(recipe.teacher.dtype)
-    question = Question.of(digest, encoding, recipe.seed, trained=spec.weights is not None)
+    trained = spec.weights is not None
+    question = Question.of(digest, encoding, recipe.seed, trained=trained, inputs=recipe.inputs)
     parts = [_part(recipe.name, recipe.source.settings(), recipe.span_rows, question, store)]
     if recipe.held_out is not None:
         held_out = recipe.held_out
@@ -78,11 +79,16 @@ def show_plan(prepared: Prepared) -> dict[str, Any]:
     answers: list[dict[str, Any]] = []
     for part in prepared.parts:
         classes = teacher.classes(part.plan.example)
-        width = None if classes is None else sum(f.type.byte_width for f in prepared.encoding.fields(classes))
-        size = None if width is None else part.plan.sample_bytes + part.plan.positions * width
+        size = None if classes is None else part.plan.sample_bytes + part.plan.positions * _added(prepared, classes)
         forward = sum(span.rows for span in part.missing)
         answers.append({**part.answer(), "forward_positions": forward, "expected_bytes": size, "classes": classes})
     return {"store": prepared.store.url, **nested(answers)}
+
+
+def _added(prepared: Prepared, classes: int) -> int:
+    """The bytes that a job adds to what is stored of each sample."""
+    fields = [*added_fields(prepared.recipe.inputs), *prepared.encoding.fields(classes)]
+    return sum(field.type.byte_width for field in fields)
 
 
 def nested(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -107,6 +113,8 @@ def actor_settings(prepared: Prepared, marker: str) -> dict[str, Any]:
         "batch_size": recipe.teacher.batch_size,
         "max_bad_samples": recipe.max_bad_samples,
         "targets": prepared.encoding.to_dict(),
+        "inputs": recipe.inputs,
+        "compression": recipe.compression,
         "teacher_digest": prepared.teacher_digest,
         "sources": [part.source for part in prepared.parts],
         "cpus": recipe.ray.cpus_per_actor,
@@ -124,9 +132,10 @@ def lineage_of(prepared: Prepared, part: Part) -> dict[str, Any]:
         "weights_sha256": prepared.weights_sha256,
         "dtype": recipe.teacher.dtype,
     }
-    return cache_lineage(
+    lineage = cache_lineage(
         teacher=teacher,
         source=redact(part.source),
         targets=prepared.encoding.to_dict(),
         recipe_digest=recipe_digest(recipe),
     )
+    return {**lineage, "inputs": recipe.inputs} if recipe.inputs != "stored" else lineage

@@ -7,13 +7,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from storage import tensors
 from storage.encodings import Encoding
 from storage.filesystems import in_words
+from storage.samples import INPUTS_XXH3, inputs_digests
 from storage.shard import write_shard
+from storage.summary import ENTROPY, TOP1
 from teacher_infer.answers import Answers
 
 # Batches of softened logits that wait for the disk; then the teacher waits.
@@ -23,12 +26,13 @@ WAITING = 4
 class Writer:
     """Use it as a context manager: `begin` with the schema, `put` batches, `finish` for the rows written.
 
+    A batch's columns are those that the schema names. compression and group_row_bytes: see `write_shard`.
     waited: seconds that `put` waited for the disk; seconds: what encoding and writing took. `where` names
     the store in errors. What the thread raises is raised by the next call.
     """
 
-    def __init__(self, path: Path, where: str, encoding: Encoding) -> None:
-        self._path, self._where, self._encoding = path, where, encoding
+    def __init__(self, path: Path, where: str, encoding: Encoding, *, compression: str = "zstd") -> None:
+        self._path, self._where, self._encoding, self._compression = path, where, encoding, compression
         self._queue: queue.Queue[Answers | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -39,8 +43,9 @@ class Writer:
     def begun(self) -> bool:
         return self._thread is not None
 
-    def begin(self, schema: pa.Schema) -> None:
-        self._thread = threading.Thread(target=self._write, args=(schema,), name="shard writer", daemon=True)
+    def begin(self, schema: pa.Schema, group_row_bytes: int | None = None) -> None:
+        arguments = (schema, group_row_bytes)
+        self._thread = threading.Thread(target=self._write, args=arguments, name="shard writer", daemon=True)
         self._thread.start()
 
     def put(self, answers: Answers) -> None:
@@ -69,11 +74,17 @@ class Writer:
         if self._error is not None:
             raise self._error
 
-    def _write(self, schema: pa.Schema) -> None:
+    def _write(self, schema: pa.Schema, group_row_bytes: int | None) -> None:
         begun, idle = time.perf_counter(), [0.0]
         try:
             with in_words(self._where):
-                self._rows = write_shard(self._path, schema, self._batches(schema, idle))
+                self._rows = write_shard(
+                    self._path,
+                    schema,
+                    self._batches(schema, idle),
+                    compression=self._compression,
+                    group_row_bytes=group_row_bytes,
+                )
         except BaseException as error:
             self._error = error
             # Whoever puts must not wait for a thread that writes no more; most of a shard is written at its end.
@@ -89,6 +100,16 @@ class Writer:
             if answers is None:
                 self._ended = True
                 return
-            arrays: list[Any] = [column.combine_chunks() for column in answers.samples.columns]
-            arrays += self._encoding.encode(answers.softened_PV)
-            yield pa.record_batch(arrays, schema=schema)
+            yield record_batch(answers, self._encoding, schema)
+
+
+def record_batch(answers: Answers, encoding: Encoding, schema: pa.Schema) -> pa.RecordBatch:
+    """Answers as rows of a shard, whose schema says what is kept of them and in which order."""
+    samples, softened = answers.samples, answers.softened
+    arrays = {name: samples.column(name).combine_chunks() for name in samples.schema.names if name in schema.names}
+    arrays |= {ENTROPY: pa.array(softened.entropy_P), TOP1: pa.array(softened.top1_P)}
+    if INPUTS_XXH3 in schema.names:
+        arrays[INPUTS_XXH3] = tensors.pack(inputs_digests(samples).view(np.uint8).reshape(-1, 16))
+    fields = encoding.fields(softened.logits_PV.shape[1])
+    arrays |= {f.name: array for f, array in zip(fields, encoding.encode(softened.logits_PV), strict=True)}
+    return pa.record_batch([arrays[name] for name in schema.names], schema=schema)

@@ -24,6 +24,10 @@ class Source(Protocol):
         """Rows [start, stop) of one file, as samples (see `as_samples`)."""
         ...
 
+    def ids(self, file: SourceFile) -> pa.ChunkedArray:
+        """The ids of all rows of one file, as `read` would give them; without reading the inputs where that can be."""
+        ...
+
     def to_dict(self) -> dict[str, Any]: ...
 
 

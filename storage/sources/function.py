@@ -13,6 +13,7 @@ import pyarrow as pa
 from storage.errors import SourceError
 from storage.names import call, find_function, guarded
 from storage.samples import Columns, SourceFile, as_samples
+from storage.sources.ids import sample_ids
 
 _one_call = threading.RLock()
 
@@ -30,6 +31,9 @@ class FunctionSource:
 
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
         return as_samples(self._table.slice(start, stop - start), self.columns, file.name)
+
+    def ids(self, file: SourceFile) -> pa.ChunkedArray:
+        return sample_ids(self._table, self.columns, file.name)
 
     @property
     def _table(self) -> pa.Table:

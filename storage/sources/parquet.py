@@ -5,7 +5,8 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from storage.errors import SourceError
 from storage.filesystems import in_words, open_filesystem
 from storage.samples import LABEL, Columns, SourceFile, as_samples
+from storage.sources.ids import sample_ids
 
 
 @dataclass(frozen=True)
@@ -29,31 +31,35 @@ class ParquetSource:
         table, first, names = self._decoded(file, start, stop)
         return as_samples(table.slice(start - first, stop - start), self.columns, file.name, names)
 
+    def ids(self, file: SourceFile) -> pa.ChunkedArray:
+        fs, _ = open_filesystem(self.parquet)
+        with _told(file), fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
+            names = [name for name in parquet.schema_arrow.names if name == self.columns.sample_id]
+            table = parquet.read(columns=names)
+        return sample_ids(table, self.columns, file.name)
+
     def _decoded(self, file: SourceFile, start: int, stop: int) -> tuple[pa.Table, int, list[str]]:
         """The row groups that hold rows [start, stop), the first row in them, and the file's column names.
 
         The last ones are kept: a row group is often larger than what is asked for, and the next rows lie in it.
         """
         fs, _ = open_filesystem(self.parquet)
-        try:
-            with in_words(file.name):
-                # Another size means another file under the same name; its rows are digested where that matters.
-                key = (file.name, fs.size(file.name))
-                footer = self._footers.get(key)
-                if footer is None:
-                    with fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
-                        footer = self._footers[key] = _Footer.of(parquet)
-                groups = footer.groups(start, stop)
-                # Two spans may be read at the same time, by threads.
-                table = self._last.get((*key, groups))
-                if table is None:
-                    with fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
-                        table = parquet.read_row_groups(list(groups), columns=self._wanted(footer.names))
-                    self._last.clear()
-                    self._last[(*key, groups)] = table
-                return table, footer.firsts[groups[0]] if groups else 0, footer.names
-        except (pa.ArrowInvalid, OSError) as error:
-            raise SourceError(f"'{file.name}' cannot be read: {error}.", "Every file of a source is Parquet.") from None
+        with _told(file):
+            # Another size means another file under the same name; its rows are digested where that matters.
+            key = (file.name, fs.size(file.name))
+            footer = self._footers.get(key)
+            if footer is None:
+                with fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
+                    footer = self._footers[key] = _Footer.of(parquet)
+            groups = footer.groups(start, stop)
+            # Two spans may be read at the same time, by threads.
+            table = self._last.get((*key, groups))
+            if table is None:
+                with fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
+                    table = parquet.read_row_groups(list(groups), columns=self._wanted(footer.names))
+                self._last.clear()
+                self._last[(*key, groups)] = table
+            return table, footer.firsts[groups[0]] if groups else 0, footer.names
 
     @functools.cached_property
     def _footers(self) -> dict[tuple[str, int], _Footer]:
@@ -73,6 +79,16 @@ class ParquetSource:
 
     def to_dict(self) -> dict[str, Any]:
         return {"parquet": self.parquet, "columns": asdict(self.columns)}
+
+
+@contextmanager
+def _told(file: SourceFile) -> Generator[None]:
+    """What fails while a file is read, as a SourceError about it."""
+    try:
+        with in_words(file.name):
+            yield
+    except (pa.ArrowInvalid, OSError) as error:
+        raise SourceError(f"'{file.name}' cannot be read: {error}.", "Every file of a source is Parquet.") from None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from storage.encodings.dense import Dense
 from storage.folder import Folder
 from storage.samples import Columns, as_samples
 from storage.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
+from tests.storage.helpers import rows_of
 
 CLASSES = 5
 
@@ -103,8 +104,7 @@ def make_batch(teacher: Callable[..., Any]) -> Callable[..., pa.RecordBatch]:
         header = ShardHeader(FORMAT_VERSION, key, encoding, CLASSES, "teacher", rows_digest(samples))
         soft_PV = teacher(samples.column("sample_id").to_numpy()) / temperature
         soft_PV -= soft_PV.max(axis=1, keepdims=True)
-        arrays = [*(column.combine_chunks() for column in samples.columns), *encoding.encode(soft_PV)]
-        return pa.RecordBatch.from_arrays(arrays, schema=shard_schema(samples.schema, header))
+        return rows_of(samples, encoding, soft_PV, shard_schema(samples.schema, header))
 
     return make
 

@@ -92,6 +92,14 @@ def _date_back(store: Folder, path: str, seconds: float) -> None:
     store.entries = entries
 
 
+def rows_of(samples: pa.Table, encoding: Dense, soft_PV: np.ndarray[Any, Any], schema: pa.Schema) -> pa.RecordBatch:
+    """Samples and their encoded targets as rows of a shard, each column where the schema has it."""
+    arrays: dict[str, Any] = {name: samples.column(name).combine_chunks() for name in samples.schema.names}
+    names = [field.name for field in encoding.fields(soft_PV.shape[1])]
+    arrays |= dict(zip(names, encoding.encode(soft_PV), strict=True))
+    return pa.record_batch([arrays[name] for name in schema.names], schema=schema)
+
+
 def make_shard(path: Path, key: str, first: int, rows: int = 3) -> int:
     """Write a shard of small rows, which follow from `first`."""
     ids = np.arange(first, first + rows)
@@ -100,8 +108,7 @@ def make_shard(path: Path, key: str, first: int, rows: int = 3) -> int:
     encoding = Dense(1.0)
     soft_PV = np.stack([np.zeros(rows), -ids / 8], axis=1).astype(np.float32)
     schema = shard_schema(samples.schema, ShardHeader(FORMAT_VERSION, key, encoding, CLASSES, "teacher", "span"))
-    arrays = [*(column.combine_chunks() for column in samples.columns), *encoding.encode(soft_PV)]
-    batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
+    batch = rows_of(samples, encoding, soft_PV, schema)
 
     def batches() -> Iterator[pa.RecordBatch]:
         yield batch.slice(0, 1)

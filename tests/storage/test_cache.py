@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from storage.cache import Cache, cache_digest, cache_key, open_cache, read_cache, seal
 from storage.catalog import list_caches, verify
 from storage.commits import Commit
+from storage.digest import sha256_of
 from storage.errors import CorruptShard, NoCache, RecipeError, StillhouseError, VerificationError
 from storage.folder import Folder
+from storage.index import Index, index_of
 from storage.ranges import read_checked, read_footer
 from storage.shard import ByteRange
 
@@ -27,15 +33,30 @@ def commit(key: str, rows: int, sha256: str = "ee" * 32, attempt: str = "a1") ->
     return Commit(key, attempt, f"shards/{key[:2]}/{key}-{attempt}.parquet", 9, sha256, rows, (part,), part)
 
 
+def digest_of(shards: Sequence[Commit]) -> str:
+    return cache_digest(index_of(shards))
+
+
 # Keys and digests
 
 
 def test_keys_and_digests_never_change() -> None:
     assert cache_key(["aa", "bb"]) == "ef06a380ce23da4ef1c23ccd5c7d8b8816085cb0b3f983e61d35a4743e1dfbc3"
     assert (
-        cache_digest([commit("aa", 3), commit("bb", 4, "dd" * 32)])
+        digest_of([commit("aa", 3), commit("bb", 4, "dd" * 32)])
         == "9c8217aafd07ca260d99a69d88a187c37b6941c2610a165a2234ae39c09e2a00"
     )
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 6, 7])
+def test_keys_and_digests_are_of_one_canonical_json_however_it_is_made(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr("storage.index._AT_ONCE", 3)
+    shards = [commit(f"k{index}", index, f"{index:064x}") for index in range(count)]
+    keys = [shard.shard_key for shard in shards]
+    assert cache_key(keys) == sha256_of({"format_version": 1, "shards": keys})
+    assert digest_of(shards) == sha256_of([1, [[s.shard_key, s.sha256, s.rows] for s in shards]])
 
 
 def test_the_key_depends_on_the_shards_and_their_order_only() -> None:
@@ -54,13 +75,13 @@ def test_the_digest_depends_on_bytes_rows_keys_and_order() -> None:
         [replace(a, rows=2), b],
         [replace(a, shard_key="ac"), b],
     ]
-    assert len({cache_digest(shards) for shards in lists}) == len(lists)
+    assert len({digest_of(shards) for shards in lists}) == len(lists)
 
 
 def test_the_digest_does_not_depend_on_attempts_paths_or_ranges() -> None:
     a = commit("aa", 3)
     again = replace(a, attempt="z", path="elsewhere", bytes=1, row_groups=(), footer=ByteRange(0, 0, 0, ""))
-    assert cache_digest([again]) == cache_digest([a])
+    assert digest_of([again]) == digest_of([a])
 
 
 def test_the_digest_does_not_depend_on_name_lineage_or_store(tmp_path: Path, put_shard: Make) -> None:
@@ -81,7 +102,7 @@ def test_a_sealed_cache_says_what_it_is(folder: Folder, make_cache: Make) -> Non
         "name": "digits",
         "url": folder.url_of(f"caches/{cache.key}"),
         "cache_key": cache_key([shard.shard_key for shard in cache.shards]),
-        "cache_digest": cache_digest(cache.shards),
+        "cache_digest": digest_of(cache.shards),
         "encoding": {"encoding": "dense", "dtype": "float16", "temperature": 1.0},
         "classes": 5,
         "shards": 2,
@@ -208,8 +229,8 @@ def test_sealing_again_after_a_shard_was_made_again_gives_the_new_shard_or_an_er
         sealed = seal(folder, "digits", [new], {})
     except VerificationError:
         return
-    assert sealed.digest == cache_digest([new])
-    assert verify(sealed)["ok"]
+    assert sealed.digest == digest_of([new])
+    assert verify(sealed)["ok"] and verify(open_cache(folder.url_of("digits")))["ok"]
 
 
 @pytest.mark.parametrize("at", [-1, -30])
@@ -219,6 +240,49 @@ def test_a_shard_with_a_damaged_footer_is_not_sealed(folder: Folder, put_shard: 
     with pytest.raises(CorruptShard, match=rf"{shard.path} is damaged: the footer"):
         seal(folder, "digits", [shard], {})
     assert list_caches(folder) == ([], [])
+
+
+def without_sections(table: pa.Table) -> pa.Table:
+    """An index as it was written before row groups had sections."""
+    at, lists = table.schema.get_field_index("row_groups"), table.column("row_groups").combine_chunks()
+    names = ["start", "stop", "rows", "xxh3"]
+    groups = pa.StructArray.from_arrays([lists.flatten().field(name) for name in names], names)
+    return table.set_column(at, "row_groups", pa.ListArray.from_arrays(lists.offsets, groups))
+
+
+def test_a_cache_from_before_there_were_sections_opens_and_is_sealed_again(folder: Folder, put_shard: Make) -> None:
+    shards = [
+        replace(shard, row_groups=tuple(replace(group, sections=()) for group in shard.row_groups))
+        for shard in (put_shard(folder, 4), put_shard(folder, 3, 4))
+    ]
+    cache = seal(folder, "digits", shards, {"by": "the first"})
+    path, sink = f"caches/{cache.key}", io.BytesIO()
+    pq.write_table(without_sections(pq.read_table(io.BytesIO(folder.read(f"{path}/index.parquet")))), sink)
+    folder.write(f"{path}/index.parquet", sink.getvalue())
+    facts = json.loads(folder.read(f"{path}/cache.json"))
+    facts["index"] = {"path": "index.parquet", "sha256": sha256(sink.getvalue()).hexdigest()}
+    folder.write(f"{path}/cache.json", json.dumps(facts).encode())
+    opened = open_cache(folder.url_of("digits"))
+    assert opened.shards == tuple(shards) and verify(opened)["ok"]
+    again = seal(folder, "digits", shards, {"by": "the second"})
+    assert again.index == opened.index and again.lineage == {"by": "the first"}
+    assert folder.read(f"{path}/index.parquet") == sink.getvalue()
+
+
+def test_opening_a_cache_makes_no_object_for_a_shard_or_a_row_group(
+    folder: Folder, make_cache: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make_cache(folder, (4, 3, 2))
+
+    def no_objects(self: Index, first: int, count: int) -> Any:
+        raise AssertionError(f"{count} shards became objects")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Index, "_commits", no_objects)
+        opened = open_cache(folder.url_of("digits"))
+        assert opened.facts() == cache.facts() and opened == replace(cache, store=opened.store)
+        assert opened.index.rows.tolist() == [4, 3, 2] and opened.index.path(2) == cache.index.path(2)
+    assert opened.shards == cache.shards and opened.shards is opened.shards
 
 
 # Names

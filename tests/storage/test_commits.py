@@ -25,14 +25,16 @@ from storage.commits import (
     settle,
     shard_path,
 )
-from storage.digest import canonical_json, sha256_file
+from storage.digest import canonical_json, range_digest, sha256_file
 from storage.errors import CorruptShard, StoreLost
 from storage.folder import Folder
+from storage.sections import ByteRange, Section
 from storage.shard import byte_ranges, write_shard
 from tests.storage.helpers import files as all_files
 from tests.storage.helpers import race
 
 KEY = "ab" + "0" * 62
+GOLDEN = Path(__file__).parent / "golden"
 Attempt = Callable[..., Commit]
 
 
@@ -334,6 +336,54 @@ def test_a_commit_comes_back_from_its_record(folder: Folder, attempt: Attempt) -
         "footer",
         "quarantined",
     }
+
+
+def test_a_record_says_where_the_sections_of_each_row_group_stop(folder: Folder, attempt: Attempt) -> None:
+    commit = attempt(folder, "a1")
+    [group] = json.loads(folder.read(commit_path(KEY)))["row_groups"]
+    assert group["sections"] == [[section.stop, section.xxh3] for section in commit.row_groups[0].sections]
+    data, start = folder.read(commit.path), group["start"]
+    for stop, xxh3 in group["sections"]:
+        assert range_digest(data[start:stop]) == xxh3
+        start = stop
+    assert start == group["stop"] and len(group["sections"]) == 3
+    assert "sections" not in commit.to_dict()["footer"]
+
+
+def test_the_golden_record_from_before_there_were_sections_is_read_with_its_exact_values() -> None:
+    record = (GOLDEN / "commit-v1.json").read_bytes()
+    commit = Commit.from_dict(json.loads(record))
+    assert commit.row_groups == (
+        ByteRange(4, 368, 4, "16333df6e2682258bcad57bcb93b2473"),
+        ByteRange(368, 738, 4, "5b0467150630aac75fb9a4551ab0bd4d"),
+        ByteRange(738, 1064, 2, "39c26f25731afb51bec6c67d3b19374b"),
+    )
+    assert commit.footer == ByteRange(1064, 3627, 0, "39085e7c6ad92aa30c6a76c32a1f677e")
+    assert (commit.shard_key, commit.attempt, commit.rows) == ("golden-key", "0123456789abcdef", 10)
+    assert canonical_json(commit.to_dict()) == record
+
+
+def test_the_golden_record_with_sections_is_read_with_its_exact_values() -> None:
+    record = (GOLDEN / "commit-v1-sections.json").read_bytes()
+    commit = Commit.from_dict(json.loads(record))
+    sections = (
+        Section(132, "33ddb6a702496f0bda167a4e111d7738"),
+        Section(310, "3369794ba43ae6abeca243231c35ee82"),
+        Section(368, "36a8a40e39763f8367a3ca1d87265f88"),
+    )
+    assert commit.row_groups[0] == ByteRange(4, 368, 4, "7814f604c406fdbc0532c4b317ffad0e", sections)
+    assert [len(group.sections) for group in commit.row_groups] == [3, 3, 3] and commit.footer.sections == ()
+    assert canonical_json(commit.to_dict()) == record
+
+
+@pytest.mark.parametrize("sections", [[[9, "00"]], [[9, "00"]] * 4, [9, 9, 9], [[9]] * 3, 3])
+def test_a_record_with_other_sections_than_ours_is_named(folder: Folder, attempt: Attempt, sections: object) -> None:
+    attempt(folder, "a1")
+    record = json.loads(folder.read(commit_path(KEY)))
+    record["row_groups"][0]["sections"] = sections
+    folder.write(commit_path(KEY), canonical_json(record))
+    with pytest.raises(CorruptShard, match=f"{KEY}.json is no commit record"):
+        read_commit(folder, KEY)
 
 
 def test_a_staged_file_of_other_rows_is_not_committed(folder: Folder, make_samples: Any, make_batch: Any) -> None:

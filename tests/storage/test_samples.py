@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 
+from storage import samples as module
 from storage import tensors
 from storage.errors import SourceError
-from storage.samples import Columns, as_samples, input_names
+from storage.samples import INPUTS_XXH3_FIELD, Columns, as_samples, input_names, inputs_digests, kept_columns
+from storage.summary import SUMMARY_FIELDS
 
 
 def raw(**columns: Any) -> pa.Table:
@@ -114,7 +118,7 @@ def test_an_unsigned_number_that_64_bits_with_a_sign_do_not_hold_is_refused(colu
         made(raw(**{column: pa.array([2**63, 1, 2], pa.uint64())}))
 
 
-@pytest.mark.parametrize("name", ["soft_logits", "soft_", "sample_id", "label"])
+@pytest.mark.parametrize("name", ["soft_logits", "soft_", "soft_entropy", "sample_id", "label", "inputs_xxh3"])
 def test_an_input_with_one_of_the_stores_own_names_is_refused(name: str) -> None:
     table = pa.table({"key": [1], name: [2]})
     with pytest.raises(SourceError, match=rf"an input is named '{name}'\..*Rename the column"):
@@ -134,3 +138,106 @@ def test_an_input_that_is_no_tensor_is_named() -> None:
 def test_samples_made_into_samples_again_stay_the_same() -> None:
     samples = made(raw())
     assert made(samples).equals(samples, check_metadata=True)
+
+
+def test_what_a_shard_adds_to_samples_is_no_input() -> None:
+    samples = made(raw())
+    added = pa.schema([*samples.schema, INPUTS_XXH3_FIELD, *SUMMARY_FIELDS, pa.field("soft_logits", pa.binary(4))])
+    assert input_names(added) == ["x", "n"]
+
+
+def test_a_shard_keeps_all_columns_or_all_but_the_inputs() -> None:
+    schema = made(raw()).schema
+    assert kept_columns(schema, "stored").equals(schema)
+    assert kept_columns(schema, "referenced").names == ["sample_id", "label"]
+    assert kept_columns(made(raw(), label=False).schema, "referenced").names == ["sample_id"]
+
+
+# The digest of a row's inputs
+
+
+def hexes(samples: pa.Table) -> list[str]:
+    digests = inputs_digests(samples)
+    assert (digests.dtype, digests.shape) == (np.dtype("V16"), (samples.num_rows,))
+    return [digest.tobytes().hex() for digest in digests]
+
+
+def mixed(rows: int = 7) -> pa.Table:
+    """Samples with inputs of several types: x [2, 3] float16, n int16, flag bool, seen [2] bool."""
+    numbers = np.arange(rows)
+    table = {
+        "sample_id": numbers,
+        "x": [np.arange(i, i + 6).reshape(2, 3).tolist() for i in range(rows)],
+        "n": pa.array(numbers * 1000 - 3, pa.int16()),
+        "flag": numbers % 2 == 0,
+        "seen": [[i % 3 == 0, True] for i in range(rows)],
+        "label": numbers,
+    }
+    kinds = pa.list_(pa.list_(pa.float16()))
+    return made(pa.table({k: pa.array(v, kinds) if k == "x" else v for k, v in table.items()}))
+
+
+def test_the_digest_is_of_exactly_these_bytes() -> None:
+    for row, found in enumerate(hexes(mixed())):
+        data = b'["x","float16",[2,3]]' + np.arange(row, row + 6).astype("<f2").tobytes()
+        data += b'["n","int16",[]]' + (row * 1000 - 3).to_bytes(2, "little", signed=True)
+        data += b'["flag","bool",[]]' + bytes([row % 2 == 0])
+        data += b'["seen","bool",[2]]' + bytes([row % 3 == 0, True])
+        assert found == xxhash.xxh3_128_hexdigest(data)
+
+
+def test_the_digest_of_these_rows_stays_what_it_is() -> None:
+    assert hexes(made(raw())) == [
+        "3cff57d760a5e282b42d0bc72633d90e",
+        "26ddeb1bcbc0784a9c72f5102dbd73d4",
+        "e0ed54daae0704d6187a46e0bb7521c1",
+    ]
+
+
+@pytest.mark.parametrize("block", [1, 40, 100, 1 << 20])
+def test_rows_have_one_digest_however_they_are_read(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    whole = hexes(mixed(23))
+    assert len(set(whole)) == 23
+    monkeypatch.setattr(module, "_BLOCK_BYTES", block)
+    assert hexes(mixed(23)) == whole
+    assert hexes(mixed(23).slice(4, 9)) == whole[4:13]
+    assert hexes(pa.concat_tables([mixed(23).slice(0, 5), mixed(23).slice(5, 11), mixed(23).slice(16)])) == whole
+    assert hexes(mixed(23).take([6, 3])) == [whole[6], whole[3]]
+    assert hexes(mixed(23).slice(3, 0)) == []
+
+
+def test_ids_and_labels_have_no_part_in_the_digest() -> None:
+    assert hexes(made(raw(sample_id=["a", "b", "c"], label=None))) == hexes(made(raw()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: made(raw(), inputs=("n", "x")),
+        lambda: made(raw(), inputs=("x",)),
+        lambda: made(raw(n=pa.array([7, 8, 9], pa.int32()))),
+        lambda: made(raw(x=[[[1.0, 2.0]], [[3.0, 4.0]], [[5.0, 6.0]]])),
+        lambda: made(raw().rename_columns(["sample_id", "y", "n", "label"])),
+        lambda: made(raw(n=[8, 9, 10])),
+    ],
+    ids=["order", "fewer", "type", "shape", "name", "value"],
+)
+def test_whatever_the_model_would_take_otherwise_changes_the_digest(change: Callable[[], pa.Table]) -> None:
+    assert not set(hexes(change())) & set(hexes(made(raw())))
+
+
+def test_a_row_larger_than_a_block_has_a_digest_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = made(pa.table({"sample_id": [1, 2], "x": np.arange(2), "z": [[0.5] * 300_000, [1.5] * 300_000]}))
+    data = b'["x","int64",[]]' + (1).to_bytes(8, "little")
+    data += b'["z","float64",[300000]]' + np.full(300_000, 1.5).tobytes()
+    assert hexes(wide)[1] == xxhash.xxh3_128_hexdigest(data)
+
+
+def test_digests_lie_in_their_column_as_they_are() -> None:
+    digests = inputs_digests(mixed())
+    column = tensors.pack(digests.view(np.uint8).reshape(-1, 16))
+    assert (INPUTS_XXH3_FIELD.type, INPUTS_XXH3_FIELD.nullable) == (pa.binary(16), False)
+    assert column.type == INPUTS_XXH3_FIELD.type
+    back = tensors.unpack(column, INPUTS_XXH3_FIELD).view("V16")[:, 0]
+    assert (back == digests).all()
+    assert [value.hex() for value in column.to_pylist()] == hexes(mixed())

@@ -188,6 +188,51 @@ def test_a_commit_keeps_its_own_file_where_a_sealed_cache_lists_another_one(
     assert files(folder) == sorted([*files_of(cache), anew.path])
 
 
+def plain_path(key: str, digit: str = "0") -> str:
+    return f"caches/{key}/plain-{digit * 32}.parquet"
+
+
+def test_the_plain_columns_of_a_cache_stay_with_it_and_go_with_it(local: Folder) -> None:
+    _, cache = label(local)
+    for digit in "ab":
+        local.write(plain_path(cache.key, digit), b"plain")
+    make_old(local)
+    assert collect(local, 0, dry_run=False)["paths"] == []
+    forget(open_cache(local.url_of("work")))
+    answer = collect(local, 7 * DAY, dry_run=False)
+    assert answer["paths"] == [] and answer["kept"] == {"unsealed and young": 1}
+    assert local.names(f"caches/{cache.key}") == ["index.parquet", *(f"plain-{d * 32}.parquet" for d in "ab")]
+    make_old(local)
+    answer = collect(local, 7 * DAY, dry_run=False)
+    assert answer["removed"] == {"unsealed": 1, "plain": 2, "commits": 2, "shards": 2}
+    assert answer["bytes"] > cache.bytes + 10
+    assert files(local) == []
+
+
+def test_plain_columns_that_a_cache_left_behind_go_when_they_are_old(folder: Folder, aged: Callable[[], None]) -> None:
+    """A gc was stopped after the index, or a reader that had the cache open wrote them later than that."""
+    _, cache = label(folder)
+    path = plain_path("0" * 64)
+    folder.write(path, b"plain")
+    assert collect(folder, 7 * DAY, dry_run=False)["paths"] == []
+    aged()
+    with lease(folder, "work", KEYS):
+        assert collect(folder, 7 * DAY, dry_run=False)["removed"] == {"plain": 1}
+    assert files(folder) == files_of(cache)
+
+
+def test_the_plain_columns_of_an_unsealed_cache_stay_while_a_job_may_seal_it(
+    folder: Folder, aged: Callable[[], None]
+) -> None:
+    _, cache = label(folder)
+    folder.write(plain_path(cache.key), b"plain")
+    forget(cache)
+    aged()
+    with lease(folder, "work", KEYS):
+        assert collect(folder, 7 * DAY, dry_run=False)["kept"]["unsealed, while a job runs"] == 1
+    assert folder.exists(plain_path(cache.key))
+
+
 def test_staged_files_and_probes_of_the_dead_go(local: Folder) -> None:
     label(local)
     staged = local.stage()
@@ -249,6 +294,9 @@ FOREIGN = [
     "caches/README.txt",
     "caches/notes/index.parquet",
     f"caches/{'0' * 64}/notes.txt",
+    f"caches/{'0' * 64}/plain-notes.parquet",
+    f"caches/{'0' * 64}/plain-{'0' * 32}.parquet.bak",
+    f"caches/notes/plain-{'0' * 32}.parquet",
     "names/digits",
     "tmp/notes.txt",
     "tmp/probe.txt",
@@ -388,7 +436,7 @@ class Model:
             if key in listed | self.leased or commit_path(key) in young:
                 kept |= {won.path, commit_path(key)}
         in_use = {path for path in self.age if path.startswith("shards/") and path[10:74] in self.leased}
-        return kept | in_use | {path for path in young if path.startswith(("shards/", "tmp/"))}
+        return kept | in_use | {path for path in young if path.startswith(("shards/", "tmp/")) or "/plain-" in path}
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -398,7 +446,7 @@ def test_after_any_history_what_is_needed_is_there_and_all_else_that_is_old_is_g
     dice, model = random.Random(seed), Model()
     keys = [sha256_of(["history", index]) for index in range(6)]
     for _ in range(60):
-        what = dice.choice(["commit", "commit", "attempt", "staged", "seal", "forget", "days", "lease", "gc"])
+        what = dice.choice(["commit", "commit", "attempt", "staged", "seal", "read", "forget", "days", "lease", "gc"])
         key = dice.choice(keys)
         if what == "commit" and key not in model.committed:
             model.committed[key] = commit(local, key, keys.index(key))
@@ -424,6 +472,10 @@ def test_after_any_history_what_is_needed_is_there_and_all_else_that_is_old_is_g
             del model.age[f"caches/{cache.key}/cache.json"]
             model.age[f"caches/{cache.key}/index.parquet"] = 0.0
             model.forgotten[cache.key] = cache
+        elif what == "read" and model.sealed:
+            path = plain_path(dice.choice(sorted(model.sealed)))
+            local.write(path, b"plain")
+            model.age[path] = 0.0
         elif what == "days":
             days = dice.choice([1, 3, 8])
             make_old(local, days=days)
@@ -439,6 +491,7 @@ def test_after_any_history_what_is_needed_is_there_and_all_else_that_is_old_is_g
                 needed |= {path for path, age in model.age.items() if path.startswith("tmp/") and age < spared}
                 if model.leased:
                     needed |= {p for p in model.age if p.endswith("/index.parquet")}
+                needed |= {p for p in model.age if "/plain-" in p and f"{p.rpartition('/')[0]}/index.parquet" in needed}
                 if local.exists("commits") or local.exists("shards") or local.exists("caches"):
                     collect(local, days * DAY, dry_run=False)
                     found = {path for path in files(local) if not path.startswith(("names/", "jobs/"))}

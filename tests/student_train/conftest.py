@@ -17,6 +17,7 @@ from storage.encodings import make_encoding
 from storage.folder import Folder
 from storage.lineage import cache_lineage
 from storage.models import ModelSpec
+from storage.samples import Inputs
 from storage.sources import make_source
 from student_train.config import StudentRecipe
 from teacher_infer.label import Work, label_span
@@ -117,10 +118,19 @@ def write_source(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def make_cache(tmp_path: Path, nets: str, write_source: Any) -> Any:
-    """make_cache(name, rows=, ...): the URL of a sealed cache that the toy teacher left in a store."""
+    """make_cache(name, rows=, ...): the URL of a sealed cache that the toy teacher left in a store.
+
+    Its source is `name`.parquet in tmp_path.
+    """
 
     def make(
-        name: str = "toy", rows: int = 37, *, classes: int = CLASSES, temperature: float = 2.0, **source: Any
+        name: str = "toy",
+        rows: int = 37,
+        *,
+        classes: int = CLASSES,
+        temperature: float = 2.0,
+        inputs: Inputs = "stored",
+        **source: Any,
     ) -> str:
         parquet = make_source({"parquet": write_source(f"{name}.parquet", rows, **source)})
         spec = ModelSpec(f"{nets}:teacher", {"classes": classes})
@@ -128,9 +138,9 @@ def make_cache(tmp_path: Path, nets: str, write_source: Any) -> Any:
         encoding = make_encoding("dense", {"temperature": temperature})
         digest = spec.digest("float32")
         # Spans shorter than the source: a cache of several shards.
-        plan = make_plan(parquet, 16, Question.of(digest, encoding, 0, trained=True))
+        plan = make_plan(parquet, 16, Question.of(digest, encoding, 0, trained=True, inputs=inputs))
         store = Folder(str(tmp_path / "store"))
-        work = Work(store, parquet, encoding, digest, 8)
+        work = Work(store, parquet, encoding, digest, 8, inputs=inputs)
         shards = [label_span(work, teacher, span).commit for span in plan.spans]
         facts = {"digest": digest, "factory": spec.factory, "arguments": spec.arguments, "weights_sha256": None}
         lineage = cache_lineage(teacher=facts, source=parquet.to_dict(), targets=encoding.to_dict(), recipe_digest="")
@@ -163,7 +173,7 @@ def make_recipe(nets: str, tmp_path: Path) -> Any:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One thread, and an order worked out for few places at once: thousands of epochs of a tiny cache take seconds."""
-    monkeypatch.setattr("storage.stream.PLACES_AHEAD", 64)
+    monkeypatch.setattr("storage.stream.batches.PLACES_AHEAD", 64)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.portable import refuse_left_behind
+from cluster.shipped import Shipped
 from storage.errors import RecipeError
-from storage.recipes import read_recipe
-from student_train.config import StudentRecipe
+from storage.recipes import SourceSection, read_recipe
+from storage.stream import Reading
+from student_train.config import CacheSection, StudentRecipe
 
 RECIPE: dict[str, Any] = {
     "name": "toy",
@@ -64,6 +67,23 @@ def read(tmp_path: Path) -> Any:
         ({"name": ".hidden"}, "name: "),
         ({"source": {"function": "a:b", "parquet": "x"}, "cache": None}, "exactly one of parquet and function"),
         ({"stepz": 3}, "unknown key 'stepz'. Did you mean 'steps'"),
+        ({"cache": {"where": "label == 1"}}, "the key 'cache.url' is missing"),
+        (
+            {"cache": {"url": "a", "wher": "label == 1"}},
+            "cache: unknown key 'wher'; Did you mean 'where'.*url, inputs,",
+        ),
+        ({"cache": {"url": "a", "where": "abs(label)"}}, "cache.where: The filter 'abs.label.' has a part .*Call"),
+        ({"cache": {"url": "a", "where": ""}}, "cache.where: The filter '' cannot be read"),
+        ({"cache": {"url": "a", "inputs": {"parquett": "b"}}}, "'cache.inputs.parquett'. Did you mean 'parquet'"),
+        ({"cache": {"url": "a", "inputs": {}}}, "cache.inputs: name exactly one of parquet and function"),
+        ({"cache": "memory://store/toy"}, "cache.url: memory:// is one process's own"),
+        ({"evaluate": {"url": "a", "wher": 1}}, "evaluate: unknown key 'wher'; Did you mean 'where'"),
+        ({"evaluate": {"inputs": SOURCE}}, "the key 'evaluate.url' is missing"),
+        ({"evaluate": {"parquett": "a"}}, "'evaluate.parquett'. Did you mean 'parquet'.*parquet, function"),
+        ({"order": {"lanes": 0}}, "order.lanes: .*greater than 0"),
+        ({"order": {"windows": 9}}, "'order.windows'. Did you mean 'window'"),
+        ({"reading": {"threads": 0}}, "reading.threads: .*greater than 0"),
+        ({"reading": {"prefetch": 0}}, "'reading.prefetch'. Did you mean 'prefetch_bytes'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_a_sentence_with_the_file(
@@ -103,7 +123,12 @@ def test_the_role_is_said_or_follows_from_the_data(keys: dict[str, Any], role: s
     "override",
     [
         "cache=elsewhere/toy",
+        "cache={url: store/toy, where: label == 1}",
+        "cache={url: store/toy, inputs: {parquet: data}}",
         "evaluate=store/test",
+        "evaluate={url: store/test, where: label == 1}",
+        "evaluate={function: data:samples}",
+        "reading={threads: 3, prefetch_bytes: 0, stall_s: 2.5}",
         "output=elsewhere",
         "resume=never",
         "ray.workers=2",
@@ -130,6 +155,8 @@ def test_places_and_machines_move_neither_digest_nor_family(override: str, read:
         "student.factory=nets:other",
         "student.arguments.hidden=3",
         "name=other",
+        "order.lanes=4",
+        "order.window=100",
     ],
 )
 def test_whatever_changes_the_model_changes_digest_and_family(override: str, read: Any) -> None:
@@ -158,14 +185,131 @@ def test_a_run_has_a_folder_of_its_own_below_output(read: Any, tmp_path: Path) -
 def test_relative_paths_are_absolute_once_read(read: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = read({"evaluate": "store/test"})
-    assert recipe.cache == f"{tmp_path}/store/toy"
-    assert recipe.evaluate == f"{tmp_path}/store/test"
+    assert recipe.cache is not None and recipe.cache.url == f"{tmp_path}/store/toy"
+    assert isinstance(recipe.evaluate, CacheSection) and recipe.evaluate.url == f"{tmp_path}/store/test"
     assert recipe.output == f"{tmp_path}/runs/models"
-    assert read({"cache": "s3://bucket/toy"}).cache == "s3://bucket/toy"
+    assert read({"cache": "s3://bucket/toy"}).cache.url == "s3://bucket/toy"
 
 
-def test_a_recipe_survives_the_way_to_a_worker(read: Any) -> None:
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {
+            "cache": {
+                "url": "store/toy",
+                "where": "label == 1",
+                "inputs": {"parquet": "data", "columns": {"label": False}},
+            }
+        },
+        {"evaluate": {"url": "store/test", "where": "label == 1"}, "order": {"lanes": 2}, "reading": {"threads": 3}},
+        {"evaluate": {"function": "data:samples"}, "order": {"window": 7}},
+    ],
+    ids=["plain", "cache", "evaluate", "source"],
+)
+def test_a_recipe_survives_the_way_to_a_worker(read: Any, keys: dict[str, Any]) -> None:
     """The job sends `model_dump(exclude_unset)`; what a worker reads from it has the same digest."""
-    recipe = read({"losses": {"forward_kl": {"temperature": 2.0}}}, "seed=[1,2]").for_seed(2)
+    recipe = read({"losses": {"forward_kl": {"temperature": 2.0}}, **keys}, "seed=[1,2]").for_seed(2)
     again = StudentRecipe.model_validate(recipe.model_dump(mode="json", exclude_unset=True))
     assert again == recipe and again.digest() == recipe.digest()
+
+
+def test_a_cache_is_a_url_or_a_mapping_with_one(read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    inputs, where = {"parquet": "data"}, "soft_entropy < 2 and label != 3"
+    alone, whole = read({}), read({"cache": {"url": "store/toy", "where": where, "inputs": inputs}})
+    assert alone.cache == read({"cache": {"url": "store/toy"}}).cache == CacheSection(url="store/toy")
+    assert (whole.cache.url, whole.cache.where) == (f"{tmp_path}/store/toy", where)
+    assert whole.cache.inputs.settings()["parquet"] == f"{tmp_path}/data"
+    # A URL alone is told as one, as in every recipe that was told before.
+    assert alone.model_dump(mode="json")["cache"] == f"{tmp_path}/store/toy"
+    assert whole.model_dump(mode="json", exclude_unset=True)["cache"] == {
+        "url": f"{tmp_path}/store/toy",
+        "inputs": {"parquet": f"{tmp_path}/data"},
+        "where": where,
+    }
+    assert read({"cache": whole.model_dump()["cache"]}, "cache=elsewhere").cache == CacheSection(url="elsewhere")
+    assert read({"cache": {"url": "store/toy"}}, "cache.where=label in [1, 2]").cache.where == "label in [1, 2]"
+
+
+def test_held_out_rows_are_a_caches_or_a_sources(read: Any) -> None:
+    assert read({}).evaluate is None is read({"evaluate": "a"}, "evaluate=null").evaluate
+    assert read({"evaluate": "a"}).evaluate == CacheSection(url="a")
+    assert read({"evaluate": {"url": "a", "where": "label == 1"}}).evaluate == CacheSection(url="a", where="label == 1")
+    assert isinstance(read({"evaluate": SOURCE}).evaluate, SourceSection)
+    assert read({"evaluate": "a"}, "evaluate={parquet: b}").evaluate == SourceSection(parquet="b")
+
+
+def test_on_a_cluster_every_path_of_the_data_means_the_same_everywhere(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for cache, key in (
+        ("store/toy", "cache.url"),
+        ({"url": "store/toy"}, "cache.url"),
+        ({"url": "s3://b/toy", "inputs": {"parquet": "data"}}, "cache.inputs.parquet"),
+    ):
+        path.write_text(yaml.safe_dump({**RECIPE, "output": "/models", "cache": cache}))
+        with pytest.raises(RecipeError, match=f"{key}: is a relative path, and on the cluster"):
+            read_recipe(str(path), [], StudentRecipe, on_cluster=True)
+
+
+def test_what_is_not_shipped_is_told_with_its_key(read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for keys, key in (
+        ({}, "cache"),
+        ({"cache": {"url": "store/toy", "where": "label == 1"}}, "cache.url"),
+        ({"cache": {"url": "s3://b/toy", "inputs": {"parquet": "data"}}}, "cache.inputs.parquet"),
+        ({"cache": "s3://b/toy", "evaluate": {"url": "store/toy", "where": "label == 1"}}, "evaluate.url"),
+    ):
+        with pytest.raises(
+            RecipeError, match=f"^r.yaml: {key} is '{tmp_path}/.*', which lies in the working directory"
+        ):
+            refuse_left_behind("r.yaml", read({"output": "/models", **keys}), Shipped(tmp_path, {}))
+
+
+# recipes/digits/student.yaml and teacher.yaml, and what their runs are known by.
+GOLDEN = [
+    (
+        {
+            "name": "digits-student",
+            "cache": "./runs/store/digits",
+            "student": {"factory": "recipes.digits.student_net:build", "arguments": {"hidden": 16}},
+            "losses": {"forward_kl": {"weight": 1.0, "temperature": 2.0}},
+            "optimizer": {"name": "adamw", "lr": 0.005, "weight_decay": 0.01, "schedule": "cosine"},
+            "steps": 1500,
+            "batch_size": 64,
+            "evaluate": "./runs/store/digits-test",
+        },
+        "dbe40ef3e23b41ff5bbfd58c241c017c6c3bd015721953a278ea5fc8e33dbdbf",
+        "69caea4232de8770af872e7c133e1ad24b3aba6eaf49bbc884e12ff2d8d59332",
+    ),
+    (
+        {
+            "name": "digits-teacher",
+            "role": "teacher",
+            "source": {"function": "recipes.digits.data:samples", "arguments": {"split": "labelled"}},
+            "student": {"factory": "recipes.digits.teacher_net:build", "arguments": {"width": 32}},
+            "losses": {"cross_entropy": {"weight": 1.0}},
+            "optimizer": {"name": "adamw", "lr": 0.002, "weight_decay": 0.01, "schedule": "cosine"},
+            "steps": 800,
+            "batch_size": 64,
+            "evaluate": {"function": "recipes.digits.data:samples", "arguments": {"split": "test"}},
+        },
+        "f62f5004e81755a85e1c563ba0d22acf6003ddeb71d48d32824fc8f58ce41f1a",
+        "3e182e751eba8ee1ee228b9c7238c997029de0bab4bbdd530381ee1dab2a3d9e",
+    ),
+]
+
+
+@pytest.mark.parametrize(("recipe", "digest", "family"), GOLDEN, ids=["student", "teacher"])
+def test_recipes_are_known_by_what_they_always_were(recipe: dict[str, Any], digest: str, family: str) -> None:
+    """Another digest of the same recipe would part a run from its checkpoints, and seeds from each other."""
+    for same in ({}, {"order": None}, {"order": {}}, {"reading": {"threads": 2}}):
+        read = StudentRecipe.model_validate({**recipe, **same})
+        assert (read.digest(), read.family()) == (digest, family)
+
+
+def test_reading_is_the_machines_unless_it_is_said(read: Any) -> None:
+    assert read({}).reading.reading() == Reading()
+    said = {"prefetch_bytes": 0, "threads": 3, "stall_s": 2.5}
+    assert read({"reading": said}).reading.reading() == Reading(**said)
+    assert read({"reading": {"threads": 3}}).reading.reading() == Reading(threads=3)

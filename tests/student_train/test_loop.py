@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,20 @@ import yaml
 from safetensors.torch import load_file
 
 from storage.cache import open_cache
-from storage.errors import ForeignState, Mismatch, ModelError, RecipeError, SourceError, TrainingError
+from storage.errors import (
+    ForeignState,
+    Mismatch,
+    ModelError,
+    RecipeError,
+    SourceChanged,
+    SourceError,
+    TrainingError,
+)
 from storage.recipes import read_recipe
-from storage.stream import CacheRows, scan
+from storage.shard import Rows
+from storage.stream import CacheRows, Reading, Stream, open_rows, plain_table, scan
 from storage.torch import to_torch
-from student_train import checkpoint
+from student_train import checkpoint, loop
 from student_train.config import OptimizerSection, StudentRecipe
 from student_train.journal import Point
 from student_train.loop import Outcome, Place, learning_rate, step_seed, train
@@ -137,7 +147,7 @@ def test_steps_are_the_optimizers_on_the_mean_loss(
     )
     found = weights(train(recipe, Place()))
 
-    batches = [to_torch(rows) for rows in scan(CacheRows(open_cache(recipe.cache)), 20)]
+    batches = [to_torch(rows) for rows in scan(CacheRows(open_cache(recipe.cache.url)), 20)]
     x = torch.cat([rows.inputs["x"] for rows in batches])
     # The cache was kept at a temperature of 2, and the loss asks for 1.
     log_p = torch.cat([torch.log_softmax(2 * rows.targets.logits_PV.float(), dim=1) for rows in batches])
@@ -149,6 +159,79 @@ def test_steps_are_the_optimizers_on_the_mean_loss(
         (3.0 * (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()).backward()
         optimizer.step()
     torch.testing.assert_close(found, dict(model.state_dict()), rtol=1e-4, atol=1e-5)
+
+
+# Some rows of a cache, and inputs by reference.
+
+
+def fed(recipe: StudentRecipe, monkeypatch: pytest.MonkeyPatch) -> tuple[Outcome, list[str]]:
+    """What a run came to, and the ids of the rows that it learned from."""
+    ids: list[str] = []
+    really = loop.check_labels
+
+    def check_labels(rows: Rows, classes: int) -> None:
+        ids.extend(rows.sample_id)
+        really(rows, classes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "check_labels", check_labels)
+        return train(recipe, Place()), ids
+
+
+def test_a_filter_chooses_what_is_learned_from_and_what_is_held_out(
+    make_cache: Any, make_recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = make_cache(rows=100)
+    where = "soft_entropy < 0.5 and soft_top1 == label"
+    table = plain_table(open_cache(url)).to_pydict()
+    columns = zip(table["sample_id"], table["label"], table["soft_entropy"], table["soft_top1"], strict=True)
+    chosen = {i for i, label, entropy, top1 in columns if entropy < 0.5 and top1 == label}
+    assert 8 < len(chosen) < 92
+    outcome, ids = fed(make_recipe(cache={"url": url, "where": where}, batch_size=5, steps=len(chosen)), monkeypatch)
+    assert Counter(ids) == dict.fromkeys(chosen, 5)
+    assert outcome.data_digest == open_rows(url, where=where).digest != open_cache(url).digest
+    held_out = {"url": url, "where": "soft_top1 == label"}
+    assert train(make_recipe(cache=url, evaluate=held_out, steps=1), Place()).eval["teacher_accuracy"] == 1.0
+
+
+def test_inputs_by_reference_train_the_weights_of_stored_ones(
+    make_cache: Any, make_recipe: Any, tmp_path: Path
+) -> None:
+    inputs = {"parquet": str(tmp_path / "toy.parquet")}
+    one = train(make_recipe(cache=(stored := make_cache()), evaluate=stored), Place())
+    url = make_cache(inputs="referenced")
+    section = {"url": url, "inputs": inputs}
+    two = train(make_recipe(cache=section, evaluate=section), Place())
+    assert url == stored and one.data_digest != two.data_digest == open_cache(url).digest
+    torch.testing.assert_close(weights(one), weights(two), rtol=0, atol=0)
+    assert one.eval == two.eval
+
+
+def test_inputs_that_changed_train_nobody(make_cache: Any, make_recipe: Any, write_source: Any) -> None:
+    url = make_cache(inputs="referenced")
+    other = write_source("other.parquet", 37, seed=1)
+    with pytest.raises(SourceChanged, match=r"The sample 's\d+' in row \d+ of .*other.parquet has inputs"):
+        train(make_recipe(cache={"url": url, "inputs": {"parquet": other}}), Place())
+    with pytest.raises(RecipeError, match=r"by reference, and no source of them.*toy\.parquet.*cache\.inputs"):
+        train(make_recipe(cache=url), Place())
+
+
+def test_the_order_and_the_reading_are_the_recipes(
+    make_cache: Any, make_recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Stream] = []
+
+    def stream(*arguments: Any, **settings: Any) -> Stream:
+        made.append(Stream(*arguments, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "Stream", stream)
+    cache = make_cache()
+    train(make_recipe(cache=cache, steps=1, order={"lanes": 2, "window": 5}, reading={"threads": 3}), Place())
+    train(make_recipe(cache=cache, steps=1, order={"lanes": 3}), Place())
+    train(make_recipe(cache=cache, steps=1), Place())
+    assert [(one.order.lanes, one.order.window) for one in made] == [(2, 5), (3, made[1].order.window), (1, 37)]
+    assert [one.reading for one in made] == [Reading(threads=3), Reading(), Reading()]
 
 
 # Resuming.
@@ -225,6 +308,16 @@ def test_a_checkpoint_of_another_cache_is_refused(make_cache: Any, make_recipe: 
     train(make_recipe(cache=make_cache("one"), checkpoint_every=5), Place(), observer=kept)
     with pytest.raises(ForeignState, match="another data"):
         train(make_recipe(cache=make_cache("two", seed=9), checkpoint_every=5), Place(), restored=kept.at(5))
+
+
+def test_a_checkpoint_of_other_rows_of_the_cache_is_refused(make_cache: Any, make_recipe: Any, tmp_path: Path) -> None:
+    cache, kept = make_cache(), Keeper(tmp_path)
+    train(make_recipe(cache={"url": cache, "where": "label < 2"}, steps=2), Place(), observer=kept)
+    for other in (cache, {"url": cache, "where": "label <= 1"}):
+        with pytest.raises(ForeignState, match="data"):
+            train(make_recipe(cache=other, steps=2), Place(), restored=kept.at(2))
+    outcome = train(make_recipe(cache={"url": cache, "where": "(label<2)"}, steps=2), Place(), restored=kept.at(2))
+    assert outcome.resumed_from == 2
 
 
 def test_where_a_cache_lies_does_not_make_a_checkpoint_foreign(

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from storage.cache import open_cache
 from storage.errors import ForeignState, StoreError
 from student_train.loop import Place, train
 from student_train.runs import RESULT_FILE, RUN_FILE, begin, keep_model
+from student_train.tracking import Tracker
 
 
 def test_a_folder_is_its_recipes_until_begun_anew(make_cache: Any, make_recipe: Any) -> None:
@@ -59,6 +61,35 @@ def test_what_a_run_stands_on_counts_by_content(
         keep_model(first, folder, train(make_recipe(cache=cache, steps=2), Place()))
     with pytest.raises(ForeignState, match=f"another {word}"):
         begin(make_recipe(**changed))
+
+
+def test_other_rows_of_a_cache_are_other_data(make_cache: Any, make_recipe: Any) -> None:
+    url = make_cache()
+    section = {"url": url, "where": "label < 2"}
+    begin(make_recipe(cache=section, evaluate=section))[0].note(None)
+    assert begin(make_recipe(cache=section, evaluate=section))[0].left
+    with pytest.raises(ForeignState, match="another data"):
+        begin(make_recipe(cache=url, evaluate=section))
+    with pytest.raises(ForeignState, match="another evaluation"):
+        begin(make_recipe(cache=section, evaluate=url))
+
+
+def test_tags_say_which_rows_of_which_cache(make_cache: Any, make_recipe: Any, tmp_path: Path) -> None:
+    def tags(**keys: Any) -> dict[str, str]:
+        [run] = begin(make_recipe(resume="never", **keys))
+        return Tracker(run)._tags()
+
+    url = make_cache(inputs="referenced")
+    cache, source = open_cache(url), {"parquet": str(tmp_path / "toy.parquet")}
+    section = {"url": url, "inputs": source}
+    whole, some = tags(cache=section), tags(cache={**section, "where": "label<2"}, evaluate=section)
+    assert whole["distill.cache.digest"] == some["distill.cache.digest"] == cache.digest == whole["distill.data.digest"]
+    assert "distill.where" not in whole and "distill.eval.uri" not in whole
+    assert (some["distill.where"], some["distill.eval.uri"]) == ("label < 2", cache.url)
+    assert "distill.eval.where" not in some and some["distill.data.digest"] != cache.digest
+    held_out = tags(source=source, evaluate={**section, "where": "label == 1"})
+    assert (held_out["distill.eval.where"], held_out["distill.eval.uri"]) == ("label == 1", cache.url)
+    assert "distill.where" not in held_out and "distill.cache.digest" not in held_out
 
 
 def test_how_often_a_run_reports_may_change(make_cache: Any, make_recipe: Any) -> None:

@@ -40,13 +40,22 @@ def samples(count: int) -> pa.Table:
     return as_samples(pa.table({"sample_id": [f"s{i}" for i in range(count)], "x": x}), Columns(), "made")
 
 
+def entropy(z_PV: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    p_PV = np.exp(z_PV - z_PV.max(axis=1, keepdims=True))
+    p_PV /= p_PV.sum(axis=1, keepdims=True)
+    return -(p_PV * np.log(p_PV)).sum(axis=1)
+
+
 def ask(teacher: Picky, count: int = 16, batch_size: int = 8, max_bad: int = 100) -> tuple[list[str], Questioner]:
     questioner = Questioner(teacher, batch_size, 2.0, max_bad, "rows[0:16]")
     ids: list[str] = []
     for answers in questioner.ask(samples(count)):
         found = answers.samples.column("sample_id").to_pylist()
         z = np.array([[int(i[1:]), 2 * int(i[1:]), 0] for i in found]) / 2
-        np.testing.assert_allclose(answers.softened_PV, z - z.max(axis=1, keepdims=True))
+        np.testing.assert_allclose(answers.softened.logits_PV, z - z.max(axis=1, keepdims=True))
+        # x and 2x: whoever gets another sample's summary is found out.
+        assert answers.softened.top1_P.tolist() == [int(i != "s0") for i in found]
+        np.testing.assert_allclose(answers.softened.entropy_P, entropy(2 * z), rtol=1e-5)
         ids += found
     return ids, questioner
 

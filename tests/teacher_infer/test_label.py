@@ -147,7 +147,7 @@ def test_a_span_of_bad_samples_only_is_an_empty_shard_that_streams(toys: Path, t
     assert [commit.rows for commit in commits] == [10, 0]
     cache = seal_of(work, commits)
     assert verify(cache)["ok"]
-    stream = iter(Stream(CacheRows(cache), batch_size=5, seed=0))
+    stream = Stream(CacheRows(cache), batch_size=5, seed=0).endless()
     ids = [i for _ in range(4) for i in next(stream).rows.sample_id]
     assert sorted(ids) == sorted([f"s{i}" for i in range(10)] * 2)
 
@@ -220,7 +220,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_shard_leaves_nothing_half_done(
 ) -> None:
     import teacher_infer.writer
 
-    def full(path: Path, schema: Any, batches: Any) -> int:
+    def full(path: Path, schema: Any, batches: Any, **_: Any) -> int:
         path.write_bytes(b"PAR1 and some more")
         next(iter(batches))
         raise OSError(28, "No space left on device")

@@ -66,6 +66,27 @@ def test_an_unknown_encoding_and_an_unknown_setting_of_one(recipe: Recipe, fails
     assert "Did you mean 'temperature'?" in said
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("inputs=reference", "inputs: Input should be 'stored' or 'referenced' (found 'reference')."),
+        ("compression=lz4", "compression: Input should be 'zstd' or 'none' (found 'lz4')."),
+        ("compression=", "compression: Input should be 'zstd' or 'none' (found None)."),
+        ("input=referenced", "unknown key 'input'. Did you mean 'inputs'?"),
+    ],
+)
+def test_what_is_stored_and_how_has_few_forms(recipe: Recipe, fails: Any, override: str, said: str) -> None:
+    code, found = fails(recipe(), override)
+    assert (code, said in found) == (2, True), found
+
+
+def test_a_source_with_one_of_the_stores_own_columns(recipe: Recipe, fails: Any, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"sample_id": [1, 2], "inputs_xxh3": [0.5, 1.5]}), tmp_path / "a.parquet")
+    code, said = fails(recipe(source={"parquet": f"{tmp_path}/a.parquet"}))
+    assert code == 2
+    assert "an input is named 'inputs_xxh3'. 'sample_id', 'label', 'inputs_xxh3' and names that begin with" in said
+
+
 def test_missing_weights(recipe: Recipe, fails: Any) -> None:
     code, said = fails(recipe(), "teacher.weights=/nowhere/w.safetensors")
     assert code == 2

@@ -11,25 +11,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import teacher_infer.writer
 from storage.encodings.dense import Dense
 from storage.errors import StoreFull
-from storage.samples import Columns, as_samples
+from storage.samples import Columns, Inputs, as_samples, inputs_digests, kept_columns
 from storage.shard import FORMAT_VERSION, ShardHeader, shard_schema
+from storage.tensors import pack
 from teacher_infer.answers import Answers
-from teacher_infer.writer import WAITING, Writer
+from teacher_infer.plan import added_fields
+from teacher_infer.soften import soften
+from teacher_infer.writer import WAITING, Writer, record_batch
 
 
 def answers(first: int, rows: int = 4) -> Answers:
     x = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(first, first + rows, dtype=np.float32)), 1)
     samples = as_samples(pa.table({"sample_id": np.arange(first, first + rows), "x": x}), Columns(), "made")
-    return Answers(samples, -np.arange(rows * 3, dtype=np.float32).reshape(rows, 3))
+    return Answers(samples, soften(torch.arange(rows * 3).reshape(rows, 3) / -7 + first, 1.0))
 
 
-def schema() -> pa.Schema:
+def schema(inputs: Inputs = "stored") -> pa.Schema:
     header = ShardHeader(FORMAT_VERSION, "k", Dense(1.0), 3, "teacher", "span")
-    return shard_schema(answers(0).samples.schema, header)
+    return shard_schema(kept_columns(answers(0).samples.schema, inputs), header, added_fields(inputs))
 
 
 def writer(path: Path) -> Writer:
@@ -47,6 +51,40 @@ def test_what_is_put_is_written_in_its_order(tmp_path: Path) -> None:
     assert one.seconds > 0
 
 
+@pytest.mark.parametrize("inputs", ["stored", "referenced"])
+def test_a_batchs_columns_are_those_that_the_schema_names_in_its_order(inputs: Inputs) -> None:
+    put, kept = answers(3), schema(inputs)
+    for wanted in (kept, pa.schema(list(reversed(list(kept))), kept.metadata)):
+        batch = record_batch(put, Dense(1.0), wanted)
+        batch.validate(full=True)
+        assert batch.schema.equals(wanted, check_metadata=True)
+        assert batch.column("soft_entropy").to_pylist() == put.softened.entropy_P.tolist()
+        assert batch.column("soft_top1").to_pylist() == put.softened.top1_P.tolist()
+        assert batch.column("soft_logits").equals(Dense(1.0).encode(put.softened.logits_PV)[0])
+        assert batch.column("sample_id").to_pylist() == [3, 4, 5, 6]
+        assert ("x" in batch.schema.names, "inputs_xxh3" in batch.schema.names) == (
+            inputs == "stored",
+            inputs == "referenced",
+        )
+        if inputs == "referenced":
+            digests = pack(inputs_digests(put.samples).view(np.uint8).reshape(-1, 16))
+            assert batch.column("inputs_xxh3").equals(digests)
+
+
+def test_how_to_write_is_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    def note(path: Path, schema: pa.Schema, batches: Any, **settings: Any) -> int:
+        told.update(settings)
+        return sum(batch.num_rows for batch in batches)
+
+    monkeypatch.setattr(teacher_infer.writer, "write_shard", note)
+    with Writer(tmp_path / "x", "the store", Dense(1.0), compression="none") as one:
+        one.begin(schema(), 1234)
+        one.finish()
+    assert told == {"compression": "none", "group_row_bytes": 1234}
+
+
 def test_a_span_without_rows_is_a_shard_too(tmp_path: Path) -> None:
     with writer(tmp_path / "x") as one:
         one.begin(schema())
@@ -57,7 +95,7 @@ def test_a_span_without_rows_is_a_shard_too(tmp_path: Path) -> None:
 def test_a_slow_disk_stops_the_teacher_and_not_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, taken = threading.Event(), list[int]()
 
-    def slow(path: Path, schema: pa.Schema, batches: Any) -> int:
+    def slow(path: Path, schema: pa.Schema, batches: Any, **_: Any) -> int:
         for batch in batches:
             gate.wait()
             taken.append(batch.num_rows)
@@ -93,7 +131,7 @@ def test_a_full_disk_is_told_to_whoever_puts_and_leaves_no_thread(
 ) -> None:
     """After 50: at the very end, when all batches were taken, as most shards are written."""
 
-    def full(path: Path, schema: pa.Schema, batches: Any) -> int:
+    def full(path: Path, schema: pa.Schema, batches: Any, **_: Any) -> int:
         for index, _ in enumerate(batches):
             if index == after:
                 break

@@ -1,0 +1,80 @@
+"""The rows of a source, for learning from labels; its values are digested once, at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from storage import tensors
+from storage.digest import rows_digest, sha256_of
+from storage.errors import SourceError
+from storage.samples import SAMPLE_ID, SourceFile, input_names, refuse_duplicates
+from storage.shard import Rows
+from storage.sources import Source
+from storage.stream.groups import Arrays, Column, Ints, plain_rows
+
+
+class SourceRows:
+    """A source's rows, in groups inside its files."""
+
+    GROUP_ROWS = 4096
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._spans: list[tuple[SourceFile, int, int]] = [
+            (file, start, min(start + self.GROUP_ROWS, file.rows))
+            for file in source.files()
+            for start in range(0, file.rows, self.GROUP_ROWS)
+        ]
+        self.where = str(source.to_dict().get("function") or source.to_dict().get("parquet"))
+        if not self._spans:
+            raise SourceError(f"The source {self.where} is empty.", "There is at least one sample.")
+        digests: list[str] = []
+        ids: list[pa.Array] = []
+        schema = None
+        for span in self._spans:
+            table = source.read(*span)
+            schema = table.schema if schema is None else schema
+            if not table.schema.equals(schema, check_metadata=True):
+                raise SourceError(
+                    f"{span[0].name} has the columns {_told(table.schema)}.",
+                    f"The files before it have {_told(schema)}.",
+                    "All files of a source have the same columns, types and shapes.",
+                )
+            digests.append(rows_digest(table))
+            ids.extend(table.column(SAMPLE_ID).chunks)
+        refuse_duplicates(ids)
+        assert schema is not None
+        self.rows = self.sizes = np.array([stop - start for _, start, stop in self._spans], np.int64)
+        self.columns: Sequence[Column] = tuple(Column.of(field) for field in schema)
+        self.digest = sha256_of(digests)
+        self._inputs = input_names(schema)
+
+    def name_of(self, group: int) -> str:
+        file, start, stop = self._spans[group]
+        return f"rows {start} to {stop} of {file.name}"
+
+    def loaded_rows(self, group_B: Ints, row_B: Ints) -> Ints:
+        return row_B
+
+    def load(self, group: int, out: Arrays) -> Arrays:
+        """Raises SourceError."""
+        table = self._source.read(*self._spans[group])
+        texts: Arrays = {}
+        for column in self.columns:
+            values = tensors.unpack(table.column(column.name), table.schema.field(column.name))
+            if column.dtype is None:
+                texts[column.name] = values
+            else:
+                out[column.name][:] = values
+        return texts
+
+    def rows_of(self, group_B: Ints, columns: Arrays) -> Rows:
+        return plain_rows(columns, self._inputs)
+
+
+def _told(schema: pa.Schema) -> Any:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)

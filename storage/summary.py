@@ -1,0 +1,39 @@
+"""What a shard says of each position in plain columns, so that rows are chosen without reading their targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from storage.targets import DenseTargets
+from storage.tensors import MEANING
+
+ENTROPY, TOP1 = "soft_entropy", "soft_top1"
+
+# Of the teacher's own distribution, before a temperature and before any rounding.
+SUMMARY_FIELDS = (
+    pa.field(
+        ENTROPY,
+        pa.float32(),
+        nullable=False,
+        metadata={MEANING: "entropy of the teacher's softmax at temperature 1, in nats"},
+    ),
+    pa.field(
+        TOP1,
+        pa.int32(),
+        nullable=False,
+        metadata={MEANING: "the teacher's likeliest class, of several the lowest"},
+    ),
+)
+
+
+def summarise(targets: DenseTargets) -> dict[str, np.ndarray[Any, Any]]:
+    """The summary columns as they follow from targets, worked out in float64: as right as the targets' own rounding."""
+    z_PV = targets.logits_PV.astype(np.float64) * targets.temperature_P[:, None]
+    z_PV -= z_PV.max(axis=1, keepdims=True)
+    p_PV = np.exp(z_PV)
+    total_P = p_PV.sum(axis=1)
+    entropy_P = np.log(total_P) - (p_PV * z_PV).sum(axis=1) / total_P
+    return {ENTROPY: entropy_P.astype(np.float32), TOP1: z_PV.argmax(axis=1).astype(np.int32)}

@@ -62,9 +62,9 @@ class Commit:
         # Fields that a later version added are left alone.
         return Commit(
             *_plain(facts),
-            tuple(map(ByteRange.from_dict, facts["row_groups"])),
-            ByteRange.from_dict(facts["footer"]),
-            tuple(Quarantined(q["sample_id"], q["reason"]) for q in facts.get("quarantined") or ()),
+            row_groups=tuple(map(ByteRange.from_dict, facts["row_groups"])),
+            footer=ByteRange.from_dict(facts["footer"]),
+            quarantined=tuple(Quarantined(q["sample_id"], q["reason"]) for q in facts.get("quarantined") or ()),
         )
 
 

@@ -156,6 +156,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise RecipeError(f"The value of '{override}' is no YAML: {' '.join(str(error).split())}.") from None
     *parents, last = path.split(".")
     for key in parents:
+        if isinstance(tree.get(key), str):
+            raise RecipeError(
+                f"'{override}' sets a part of '{key}', which the recipe gives as the text '{tree[key]}'.",
+                "A part of a mapping can be set.",
+                f"Give the whole, as in '{key}={{...}}'.",
+            )
         if not isinstance(tree.get(key), dict):
             tree[key] = {}
         tree = tree[key]

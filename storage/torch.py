@@ -33,9 +33,3 @@ def tensor(array: np.ndarray[Any, Any], device: str | torch.device = "cpu") -> t
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-
-def pinned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """An array in memory that a GPU copies from by itself."""
-    like = torch.from_numpy(np.empty(0, dtype)).dtype
-    return torch.empty(shape, dtype=like, pin_memory=True).numpy()

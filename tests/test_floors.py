@@ -19,6 +19,10 @@ BELOW = {
 MODULES = sorted(path.relative_to(ROOT) for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
 
 
+# Where the ground floor meets torch.
+TORCH_FILES = ("storage/torch.py", "storage/models.py", "storage/stream/dataset.py")
+
+
 def module_name(path: Path) -> str:
     return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
@@ -57,8 +61,8 @@ def faults(path: Path, names: set[str]) -> list[str]:
         said.append(f"{file} imports mlflow: it lies behind storage/mlflow_lineage.py")
     if "torch" in roots and floor == "cluster":
         said.append(f"{file} imports torch: what brings a job to Ray knows nothing of models")
-    if "torch" in roots and floor == "storage" and file not in ("storage/torch.py", "storage/models.py"):
-        said.append(f"{file} imports torch: storage reads without it, but for its adapter and the models")
+    if "torch" in roots and floor == "storage" and file not in TORCH_FILES:
+        said.append(f"{file} imports torch: storage reads without it, but for its adapters and the models")
     if floor == "storage" and "storage.mlflow_lineage" in names:
         said.append(f"{file} imports storage.mlflow_lineage: nothing on the ground floor does")
     return said

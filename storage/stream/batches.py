@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, count
@@ -122,8 +122,6 @@ class Stream:
         self.order = default_order(groups, seed, lanes, window)
         self.reading = reading or Reading()
         self.place = 0
-        # How memory for batches is made, (shape, dtype) to an array: pinned, for one.
-        self.allocate: Callable[..., np.ndarray[Any, Any]] = np.empty
         self._run: _Run | None = None
         self._total = int(groups.rows.sum())
         # How long the consumer waited for batches, in seconds.
@@ -243,7 +241,6 @@ class _Run:
             room=held_rows(laid, groups.sizes, share, self.next),
             near=order.lanes,
         )
-        self._reader.allocate = stream.allocate
         ahead = min(PLACES_AHEAD, EPOCHS_AHEAD * total)
         self._lookups = lookups(order, groups.rows, share, chain([self.next], firsts), ahead)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")

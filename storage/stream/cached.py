@@ -130,13 +130,15 @@ class CacheRows:
             raise CorruptShard(f"The shard {url} is not there.", "The cache lists it.", _REMEDY) from None
         if count < stop - start:
             found = f"{where} was cut off after {count} bytes"
-            raise CorruptShard(f"{url} is damaged: {found}.", f"{stop - start} bytes were committed.", _REMEDY)
+            raise CorruptShard(
+                f"The shard {url} is damaged: {found}.", f"{stop - start} bytes were committed.", _REMEDY
+            )
         bounds = [start, *(end for end, _ in checks)]
         digests = pieces_digests(pieces, np.diff(bounds).tolist())
         for digest, (_, xxh3) in zip(digests, checks, strict=True):
             if digest != xxh3:
                 found = f"{where} has the digest {digest[:16]}"
-                raise CorruptShard(f"{url} is damaged: {found}.", f"{xxh3[:16]} was committed.", _REMEDY)
+                raise CorruptShard(f"The shard {url} is damaged: {found}.", f"{xxh3[:16]} was committed.", _REMEDY)
 
     def _scratch(self, size: int) -> memoryview:
         """Memory of this thread's own for bytes on their way."""

@@ -13,14 +13,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 from storage.errors import RecipeError
 from storage.stream.batches import Batch, Stream
 from storage.stream.groups import Ints
-from storage.torch import changed, pinned_empty, to_torch
+from storage.torch import changed, to_torch
 
 # More workers than anybody starts for one loader.
 WORKERS = 1024
-
-_ADVICE = (
-    "Go on with `dataset.load_state_dict(dataset.state_dict(after=batch))`, batch being the last one that was used."
-)
 
 
 class TorchBatch(Batch):
@@ -73,7 +69,10 @@ class StreamDataset(IterableDataset[TorchBatch]):
 
     def __iter__(self) -> Iterator[TorchBatch]:
         info = get_worker_info()
-        return self._alone(self.stream.__iter__) if info is None else self._part(info.id, info.num_workers)
+        if info is None:
+            return self._alone(self.stream.__iter__)
+        # Asked now, not with the first batch: by then the loop may have been left, and the place set anew.
+        return self._part(info.id, info.num_workers, self._begin.number())
 
     def endless(self) -> Iterator[TorchBatch]:
         """Batches for ever, in this process."""
@@ -112,12 +111,9 @@ class StreamDataset(IterableDataset[TorchBatch]):
         self._check()
         self._set(self._begin.place())
         pinned = self._pinned()
-        if pinned:
-            self.stream.allocate = pinned_empty
         for batch in batches():
             self._set(self.stream.place)
             tensors = TorchBatch.of(batch)
-            # What a thread put into pinned memory is given back as it is.
             yield tensors.pin_memory() if pinned else tensors
 
     def _pinned(self) -> bool:
@@ -128,18 +124,16 @@ class StreamDataset(IterableDataset[TorchBatch]):
             raise RecipeError("pin is True, and there is no GPU here.", "Pinned memory is a GPU's.", "Leave pin out.")
         return False
 
-    def _part(self, worker: int, of: int) -> Iterator[TorchBatch]:
+    def _part(self, worker: int, of: int, number: int) -> Iterator[TorchBatch]:
         """What worker `worker` of `of` gives: in turns, the workers give what the stream would."""
         self._check()
         stream = self.stream
-        # A worker's batches are copied on their way; and a GPU is not a forked process's to ask.
-        stream.allocate = np.empty
         stream.place = self._at = self._begin.place_of(worker)
-        loop = self._begin.loop(worker, of, stop=stream.place + len(stream) * stream.share.batch_size)
+        self._begin.loop(worker, of, number, stop=stream.place + len(stream) * stream.share.batch_size)
         for batch in stream.part(worker, of):
             yield TorchBatch.of(batch)
         self._at = stream.place
-        self._begin.over(worker, of, loop, stream.place)
+        self._begin.over(worker, of, number, stream.place)
 
 
 class _Begin:
@@ -153,6 +147,8 @@ class _Begin:
 
     def __init__(self, place: int) -> None:
         self._shared = torch.zeros((1 + WORKERS, 2), dtype=torch.int64).share_memory_()
+        # Not shared: what row 0 had when a worker was made. None in a worker that has begun its first loop.
+        self._made: int | None = 0
         self.set(place)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -176,6 +172,7 @@ class _Begin:
     def set(self, place: int) -> None:
         self._rows[0, 1] = place
         self._rows[0, 0] += 1
+        self._made = int(self._rows[0, 0])
 
     def place(self) -> int:
         """Where a loop without workers begins. Raises RecipeError while one with workers is not over."""
@@ -184,23 +181,29 @@ class _Begin:
             raise _left_early()
         return int(marks[0]) // 2
 
+    def number(self) -> int:
+        """The number that a worker's next loop goes by."""
+        number, self._made = self._made, None
+        return int(self._rows[0, 0]) if number is None else number
+
     def place_of(self, worker: int) -> int:
         """Where a worker's next loop begins."""
         return int(self._marks()[worker]) // 2
 
-    def loop(self, worker: int, of: int, stop: int) -> int:
-        """Begin a worker's loop, which ends at `stop`; gives the number that it goes by.
+    def loop(self, worker: int, of: int, number: int, stop: int) -> None:
+        """Begin a worker's loop, which ends at `stop`.
 
-        Raises RecipeError where this worker or another one shows that the last loop was not over.
+        Raises RecipeError where this worker or another one shows that the last loop was not over, or the place was set
+        after this loop was begun: then it was left before the worker came to it.
         """
-        number, marks = int(self._rows[0, 0]), self._marks()
+        marks = self._marks()
         mine = int(marks[worker])
         # The others have not begun this loop, or have, or are through with it.
-        if mine % 2 or not np.isin(marks, (mine, mine + 1, 2 * stop)).all():
+        fits = np.isin(marks, (mine, mine + 1, 2 * stop)).all()
+        if mine % 2 or not fits or number != self._rows[0, 0]:
             raise _left_early()
         self._rows[1 + worker :: of, 1] = mine + 1
         self._rows[1 + worker :: of, 0] = number
-        return number
 
     def over(self, worker: int, of: int, number: int, stop: int) -> None:
         rows = self._rows[1 + worker :: of]
@@ -212,6 +215,7 @@ class _Begin:
 def _left_early() -> RecipeError:
     return RecipeError(
         "The last loop over a loader's workers was left before its end.",
-        "Which of its batches were used is known to who used them.",
-        _ADVICE,
+        "Only who used its batches knows how many.",
+        "Go on with `dataset.load_state_dict(dataset.state_dict(after=batch))`, batch being the last one that was "
+        "used, or from an earlier state.",
     )

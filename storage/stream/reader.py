@@ -7,18 +7,17 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from storage.errors import RecipeError
 from storage.shard import Rows
 from storage.stream.arena import Arena, Room
-from storage.stream.groups import Arrays, Ints, RowGroups, row_bytes
+from storage.stream.groups import Arrays, Ints, RowGroups, empty, row_bytes
 from storage.stream.schedule import Need
 
 log = logging.getLogger("stillhouse.stream")
@@ -63,8 +62,6 @@ class Reader:
 
     def __init__(self, groups: RowGroups, needs: Iterator[Need], reading: Reading, *, room: int, near: int) -> None:
         self._groups, self._needs, self._reading, self._near = groups, needs, reading, near
-        # How memory for batches is made: (shape, dtype) to an array.
-        self.allocate: Callable[..., np.ndarray[Any, Any]] = np.empty
         self._width = max(1, row_bytes(groups))
         self._total = int(groups.rows.sum())
         most = int(groups.sizes.max())
@@ -164,11 +161,7 @@ class Reader:
             for group in np.unique(group_B[~there_B]).tolist():
                 self._wait(group)
         loaded_B = self._groups.loaded_rows(group_B, row_B)
-        columns: Arrays = {
-            c.name: self.allocate((len(group_B), *c.shape), c.dtype)
-            for c in self._groups.columns
-            if c.dtype is not None
-        }
+        columns = empty(self._groups.columns, len(group_B))
         self._arena.gather(self._slab[group_B], self._start[group_B] + loaded_B, columns)
         for name in self._texts:
             texts = np.empty(len(group_B), object)

@@ -47,8 +47,8 @@ class Need:
 def needs(order: Order, rows: Ints, share: Share, place: int, laid: Epoch | None = None) -> Iterator[Need]:
     """What a rank needs from `place` on; a row group appears once for each window that draws from it.
 
-    rows: [R] of each row group; those without rows are never needed. laid: the place's epoch, if there is one. Windows come as they open, and
-    within one first those row groups that its next places take rows from.
+    rows: [R] of each row group; those without rows are never needed. laid: the place's epoch, if there is
+    one. Windows come as they open, and within one first those row groups that its next places take rows from.
     """
     total = int(rows.sum())
     number = place // total

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from storage.cache import Cache
-from storage.digest import sha256_of
+from storage.digest import range_digest, sha256_of
 from storage.errors import RecipeError
 from storage.shard import Rows
 from storage.stream.cached import CacheRows
@@ -54,7 +54,8 @@ class Selected:
         self.rows: Ints = np.diff(self._starts)
         self._kept = (kept - np.repeat(bounds[:-1], self.rows)).astype(np.int32)
         self.sizes: Ints = np.where(self.rows > 0, groups.sizes, 0)
-        self.digest = sha256_of(["where", self.cache.digest, self.expression])
+        # With the rows themselves: what evaluates an expression is another's, and may change its mind.
+        self.digest = sha256_of(["where", self.cache.digest, self.expression, range_digest(kept.tobytes())])
         self.where = f"{groups.where} where {self.expression}"
 
     @property

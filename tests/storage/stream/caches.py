@@ -1,0 +1,123 @@
+"""Caches with summaries, and by reference, whose every value follows from a row's id; and what is read of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage import tensors
+from storage.cache import Cache, seal
+from storage.commits import Commit, commit_shard, new_attempt
+from storage.digest import rows_digest, sha256_of
+from storage.encodings.dense import Dense
+from storage.folder import Folder
+from storage.samples import INPUTS_XXH3, INPUTS_XXH3_FIELD, Columns, as_samples, inputs_digests, kept_columns
+from storage.shard import FORMAT_VERSION, ROW_GROUP_BYTES, ShardHeader, shard_schema, write_shard
+from storage.summary import SUMMARY_FIELDS
+
+CLASSES = 5
+GROUP_ROWS = 4
+
+# older: as the first shards were, plain columns first, without summaries.
+Kind = Literal["stored", "referenced", "older"]
+
+
+def raw_rows(ids: Sequence[int], *, texts: bool = False, label: bool = True) -> pa.Table:
+    """Rows of a source. x [2, 3] float32, n int16 and the label follow from the id."""
+    at = np.asarray(ids, np.int64)
+    x = (at[:, None] + np.arange(6) / 8).astype(np.float32)
+    columns = {
+        "sample_id": pa.array([f"s{i}" for i in at]) if texts else pa.array(at),
+        "x": pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), 3), 2),
+        "n": pa.array((at * 3).astype(np.int16)),
+    }
+    return pa.table(columns | ({"label": pa.array(at % CLASSES)} if label else {}))
+
+
+def entropy_of(ids: Any) -> np.ndarray[Any, Any]:
+    return (np.asarray(ids) * 7 % 16 / 4).astype(np.float32)
+
+
+def top1_of(ids: Any) -> np.ndarray[Any, Any]:
+    return (np.asarray(ids) * 3 % CLASSES).astype(np.int32)
+
+
+def put_rows(store: Folder, ids: Sequence[int], kind: Kind = "stored", **rows: bool) -> Commit:
+    """A committed shard of these ids, in row groups of GROUP_ROWS."""
+    samples = as_samples(raw_rows(ids, **rows), Columns(), "made by hand")
+    at, encoding = np.asarray(ids, np.int64), Dense(1.0)
+    key = sha256_of(["shard", list(map(int, ids)), kind, *sorted(rows.items())])
+    header = ShardHeader(FORMAT_VERSION, key, encoding, CLASSES, "teacher", rows_digest(samples))
+    extras = [*SUMMARY_FIELDS, *([INPUTS_XXH3_FIELD] if kind == "referenced" else [])]
+    kept = kept_columns(samples.schema, "referenced" if kind == "referenced" else "stored")
+    schema = shard_schema(kept, header, extras)
+    if kind == "older":
+        names = [*samples.schema.names, *(f.name for f in encoding.fields(CLASSES))]
+        schema = pa.schema([schema.field(name) for name in names], metadata=schema.metadata)
+    soft_PV = (-(at[:, None] * 7 + np.arange(CLASSES) * 13) % 29 / 4).astype(np.float32)
+    arrays: dict[str, Any] = {name: samples.column(name).combine_chunks() for name in samples.schema.names}
+    arrays |= {"soft_entropy": pa.array(entropy_of(at)), "soft_top1": pa.array(top1_of(at))}
+    arrays[INPUTS_XXH3] = tensors.pack(inputs_digests(samples).view(np.uint8).reshape(-1, 16))
+    fields = [f.name for f in encoding.fields(CLASSES)]
+    arrays |= dict(zip(fields, encoding.encode(soft_PV - soft_PV.max(axis=1, keepdims=True)), strict=True))
+    batch = pa.record_batch([arrays[name] for name in schema.names], schema=schema)
+    staged = store.stage()
+    written = write_shard(staged, schema, [batch], group_row_bytes=ROW_GROUP_BYTES // GROUP_ROWS)
+    return commit_shard(store, key, new_attempt(), staged, written)
+
+
+def put_cache(store: Folder, shards: Sequence[Sequence[int]], kind: Kind = "stored", **rows: bool) -> Cache:
+    """A sealed cache of a shard for each list of ids."""
+    commits = [put_rows(store, ids, kind, **rows) for ids in shards]
+    return seal(store, kind, commits, {"source": {"parquet": "the/source"}})
+
+
+def write_source(folder: Path, files: dict[str, Sequence[int]], *, group_rows: int = 5, **rows: bool) -> str:
+    """Parquet files of these ids in a folder, whose path it gives."""
+    folder.mkdir(exist_ok=True)
+    for name, ids in files.items():
+        pq.write_table(raw_rows(ids, **rows), folder / f"{name}.parquet", row_group_size=group_rows)
+    return str(folder)
+
+
+@dataclass
+class Reads:
+    """The ranges of shards that were read: path, start, stop. Footers are read by `read_range`, rows by pieces."""
+
+    rows: list[tuple[str, int, int]] = field(default_factory=list[tuple[str, int, int]])
+
+    @property
+    def bytes(self) -> int:
+        return sum(stop - start for _, start, stop in self.rows)
+
+
+def watch(store: Folder, spoil: Callable[[int], bool] = lambda _: False) -> Reads:
+    """What is read of row groups from now on; the n-th range comes with a wrong byte where `spoil(n)`."""
+    reads, really = Reads(), store.read_pieces
+
+    def read_pieces(path: str, start: int, pieces: Sequence[memoryview]) -> int:
+        reads.rows.append((path, start, start + sum(map(len, pieces))))
+        count = really(path, start, pieces)
+        if spoil(len(reads.rows)):
+            pieces[0][0] ^= 0xFF
+        return count
+
+    store.read_pieces = read_pieces
+    return reads
+
+
+def section_bytes(cache: Cache, section: str) -> int:
+    """The bytes of one section of all row groups."""
+    before = {"inputs": None, "plain": 0, "targets": 1}[section]
+    at = {"inputs": 0, "plain": 1, "targets": 2}[section]
+    return sum(
+        group.sections[at].stop - (group.start if before is None else group.sections[before].stop)
+        for shard in cache.shards
+        for group in shard.row_groups
+    )

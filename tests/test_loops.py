@@ -1,0 +1,147 @@
+"""The loops in recipes/loops: the same training through every door, and an interrupted one is an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recipes.loops import dataloader, plain_loop, torchrun
+from storage.cache import seal
+from storage.commits import commit_shard, new_attempt
+from storage.digest import rows_digest, sha256_of
+from storage.encodings.dense import Dense
+from storage.errors import ForeignState, RecipeError
+from storage.folder import Folder
+from storage.samples import Columns, as_samples
+from storage.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
+from tests.storage.helpers import rows_of
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES, SIZES = 3, (16, 16, 5)
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A cache of 37 rows in three shards."""
+    store = Folder(str(tmp_path_factory.mktemp("loops") / "store"))
+    random, shards = np.random.default_rng(0), []
+    for first, rows in zip((0, 16, 32), SIZES, strict=True):
+        x = pa.FixedSizeListArray.from_arrays(pa.array(random.normal(size=4 * rows).astype(np.float32)), 4)
+        samples = as_samples(pa.table({"sample_id": np.arange(first, first + rows), "x": x}), Columns(), "made by hand")
+        key, encoding = sha256_of(["loops", first]), Dense(1.0)
+        soft_PV = random.normal(size=(rows, CLASSES)).astype(np.float32)
+        soft_PV -= soft_PV.max(axis=1, keepdims=True)
+        header = ShardHeader(FORMAT_VERSION, key, encoding, CLASSES, "teacher", rows_digest(samples))
+        staged, schema = store.stage(), shard_schema(samples.schema, header)
+        written = write_shard(staged, schema, iter([rows_of(samples, encoding, soft_PV, schema)]))
+        shards.append(commit_shard(store, key, new_attempt(), staged, written))
+    return f"{store.url}/{seal(store, 'toy', shards, {'by': 'a test'}).name}"
+
+
+def weights(model: torch.nn.Module) -> Weights:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def apart(one: Weights, other: Weights) -> float:
+    """The largest difference of two models' weights."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def test_a_plain_loop_goes_on_where_it_was_saved(url: str, tmp_path: Path) -> None:
+    unbroken = weights(plain_loop.train(url, 4, batch_size=8))
+    for epochs in (1, 3):
+        broken = weights(plain_loop.train(url, epochs, tmp_path / "student.pt", batch_size=8))
+        assert (apart(broken, unbroken) == 0) == (epochs == 3)
+
+
+def test_a_loader_trains_the_same(url: str) -> None:
+    expected = weights(plain_loop.train(url, 3, batch_size=8))
+    for workers in (0, 2):
+        assert apart(weights(dataloader.train(url, 3, workers, batch_size=8)[0]), expected) == 0
+
+
+def test_two_processes_have_the_gradients_of_one(url: str, tmp_path: Path) -> None:
+    # An odd batch: the ranks' parts are not equal.
+    steps, batch_size, saved = 12, 7, tmp_path / "student.safetensors"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = ["-m", "recipes.loops.torchrun", url, "--steps", str(steps), "--batch-size", str(batch_size)]
+    run = subprocess.run(
+        [*launch, *script, "--save", str(saved)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    alone = weights(torchrun.train(url, steps, batch_size=batch_size))
+    assert apart(load_file(saved), alone) < 1e-6 < apart(weights(torchrun.train(url, 1)), alone)
+    assert run.stdout.count(f"step {steps} of {steps}") == 1
+
+
+@pytest.fixture
+def hf(tmp_path: Path, url: str) -> Callable[..., Any]:
+    """hf(output, steps, ...): the DistillTrainer that trained in a folder."""
+    from recipes.loops import hf_trainer
+
+    def train(output: str, steps: int, batch_size: int = 8, **settings: Any) -> Any:
+        usual = {"disable_tqdm": True, "lr_scheduler_type": "constant", "learning_rate": 0.01}
+        return hf_trainer.train(url, str(tmp_path / output), steps, batch_size, **{**usual, **settings})
+
+    return train
+
+
+def test_a_trainer_goes_on_with_the_next_batch(hf: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from recipes.loops import hf_trainer
+
+    seen: list[list[int]] = []
+
+    def soft_loss(logits_PV: torch.Tensor, batch: Any) -> torch.Tensor:
+        seen.append(batch.sample_id.tolist())
+        return really(logits_PV, batch)
+
+    really = hf_trainer.soft_loss
+    monkeypatch.setattr(hf_trainer, "soft_loss", soft_loss)
+    unbroken = hf("unbroken", 8, save_strategy="no", gradient_accumulation_steps=2)
+    expected, seen[:] = list(seen), []
+    # Stopped in the second epoch; a checkpoint is in the first one.
+    hf("broken", 3, save_steps=2, gradient_accumulation_steps=2, save_total_limit=2)
+    shutil.rmtree(Path(unbroken.args.output_dir).with_name("broken") / "checkpoint-3")
+    broken = hf("broken", 8, save_steps=2, gradient_accumulation_steps=2)
+    assert seen == expected[:6] + expected[4:] and broken.state.global_step == 8
+    assert apart(weights(broken.model), weights(unbroken.model)) == 0
+
+
+def test_a_trainer_accumulates_a_larger_batch(hf: Callable[..., Any]) -> None:
+    larger = weights(hf("larger", 6, 16, save_strategy="no").model)
+    accumulated = weights(hf("accumulated", 6, 8, save_strategy="no", gradient_accumulation_steps=2).model)
+    assert apart(larger, accumulated) < 1e-5 < apart(larger, weights(hf("other", 6, 8, save_strategy="no").model))
+
+
+def test_a_trainer_refuses_what_is_not_its_own(hf: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from recipes.loops import hf_trainer
+
+    state = Path(hf("foreign", 2, save_steps=2).args.output_dir) / "checkpoint-2" / "trainer_state.json"
+    told = json.loads(state.read_text())
+    del told["stateful_callbacks"]["stream"]
+    state.write_text(json.dumps(told))
+    with pytest.raises(ForeignState, match="no state of a stream"):
+        hf("foreign", 4)
+    monkeypatch.setattr(hf_trainer, "world", lambda: {"rank": 1, "world": 2})
+    with pytest.raises(RecipeError, match=r"rank=1, world=2.*the Trainer has"):
+        hf("rank", 2)

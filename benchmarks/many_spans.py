@@ -121,9 +121,10 @@ def fill(folder: Path, spans: int) -> dict[str, Any]:
     table = source.read(span.file, span.start, span.stop)
     header = ShardHeader(FORMAT_VERSION, span.shard_key, prepared.encoding, 10, prepared.teacher_digest, span.digest)
     schema = shard_schema(table.schema, header)
-    arrays = [*(column.combine_chunks() for column in table.columns), *prepared.encoding.encode(np.zeros((ROWS, 10)))]
+    arrays = {name: table.column(name).combine_chunks() for name in table.schema.names}
+    arrays["soft_logits"] = prepared.encoding.encode(np.zeros((ROWS, 10)))[0]
     one = folder / "one"
-    write_shard(one, schema, [pa.record_batch(arrays, schema=schema)])
+    write_shard(one, schema, [pa.record_batch([arrays[name] for name in schema.names], schema=schema)])
     data, (groups, footer) = one.read_bytes(), byte_ranges(one)
     with open(one, "rb") as file:
         digest = sha256_file(file)
@@ -162,7 +163,7 @@ def open_sealed(folder: Path, spans: int) -> dict[str, Any]:
     begun = time.perf_counter()
     cache = open_cache(f"{folder}/store/many")
     told = _told(begun)
-    assert len(cache.shards) == spans
+    assert len(cache.index) == spans
     return told
 
 

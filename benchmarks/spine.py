@@ -152,7 +152,7 @@ def scan_bare(cache: Cache) -> int:
 
 
 def stream_once(cache: Cache, samples: int) -> int:
-    stream = iter(Stream(CacheRows(cache), batch_size=BATCH_SIZE, seed=0))
+    stream = Stream(CacheRows(cache), batch_size=BATCH_SIZE, seed=0).endless()
     return sum(len(next(stream).rows) for _ in range(samples // BATCH_SIZE))
 
 

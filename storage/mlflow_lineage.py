@@ -91,7 +91,7 @@ def cache_dataset(cache: Cache) -> Any:
 
     profile = {
         "samples": cache.samples,
-        "shards": len(cache.shards),
+        "shards": len(cache.index),
         "bytes": cache.bytes,
         "cache_digest": cache.digest,
     }

@@ -164,7 +164,7 @@ def test_a_put_that_stays_contested_has_not_won(monkeypatch: pytest.MonkeyPatch)
 def test_a_put_that_stays_contested_is_told_in_words(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(create, "time", SimpleNamespace(sleep=lambda _: None))
     store = Folder(f"s3://{bucket}/contested")
-    store.__dict__.update(keeps_create=True, _fs=Conditional(raises(Contested("now"))))
+    store.__dict__.update(keeps_create=True, _opened=(os.getpid(), Conditional(raises(Contested("now")))))
     with pytest.raises(StoreLost, match="did not answer as a store does"):
         store.create("x", b"1")
 

@@ -26,7 +26,7 @@ from storage.digest import range_digest
 from storage.encodings.dense import Dense
 from storage.errors import CorruptShard, RecipeError
 from storage.samples import INPUTS_XXH3_FIELD, Columns, as_samples
-from storage.sections import SECTIONS, section_of, section_stops
+from storage.sections import SECTIONS
 from storage.shard import (
     FORMAT_VERSION,
     ByteRange,
@@ -295,13 +295,6 @@ def with_extras(samples: pa.Table, extras: bool = True, inputs: bool = True) -> 
     return rows_of(samples, Dense(1.0), -np.ones((rows, 5), np.float32), schema)
 
 
-def test_a_column_belongs_to_one_section() -> None:
-    targets = {"soft_logits", "soft_ids"}
-    names = ["x", "soft_x", "sample_id", "label", "labels", "inputs_xxh3", "inputs", "soft_logits", "soft_ids", "soft"]
-    sections = ["inputs", "plain", "plain", "plain", "inputs", "plain", "inputs", "targets", "targets", "inputs"]
-    assert [section_of(name, targets) for name in names] == sections
-
-
 def test_inputs_come_first_and_targets_last(make_samples: Any) -> None:
     samples = make_samples(2)
     assert with_extras(samples).schema.names == [
@@ -396,15 +389,6 @@ def test_a_file_that_does_not_tell_its_targets_or_mixes_its_columns_has_no_secti
     bare = pa.Table.from_batches([batch]).replace_schema_metadata(None)
     pq.write_table(bare, tmp_path / "bare", use_dictionary=False)
     assert byte_ranges(tmp_path / "bare")[0][0].sections == ()
-
-
-def test_columns_that_do_not_lie_one_after_another_are_no_sections() -> None:
-    kinds = ["inputs", "plain", "targets"]
-    assert section_stops([(4, 9), (9, 12), (12, 20)], kinds) == [9, 12, 20]
-    assert section_stops([(4, 9), (10, 12), (12, 20)], kinds) == []
-    assert section_stops([(4, 9), (9, 12), (12, 20)], kinds[:2]) == []
-    assert section_stops([(4, 9), (9, 12)], ["plain", "plain"]) == [4, 12, 12]
-    assert section_stops([(4, 9), (9, 12)], ["inputs", "inputs"]) == [12, 12, 12]
 
 
 def test_what_a_shard_adds_to_its_samples_is_no_input(make_samples: Any) -> None:

@@ -6,7 +6,9 @@ A store is filled with the index of a cache whose shards, ten row groups each, a
 their own, a reader goes through the stages below; of each its own seconds are told, and by how much the process has
 grown since its imports: at its peak, and what it holds when the stage is done. Medians of the repeats.
 
-open     open the cache by its name
+open           open the cache by its name
+first batch    a stream over its row groups, to the first batch of 256 rows; without reading and decoding them, since
+               they are not there (stream.py tells of that)
 """
 
 from __future__ import annotations
@@ -66,11 +68,48 @@ def _in_a_process(folder: str) -> dict[str, dict[str, float]]:
 def stages(store: str) -> Iterator[str]:
     """What a reader does, with the name of each stage when it is done; the first one is not told of."""
     from storage.cache import open_cache
+    from storage.stream import Stream
 
     yield "imports"
     cache = open_cache(f"{store}/many")
     yield "open"
     assert len(cache.index) * GROUPS_OF_A_SHARD == len(cache.index.rows)
+    stream = Stream(_Unread(cache), batch_size=256)
+    assert len(next(iter(stream))) == 256
+    yield "first batch"
+
+
+class _Unread:
+    """The row groups of a cache, whose rows are whatever lies in memory."""
+
+    def __init__(self, cache: Any) -> None:
+        import numpy as np
+
+        from storage.stream.groups import Column
+
+        self.rows = self.sizes = cache.index.rows
+        self.digest, self.where = cache.digest, cache.url
+        number = np.dtype(np.int64)
+        self.columns = (
+            Column("image", np.dtype(np.uint8), (3, 32, 32)),
+            Column("sample_id", number),
+            Column("label", number),
+            Column("soft_logits", np.dtype(np.float16), (1000,)),
+        )
+
+    def load(self, group: int, out: Any) -> dict[str, Any]:
+        return {}
+
+    def name_of(self, group: int) -> str:
+        return f"row group {group}"
+
+    def loaded_rows(self, group_B: Any, row_B: Any) -> Any:
+        return row_B
+
+    def rows_of(self, group_B: Any, columns: Any) -> Any:
+        from storage.stream.groups import plain_rows
+
+        return plain_rows(columns, ["image"])
 
 
 def measured(stages: Iterator[str]) -> dict[str, dict[str, float]]:

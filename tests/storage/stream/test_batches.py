@@ -543,6 +543,7 @@ RUBBISH: list[Any] = [
     {"order": 7},
     {"order": {"version": "feistel6-v2"}},
     {"order": {"version": "feistel6-v2", "seed": None, "window": 3}},
+    {"order": {"version": "feistel6-v2", "seed": float("inf"), "window": 3}},
     {"order": {"version": "feistel6-v2", "seed": 1, "window": 0}},
     {"order": {"version": "feistel6-v2", "seed": 1, "window": 3, "lanes": "x"}},
 ]

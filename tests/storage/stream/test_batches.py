@@ -28,6 +28,7 @@ from storage.stream import Batch, CacheRows, Reading, Stream, scan
 from storage.stream import batches as streams
 from storage.stream.batches import default_order
 from storage.stream.groups import row_bytes
+from storage.stream.reader import Reader
 from tests.storage.stream.fakes import (
     Fake,
     Make,
@@ -64,6 +65,19 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def cache(local: Folder, small: None, make_cache: Make) -> Cache:
     """23 rows in three shards, their row groups of 4, 4, 3, 3, 4, 4 and 1 rows."""
     return make_cache(local, SIZES)
+
+
+@pytest.fixture
+def readers(monkeypatch: pytest.MonkeyPatch) -> list[Reader]:
+    """The readers that streams and scans make; none is collected before the test ends."""
+    made: list[Reader] = []
+
+    def make(*given: Any, **settings: Any) -> Reader:
+        made.append(Reader(*given, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(streams, "Reader", make)
+    return made
 
 
 # Order and worlds
@@ -634,12 +648,12 @@ def test_parts_and_ranks_go_together(world: int) -> None:
     assert {first: by_place(some) for first, some in parts.items()} == right
 
 
-def test_a_part_that_is_left_leaves_the_stream_where_it_was() -> None:
+def test_a_part_that_is_left_leaves_the_stream_where_it_was(readers: list[Reader]) -> None:
     stream = Stream(Fake([11, 3, 9]), batch_size=4, seed=3)
     part = stream.part(0, 2)
     next(part)
     part.close()
-    assert stream.place == 0 and stream_threads() == []
+    assert len(readers) == 1 and stream.place == 0 and stream_threads() == []
     assert len(list(stream)) == 6
     stream.close()
 
@@ -746,6 +760,36 @@ def test_the_bound_counts_windows_budget_threads_and_batches(world: int) -> None
     assert stream.memory_bound == (rows + 8 + 3 * batch + 2 * 8 + 1000) * width
 
 
+@pytest.mark.parametrize("world", [1, 4])
+@pytest.mark.parametrize("budget", [0, 3000])
+def test_no_more_memory_is_made_than_the_bound_tells(readers: list[Reader], world: int, budget: int) -> None:
+    groups = Fake([8] * 100)
+    stream = Stream(groups, batch_size=32, world=world, lanes=8, window=24, reading=Reading(budget, 2))
+    assert stream.memory_bound < 800 * row_bytes(groups)
+    batches(stream, 60)
+    stream.close()
+    [slab] = readers[0]._arena._slabs
+    assert slab.rows * row_bytes(groups) <= stream.memory_bound
+
+
+def test_a_row_group_of_many_small_windows_is_read_once() -> None:
+    """Sixteen lanes of four row groups each; batches so small that windows end and go on between two of them."""
+    groups = Fake([8] * 64)
+    stream = Stream(groups, batch_size=4, lanes=16, window=2, reading=Reading(0, 2))
+    assert len(list(stream)) == 128
+    stream.close()
+    # And what was fetched of the next epoch.
+    assert set(groups.reads) == set(range(64)) and groups.reads.total() < 64 + 20
+
+
+def test_what_fits_is_read_once_for_ever() -> None:
+    groups = Fake([4] * 24)
+    stream = Stream(groups, batch_size=6, reading=Reading(0, 2))
+    batches(stream, 64)
+    stream.close()
+    assert set(groups.reads.values()) == {1}
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, N, 40])
 def test_a_batch_owns_its_memory(cache: Cache, batch_size: int) -> None:
     clean = Stream(CacheRows(cache), batch_size=batch_size, seed=1)
@@ -805,6 +849,19 @@ def waited(budget: int, batch_s: float) -> float:
 def test_a_slow_store_stalls_nobody_whom_the_budget_can_serve() -> None:
     """200 ms a request: a row group in 60 ms is needed, eight threads bring one in 25 ms."""
     assert waited(24 * 16 * 16, 0.03) < 0.2
+
+
+def test_batches_are_put_together_while_the_consumer_works() -> None:
+    """Two of them, each of a row group of its own, and a row group is fetched ahead whatever the budget."""
+    groups = Fake([4] * 20)
+    stream = Stream(groups, batch_size=4, lanes=1, window=4, reading=Reading(0, 1))
+    next(iter(stream))
+    deadline = time.monotonic() + 5
+    while len(groups.reads) < 4 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    time.sleep(0.02)
+    assert len(groups.reads) == 2 + streams.BATCHES_AHEAD == 4
+    stream.close()
 
 
 def test_without_a_budget_a_slow_store_is_waited_for() -> None:
@@ -867,7 +924,7 @@ def test_no_thread_is_left_of_a_stream_that_nobody_has() -> None:
     assert stream_threads() == []
 
 
-def test_no_thread_is_left_after_an_error_or_a_part() -> None:
+def test_no_thread_is_left_after_an_error_or_a_part(readers: list[Reader]) -> None:
     groups = Fake([4] * 10)
     groups.faults = {group: [OSError("gone")] for group in range(10)}
     stream = Stream(groups, batch_size=4)
@@ -875,7 +932,7 @@ def test_no_thread_is_left_after_an_error_or_a_part() -> None:
         next(iter(stream))
     assert stream_threads() == []
     assert len(list(Stream(Fake([4] * 10), batch_size=4).part(1, 3))) == 3
-    assert stream_threads() == []
+    assert len(readers) == 2 and stream_threads() == []
 
 
 # Scans
@@ -894,10 +951,11 @@ def test_a_scan_gives_every_row_once_in_stored_order(cache: Cache, teacher: Make
     assert stream_threads() == []
 
 
-def test_a_scan_reads_every_row_group_once_and_holds_few() -> None:
+def test_a_scan_reads_every_row_group_once_and_holds_few(readers: list[Reader]) -> None:
     groups = Fake([4] * 30 + [0, 3])
     lengths = [len(rows) for rows in scan(groups, 10, Reading(0, 2))]
     assert lengths == [10] * 12 + [3]
+    assert [slab.rows for slab in readers[0]._arena._slabs] == [2 * 4 + 10 + 4]
     assert set(groups.reads.values()) == {1} and set(groups.reads) == {*range(30), 31}
 
 
@@ -907,7 +965,9 @@ def test_a_scan_of_no_rows_gives_nothing() -> None:
     assert rows.sample_id.tolist() == [13, 14, 15]
 
 
-def test_a_scan_that_is_left_or_fails_leaves_no_thread() -> None:
+def test_a_scan_that_ends_is_left_or_fails_leaves_no_thread(readers: list[Reader]) -> None:
+    assert len(list(scan(Fake([4] * 3), 10))) == 2
+    assert len(readers) == 1 and stream_threads() == []
     some = scan(Fake([4] * 30), 10)
     next(some)
     some.close()

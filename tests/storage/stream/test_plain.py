@@ -119,6 +119,7 @@ def test_where_nothing_may_be_written_it_is_read_every_time(
 
     cache.store.write = write
     reads = watch(cache.store)
+    caplog.set_level(logging.WARNING, "stillhouse.stream")
     for _ in range(2):
         caplog.clear()
         check(plain_table(cache))
@@ -128,6 +129,7 @@ def test_where_nothing_may_be_written_it_is_read_every_time(
 
 def test_a_range_that_comes_wrong_once_is_fetched_again(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
     watch(cache.store, spoil=lambda number: number == 3)
+    caplog.set_level(logging.WARNING, "stillhouse.stream")
     check(plain_table(cache))
     assert "fetched again" in caplog.text
 

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     asked = parser.parse_args()
+    # Gigabytes lie in the folder, which goes with this process however it is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     pythons = {False: sys.executable}
     if asked.peers:
         pythons[True] = peers_python(asked.peers)

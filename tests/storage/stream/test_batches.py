@@ -772,14 +772,14 @@ def test_no_more_memory_is_made_than_the_bound_tells(readers: list[Reader], worl
     assert slab.rows * row_bytes(groups) <= stream.memory_bound
 
 
-def test_a_row_group_of_many_small_windows_is_read_once() -> None:
-    """Sixteen lanes of four row groups each; batches so small that windows end and go on between two of them."""
+def test_a_row_group_of_many_small_windows_is_not_read_for_each() -> None:
+    """Eight lanes of eight row groups each; batches so small that a window ends before the next one is due."""
     groups = Fake([8] * 64)
-    stream = Stream(groups, batch_size=4, lanes=16, window=2, reading=Reading(0, 2))
+    stream = Stream(groups, batch_size=4, lanes=8, window=2, reading=Reading(4 * 128, 2))
     assert len(list(stream)) == 128
     stream.close()
-    # And what was fetched of the next epoch.
-    assert set(groups.reads) == set(range(64)) and groups.reads.total() < 64 + 20
+    # What was fetched of the next epoch is among them.
+    assert set(groups.reads) == set(range(64)) and groups.reads.total() < 64 + 30
 
 
 def test_what_fits_is_read_once_for_ever() -> None:

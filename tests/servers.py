@@ -168,19 +168,19 @@ class Proxy:
                 self.answer(*answer, cut=fault == "cut")
 
             def ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-                connection = http.client.HTTPConnection(host, int(port), timeout=60)
-                connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-                for name, value in self.headers.items():
-                    if name.lower() not in ("connection", "expect"):
-                        connection.putheader(name, value)
-                connection.endheaders(body)
-                response = connection.getresponse()
-                data = response.read()
-                headers = {k: v for k, v in response.headers.items() if k.lower() not in _HOP}
-                if self.command == "HEAD":
-                    headers["Content-Length"] = response.headers.get("Content-Length", "0")
-                connection.close()
-                return response.status, headers, data
+                # Closed also where the server goes away in the middle.
+                with closing(http.client.HTTPConnection(host, int(port), timeout=60)) as connection:
+                    connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+                    for name, value in self.headers.items():
+                        if name.lower() not in ("connection", "expect"):
+                            connection.putheader(name, value)
+                    connection.endheaders(body)
+                    response = connection.getresponse()
+                    data = response.read()
+                    headers = {k: v for k, v in response.headers.items() if k.lower() not in _HOP}
+                    if self.command == "HEAD":
+                        headers["Content-Length"] = response.headers.get("Content-Length", "0")
+                    return response.status, headers, data
 
             def answer(self, status: int, headers: dict[str, str], data: bytes, cut: bool = False) -> None:
                 self.send_response_only(status)

@@ -36,7 +36,7 @@ grid = pytest.mark.parametrize("name", GROUPS)
 def settings_of(name: str) -> Iterator[tuple[int, int]]:
     """Lanes and windows, also more of them than there are rows."""
     total = sum(GROUPS[name])
-    for lanes in sorted({1, 2, 3, total, total + 5}):
+    for lanes in sorted({1, 2, 3, total + 5}):
         for window in windows_of(total):
             yield lanes, window
 
@@ -113,7 +113,7 @@ def test_every_part_of_the_key_counts_and_its_place_too() -> None:
 def test_every_row_has_one_place_in_every_epoch(name: str) -> None:
     for lanes, window in settings_of(name):
         rows = np.array(GROUPS[name])
-        for number in (0, 1, 1000):
+        for number in (0, 1000):
             group, row = locate(Order(9, window, lanes), rows, number, np.arange(rows.sum()))
             assert (row >= 0).all() and (row < rows[group]).all()
             places = sorted(zip(group.tolist(), row.tolist(), strict=True))

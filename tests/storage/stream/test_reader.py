@@ -82,7 +82,7 @@ def walk(setting: dict[str, Any], reading: Reading, start: int = 0, **more: Any)
 @pytest.mark.parametrize("texts", [False, True])
 def test_the_rows_are_the_same_however_they_are_read(seed: int, texts: bool) -> None:
     dice = random.Random(seed)
-    for setting in grid(seed, 6):
+    for setting in grid(seed, 4):
         count = 2 * int(setting["sizes"].sum()) // setting["batch_size"] + 3
         right = walk(setting, Reading(MANY, 1), texts=texts).take(count)
         for budget, threads in ((0, 1), (100, 5), (MANY, 8), (0, 8)):
@@ -118,7 +118,7 @@ def check_bound(walked: Walk, count: int) -> None:
 @pytest.mark.parametrize("budget", [0, 200, 3000, MANY])
 @pytest.mark.parametrize("seed", range(2))
 def test_no_more_is_held_than_the_windows_draw_from_and_the_budget_allows(seed: int, budget: int) -> None:
-    for setting in grid(seed + 40, 12):
+    for setting in grid(seed + 40, 8):
         count = 3 * int(setting["sizes"].sum()) // setting["batch_size"] + 4
         check_bound(walk(setting, Reading(budget, 2)), count)
 

@@ -181,6 +181,11 @@ def _pieces(schema: pa.Schema, batches: Iterable[pa.RecordBatch], rows: int) -> 
         yield pa.Table.from_batches(held, schema).combine_chunks()
 
 
+def chunk_start(chunk: Any) -> int:
+    """Where a column chunk begins: at its dictionary, where another writer gave it one, which comes before the data."""
+    return min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset)
+
+
 def row_bytes(schema: pa.Schema) -> int:
     """What a row takes in memory; of text an estimate, which is enough for sizing row groups and windows."""
     return sum(_width(field) for field in schema)
@@ -202,7 +207,7 @@ def byte_ranges(path: Path) -> tuple[list[ByteRange], ByteRange]:
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
             columns = [group.column(c) for c in range(group.num_columns)]
-            places = [(c.data_page_offset, c.data_page_offset + c.total_compressed_size) for c in columns]
+            places = [(chunk_start(c), chunk_start(c) + c.total_compressed_size) for c in columns]
             start, stop = min(place[0] for place in places), max(place[1] for place in places)
             file.seek(start)
             data = memoryview(file.read(stop - start))

@@ -169,6 +169,8 @@ def train(
             _check_finite(model, done)
             state = State(done, recipe.digest(), data.digest, stream.state_dict())
             observer.checkpoint(done, partial(checkpoint.save, model=model, optimizer=optimizer, state=state))
+    # What was fetched ahead is not needed any more, and evaluating fetches its own.
+    stream.close()
     scores = {} if held_out is None or place.rank else _evaluate(model, held_out, classes, place, reading)
     return Outcome(
         model,

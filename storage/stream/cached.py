@@ -22,7 +22,7 @@ from storage.errors import CorruptShard, Mismatch, RecipeError, StoreLost
 from storage.names import nearest
 from storage.ranges import footer_metadata
 from storage.samples import LABEL, SAMPLE_ID
-from storage.shard import RangeFile, Rows, read_header
+from storage.shard import RangeFile, Rows, chunk_start, read_header
 from storage.stream.groups import Arrays, Column, Ints, plain_rows
 from storage.stream.landing import Chunk, Landing
 from storage.targets import Targets
@@ -231,8 +231,7 @@ class _Footer:
         group = self.metadata.row_group(within)
         for at, name in enumerate(self.schema.names):
             chunk = group.column(at)
-            # A dictionary comes before the data.
-            start = min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset)
+            start = chunk_start(chunk)
             # Where values may be null a page says which are, before the values: so pyarrow reads it.
             codec = "" if self.metadata.schema.column(at).max_definition_level else chunk.compression
             yield Chunk(name, start, start + chunk.total_compressed_size, codec)

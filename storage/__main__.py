@@ -1,9 +1,9 @@
-"""python -m storage ls STORE | show, verify or rm CACHE | gc STORE [--older-than 7d] [--dry-run]; each with [--json]"""
+"""python -m storage ls STORE | show, verify or rm CACHE | derive CACHE --to ENCODING [--name NAME]
+| gc STORE [--older-than 7d] [--dry-run]; each with [--json]"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("show", "cache", "show what a cache is, where it came from and its first rows, decoded"),
         ("verify", "cache", "hash every shard again; exit 3 when one differs from what was committed"),
         ("rm", "cache", "forget a cache; its shards stay until gc finds that nothing needs them"),
+        ("derive", "cache", "seal a cache that keeps less of each position, without the teacher"),
         ("gc", "store", "remove what no cache needs, no running job can want and is older than that"),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -38,8 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "--older-than", type=_seconds, default="7d", help="spare what is younger: 30m, 12h, 7d (7d unless said)"
             )
             command.add_argument("--dry-run", action="store_true", help="say what would be removed; remove nothing")
+        if name == "show":
+            command.add_argument(
+                "--tokenizer", metavar="PATH", help="a tokenizer.json or its folder, where the teacher's is not at hand"
+            )
+        if name == "derive":
+            command.add_argument(
+                "--to", required=True, metavar="ENCODING", help="as in topk:k=16 or topk:k=32,temperatures=[1,2]"
+            )
+            command.add_argument("--name", help="what to call it; NAME-ENCODING unless said, as in corpus-topk16")
     asked = parser.parse_args(arguments)
-    run = {"ls": _ls, "show": _show, "verify": _verify, "rm": _rm, "gc": _gc}[asked.command]
+    runs = {"ls": _ls, "show": _show, "verify": _verify, "rm": _rm, "derive": _derive, "gc": _gc}
+    run = runs[asked.command]
     return run_command(lambda: run(asked), as_json=asked.json)
 
 
@@ -68,37 +79,11 @@ def _ls(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
 
 
 def _show(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
-    from storage.show import first_rows
+    from storage.show import lines, look
 
-    cache = open_cache(absolute(asked.cache))
-    quarantined = [sample.to_dict() for shard in cache.shards for sample in shard.quarantined]
-    facts = {**cache.facts(), "quarantined_samples": quarantined, "rows": first_rows(cache)}
-    return facts, "\n".join(_lines(facts)), 0
-
-
-def _lines(facts: dict[str, Any]) -> list[str]:
-    lineage = facts["lineage"]
-    teacher = lineage["teacher"]
-    lines = [
-        f"{facts['name']}@{facts['cache_key'][:8]}  {facts['url']}",
-        f"  digest      {facts['cache_digest']}",
-        f"  targets     {json.dumps(facts['encoding'], sort_keys=True)}, {facts['classes']} classes",
-        f"  samples     {facts['samples']:,} in {facts['shards']} shards, {facts['bytes'] / 1e6:,.2f} MB; "
-        f"{facts['quarantined']} quarantined",
-        f"  inputs      {', '.join(facts['inputs'])}; {'labelled' if facts['labelled'] else 'no labels'}",
-        f"  teacher     {teacher['factory']} {json.dumps(teacher['arguments'])}, {teacher['dtype']}, "
-        f"digest {teacher['digest'][:8]}",
-        f"  weights     {teacher['weights']}",
-        f"  source      {json.dumps(lineage['source'])}",
-        f"  sealed      {lineage['sealed_at']} with {', '.join(f'{k} {v}' for k, v in lineage['software'].items())}",
-        *(f"  quarantined {sample['sample_id']}: {sample['reason']}" for sample in facts["quarantined_samples"]),
-        "  first rows, the teacher's likeliest classes at T = 1:",
-    ]
-    for row in facts["rows"]:
-        label = "" if row["label"] is None else f", label {row['label']}"
-        top = ", ".join(f"{c['class']} {c['probability']:.4f}" for c in row["top"])
-        lines.append(f"    sample {row['sample_id']}{label}: {top}; entropy {row['entropy']:.3f} nats")
-    return lines
+    tokenizer = None if asked.tokenizer is None else absolute(asked.tokenizer)
+    facts = look(open_cache(absolute(asked.cache)), tokenizer)
+    return facts, "\n".join(lines(facts)), 0
 
 
 def _verify(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
@@ -120,6 +105,20 @@ def _rm(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
         "the teacher's recipe seals them again without teacher work, until gc removes what nothing needs.",
         0,
     )
+
+
+def _derive(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
+    from storage.derive import derive, derived_encoding
+
+    parent = open_cache(absolute(asked.cache))
+    encoding = derived_encoding(asked.to, parent.encoding)
+    name = asked.name or f"{parent.name}-{asked.to.partition(':')[0]}{encoding.to_dict().get('k', '')}"
+    cache = derive(parent, encoding, name)
+    text = (
+        f"derived {cache.label}, digest {cache.digest[:8]}, from {parent.label}: {cache.positions:,} positions, "
+        f"{cache.bytes / 1e6:,.2f} MB of {parent.bytes / 1e6:,.2f}\n  {cache.url}"
+    )
+    return {**cache.facts(), "parent": {"cache_key": parent.key, "cache_digest": parent.digest}}, text, 0
 
 
 def _gc(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:

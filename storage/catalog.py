@@ -37,11 +37,11 @@ def _lineage_problems(cache: Cache) -> list[str]:
     """What `cache.json` says that the index and the shards' own headers do not."""
     said = {"samples": cache.samples, "positions": cache.positions, "bytes": cache.bytes}
     rows, size = map(sum, zip(*cache.index.facts("rows", "bytes"), strict=True))
-    found: dict[str, Any] = {"samples": rows, "positions": rows, "bytes": size}
     try:
         header, schema = read_footer(cache.store, cache.index.commit(0))
     except CorruptShard:
         return []  # hashing that shard says what is wrong with it
+    found: dict[str, Any] = {"samples": rows, "positions": rows * (header.positions or 1), "bytes": size}
     said |= {"classes": cache.classes, "encoding": cache.encoding, "inputs": cache.inputs, "labelled": cache.labelled}
     found |= {"classes": header.classes, "encoding": header.encoding.to_dict(), "inputs": stored_inputs(schema, header)}
     found["labelled"] = LABEL in schema.names

@@ -12,7 +12,7 @@ from typing import Any
 def software() -> dict[str, str]:
     """Versions that can move a result."""
     versions = {"python": platform.python_version()}
-    for package in ("stillhouse", "torch", "ray", "pyarrow", "numpy", "mlflow"):
+    for package in ("stillhouse", "torch", "transformers", "tokenizers", "ray", "pyarrow", "numpy", "mlflow"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -57,5 +57,18 @@ def cache_lineage(
         "targets": targets,
         "recipe_digest": recipe_digest,
         "software": software(),
-        "sealed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "sealed_at": _now(),
     }
+
+
+def derived_lineage(parent: dict[str, Any], *, targets: dict[str, Any], derived_from: dict[str, Any]) -> dict[str, Any]:
+    """The lineage of a cache that was worked out from another one: the same teacher and source, and the parent.
+
+    derived_from: its cache_key, cache_digest, name and targets.
+    """
+    facts = {"targets": targets, "derived_from": derived_from, "software": software(), "sealed_at": _now()}
+    return {**parent, **facts}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from storage.digest import sha256_file, sha256_of
 from storage.errors import ModelError
@@ -14,10 +14,16 @@ from storage.names import call, find_function, is_own_code
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
+# Endings of weights that are not read, and what to do about them.
+OTHER_WEIGHTS = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+SAVE_ANEW = "Load it with transformers where it comes from, and save it with save_pretrained(FOLDER)."
+
 
 @dataclass(frozen=True)
 class ModelSpec:
     """How to build a model. factory: package.module:function; weights: a path or URL of safetensors, or None."""
+
+    kind: ClassVar[str] = "module"
 
     factory: str
     arguments: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -38,6 +44,15 @@ class ModelSpec:
         if self.weights is not None:
             load_weights(model, self.weights)
         return model
+
+    @property
+    def trained(self) -> bool:
+        """Whether its answers are decided without a seed."""
+        return self.weights is not None
+
+    def lineage(self) -> dict[str, Any]:
+        """What a cache says of its teacher, besides its digests."""
+        return {"factory": self.factory, "arguments": self.arguments, "weights": self.weights}
 
     def digest(self, dtype: str) -> str:
         """sha256 of everything that decides what the model answers: weights, the factory's source, arguments, dtype."""
@@ -63,19 +78,11 @@ class ModelSpec:
 
 def spec_from_folder(url: str) -> ModelSpec:
     """The spec of a model folder that a training run wrote. Raises ModelError."""
-    folder = Folder(url)
-    try:
-        config = json.loads(folder.read(CONFIG_FILE))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(
-            f"There is no {CONFIG_FILE} in '{url}'.", "A model folder holds it and model.safetensors."
-        ) from None
-    except ValueError:
-        raise ModelError(f"{CONFIG_FILE} in '{url}' is no JSON.") from None
-    if not isinstance(config, dict) or "factory" not in config:
+    config = read_config(url)
+    if "factory" not in config:
         raise ModelError(
             f"{CONFIG_FILE} in '{url}' names no factory.",
-            "This version builds models from a package.module:function; Hugging Face folders are not read yet.",
+            "A model that a run wrote names a package.module:function; a Hugging Face folder is a teacher's only.",
         )
     if not isinstance(config.get("arguments"), dict):
         raise ModelError(f"{CONFIG_FILE} in '{url}' has no arguments.", "They are a mapping, which may be empty.")
@@ -85,7 +92,28 @@ def spec_from_folder(url: str) -> ModelSpec:
             "A folder may name functions of the working directory only, since loading it calls them.",
             "Name factory, arguments and weights in the recipe instead.",
         )
-    return ModelSpec(config["factory"], config["arguments"], folder.url_of(WEIGHTS_FILE))
+    return ModelSpec(config["factory"], config["arguments"], Folder(url).url_of(WEIGHTS_FILE))
+
+
+def read_config(url: str) -> dict[str, Any]:
+    """The config.json of a model folder, a run's or Hugging Face's. Raises ModelError."""
+    if url.lower().endswith(OTHER_WEIGHTS):
+        raise ModelError(
+            f"'{url}' is a file of another form.",
+            f"teacher.path is a folder that holds {CONFIG_FILE} and safetensors; GGUF and pickles are not read.",
+            SAVE_ANEW,
+        )
+    try:
+        config = json.loads(Folder(url).read(CONFIG_FILE))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelError(
+            f"There is no {CONFIG_FILE} in '{url}'.", "A model folder holds it and model.safetensors."
+        ) from None
+    except ValueError:
+        raise ModelError(f"{CONFIG_FILE} in '{url}' is no JSON.") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{CONFIG_FILE} in '{url}' is no JSON object.", "It names the model's settings.")
+    return config
 
 
 def _open_weights(url: str) -> Any:

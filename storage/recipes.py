@@ -66,20 +66,45 @@ class ColumnNames(Section):
     label: str | Literal[False] | None = None
 
 
+class PackSection(Section):
+    """Documents packed into rows of one length; see `storage.sources.packed.Pack`."""
+
+    column: str
+    sequence_length: int = Field(gt=1)
+    tokenizer: Location | None = None
+    end_token: str | int | None = None
+    block_documents: int = Field(default=1024, gt=0)
+
+    @model_validator(mode="after")
+    def _end_token_of_its_kind(self) -> PackSection:
+        if isinstance(self.end_token, str) and self.tokenizer is None:
+            raise ValueError("end_token is a text, and there is no tokenizer; give its id")
+        if isinstance(self.end_token, int) and (self.tokenizer is not None or self.end_token < 0):
+            raise ValueError("end_token is a token of the tokenizer; only without one it is an id, from 0 on")
+        return self
+
+
 class SourceSection(Section):
-    """Exactly one of `parquet` (any fsspec URL, a folder or a pattern) and `function`."""
+    """Exactly one of `parquet` and `jsonl` (any fsspec URL, a folder or a pattern) and `function`.
+
+    pack: the rows are documents, of text or of token ids, to be packed into sequences of one length.
+    """
 
     parquet: Location | None = None
+    jsonl: Location | None = None
     function: str | None = None
     arguments: JsonDict | None = None
     columns: ColumnNames = ColumnNames()
+    pack: PackSection | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> SourceSection:
-        if (self.parquet is None) == (self.function is None):
-            raise ValueError("name exactly one of parquet and function")
+        if sum(kind is not None for kind in (self.parquet, self.jsonl, self.function)) != 1:
+            raise ValueError("name exactly one of jsonl, parquet and function")
         if self.arguments is not None and self.function is None:
             raise ValueError("arguments belong to a function")
+        if self.pack is not None and (self.columns.inputs is not None or self.columns.label is not None):
+            raise ValueError("with pack, the inputs and labels are its own; columns says sample_id only")
         return self
 
     def settings(self) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class Columns:
 
     sample_id: integers or text, unique in the whole source.
     inputs: the columns that the model takes, in its argument order; None takes all that are left.
-    label: integer classes; None takes 'label' when there is one; False leaves labels out.
+    label: integer classes, one a sample or a list of equal length, as of a sequence's positions; None takes
+    'label' when there is one; False leaves labels out.
     """
 
     sample_id: str = SAMPLE_ID
@@ -49,10 +50,10 @@ class SourceFile:
 
 
 def as_samples(table: pa.Table, columns: Columns, where: str, known: Sequence[str] | None = None) -> pa.Table:
-    """Raw rows as samples: sample_id (int64 or string), the inputs as tensors, label (int64) if any.
+    """Raw rows as samples: sample_id (int64 or string), the inputs as tensors, label if any.
 
-    known: the names of all columns, where the table holds only some of them. Raises SourceError when
-    a column is not there or its values cannot be used.
+    A label is int64; lists of them are a tensor of int32. known: the names of all columns, where the table
+    holds only some of them. Raises SourceError when a column is not there or its values cannot be used.
     """
 
     there = table.schema.names if known is None else list(known)
@@ -75,7 +76,9 @@ def as_samples(table: pa.Table, columns: Columns, where: str, known: Sequence[st
     labels = None
     if isinstance(label_name, str):
         labels = column(label_name, "label")
-        if labels.null_count or not pa.types.is_integer(labels.type):
+        if tensors.is_tensor(table.schema.field(label_name)) or _is_list(labels.type):
+            labels = _label_tensors(label_name, labels, table.schema.field(label_name), where)
+        elif labels.null_count or not pa.types.is_integer(labels.type):
             raise SourceError(
                 f"{where}: the labels in '{label_name}' are of type {labels.type} with {labels.null_count} nulls.",
                 "Labels are integers, without nulls.",
@@ -103,10 +106,40 @@ def as_samples(table: pa.Table, columns: Columns, where: str, known: Sequence[st
         field, array = tensors.as_tensor_column(name, raw, table.schema.field(name))
         fields.append(field)
         arrays.append(array)
-    if labels is not None:
+    if isinstance(labels, tuple):
+        fields.append(labels[0])
+        arrays.append(labels[1])
+    elif labels is not None:
         fields.append(pa.field(LABEL, pa.int64(), nullable=False))
         arrays.append(_cast(labels, pa.int64(), str(label_name), where))
     return pa.table(arrays, schema=pa.schema(fields))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _label_tensors(name: str, column: pa.ChunkedArray, field: pa.Field, where: str) -> tuple[pa.Field, pa.Array]:
+    """Labels of a sequence's positions, as int32 tensors."""
+    try:
+        found, array = tensors.as_tensor_column(name, column, field)
+        dtype, shape = tensors.form(found)
+        if dtype.kind not in "iu":
+            raise SourceError(f"They are {dtype.name}.")
+    except SourceError as error:
+        raise SourceError(
+            f"{where}: the labels in '{name}' cannot be used. {error}",
+            "Labels are integers without nulls: one a sample, or lists of one length.",
+            "Leave labels out with source.columns.label=false, or mend the rows.",
+        ) from None
+    values = tensors.unpack(array, found)
+    limits = np.iinfo(np.int32)
+    if values.size and not (limits.min <= values.min() and values.max() <= limits.max):
+        raise SourceError(
+            f"{where}: the labels in '{name}' reach from {values.min()} to {values.max()}.",
+            "Lists of labels fit int32.",
+        )
+    return tensors.tensor_field(LABEL, np.dtype(np.int32), shape, "label"), tensors.pack(values.astype(np.int32))
 
 
 def refuse_duplicates(ids: Sequence[pa.Array]) -> None:

@@ -39,7 +39,10 @@ COMPRESSIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What a shard says about itself, so that a reader needs nothing else."""
+    """What a shard says about itself, so that a reader needs nothing else.
+
+    classes: V. positions: L, of rows that are sequences of as many positions; None where a row is one.
+    """
 
     format_version: int
     shard_key: str
@@ -47,9 +50,14 @@ class ShardHeader:
     classes: int
     teacher: str
     span: str
+    positions: int | None = None
+
+    def fields(self) -> list[pa.Field]:
+        """The columns of the targets."""
+        return self.encoding.fields(self.classes, self.positions)
 
     def to_metadata(self) -> dict[bytes, bytes]:
-        facts = {
+        facts: dict[str, Any] = {
             "format_version": self.format_version,
             "shard_key": self.shard_key,
             "targets": self.encoding.to_dict(),
@@ -57,6 +65,8 @@ class ShardHeader:
             "teacher": self.teacher,
             "span": self.span,
         }
+        if self.positions is not None:
+            facts["positions"] = self.positions
         return {METADATA_KEY: canonical_json(facts)}
 
 
@@ -89,7 +99,8 @@ def read_header(schema: pa.Schema, where: str) -> ShardHeader:
             )
         settings = dict(facts["targets"])
         encoding = make_encoding(settings.pop("encoding"), settings)
-        return ShardHeader(version, facts["shard_key"], encoding, facts["classes"], facts["teacher"], facts["span"])
+        classes, positions = facts["classes"], facts.get("positions")
+        return ShardHeader(version, facts["shard_key"], encoding, classes, facts["teacher"], facts["span"], positions)
     except RecipeError as error:
         raise CorruptShard(f"{where} is encoded in a way that is not known here: {error}") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -101,7 +112,7 @@ def read_header(schema: pa.Schema, where: str) -> ShardHeader:
 
 def shard_schema(samples: pa.Schema, header: ShardHeader, extras: Iterable[pa.Field] = ()) -> pa.Schema:
     """The columns of a shard in the order of SECTIONS; extras: plain columns that the samples do not have."""
-    targets = header.encoding.fields(header.classes)
+    targets = header.fields()
     inputs = [field for field in samples if section_of(field.name, ()) == "inputs"]
     plain = [field for field in samples if section_of(field.name, ()) == "plain"]
     return pa.schema([*inputs, *plain, *extras, *targets], metadata=header.to_metadata())
@@ -109,7 +120,7 @@ def shard_schema(samples: pa.Schema, header: ShardHeader, extras: Iterable[pa.Fi
 
 def stored_inputs(schema: pa.Schema, header: ShardHeader) -> list[str]:
     """The names of a shard's inputs, in the model's argument order."""
-    targets = {field.name for field in header.encoding.fields(header.classes)}
+    targets = {field.name for field in header.fields()}
     return [name for name in schema.names if section_of(name, targets) == "inputs"]
 
 
@@ -226,7 +237,7 @@ def _kinds(schema: pa.Schema, where: str) -> list[str]:
         header = read_header(schema, where)
     except CorruptShard:
         return []
-    targets = {field.name for field in header.encoding.fields(header.classes)}
+    targets = {field.name for field in header.fields()}
     return [section_of(name, targets) for name in schema.names]
 
 
@@ -262,11 +273,11 @@ class RangeFile(io.RawIOBase):
 
 def decode(table: pa.Table, header: ShardHeader) -> Rows:
     """A row group's table as arrays and targets."""
-    targets_fields = header.encoding.fields(header.classes)
+    targets_fields = header.fields()
     names = {field.name for field in targets_fields}
     columns = {f.name: tensors.unpack(table.column(f.name), table.schema.field(f.name)) for f in targets_fields}
     rows = sample_rows(table.select([name for name in table.schema.names if name not in names]))
-    return Rows(rows.sample_id, rows.inputs, rows.label, header.encoding.decode(columns))
+    return Rows(rows.sample_id, rows.inputs, rows.label, header.encoding.decode(columns, header.classes))
 
 
 def sample_rows(samples: pa.Table) -> Rows:

@@ -1,39 +1,162 @@
-"""A look inside a cache: its first rows, decoded."""
+"""A look inside a cache: its first rows decoded, with the text of their tokens, and what it says on the whole."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from storage.cache import Cache
+from storage.errors import StillhouseError
+from storage.overview import overview, view
 from storage.stream import CacheRows, head
-from storage.targets import DenseTargets
+from storage.targets import IGNORED
 
-LIKELIEST = 3
+LIKELIEST, POSITIONS = 3, 12
+_BAR = 30
+
+Text = Callable[[int], str | None]
 
 
-def first_rows(cache: Cache, count: int = 3) -> list[dict[str, Any]]:
-    """The first rows in stored order: sample id, label, likeliest classes and entropy (nats) at T = 1."""
-    rows = head(CacheRows(cache, ["targets"]), count)
+def look(cache: Cache, tokenizer: str | None = None, count: int = 3) -> dict[str, Any]:
+    """Everything that `storage show` says. tokenizer: where a tokenizer.json is, if not where the lineage has it."""
+    text, note = _text_of(cache, tokenizer)
+    quarantined = [sample.to_dict() for shard in cache.shards for sample in shard.quarantined]
+    return {
+        **cache.facts(),
+        "quarantined_samples": quarantined,
+        "overview": overview(cache),
+        "rows": first_rows(cache, text, count),
+        "text": note,
+    }
+
+
+def first_rows(cache: Cache, text: Text = lambda _: None, count: int = 3) -> list[dict[str, Any]]:
+    """The first rows in stored order: of each sample, or of its first positions, the likeliest classes at T = 1.
+
+    entropy in nats; kept: the mass of what topk kept; text: of a class, a token's.
+    """
+    parts = ["inputs", "targets"] if "input_ids" in cache.inputs else ["targets"]
+    rows = head(CacheRows(cache, parts), count)
     assert rows.targets is not None
-    probabilities_PV = probabilities(rows.targets, count)
     shown: list[dict[str, Any]] = []
-    for at, p_V in enumerate(probabilities_PV):
-        top = np.argsort(-p_V, kind="stable")[:LIKELIEST]
-        shown.append(
-            {
-                "sample_id": rows.sample_id[at].item() if hasattr(rows.sample_id[at], "item") else rows.sample_id[at],
-                "label": None if rows.label is None else int(rows.label[at]),
-                "top": [{"class": int(i), "probability": float(p_V[i])} for i in top],
-                "entropy": float(-(p_V[p_V > 0] * np.log(p_V[p_V > 0])).sum()),
+    for at in range(len(rows)):
+        targets = rows.targets.each(lambda array, at=at: array[at : at + 1]).flat()
+        label_P = None if rows.label is None else rows.label[at].reshape(-1)
+        name = rows.sample_id[at]
+        row: dict[str, Any] = {"sample_id": name.item() if hasattr(name, "item") else name}
+        seen = view(targets, label_P, LIKELIEST)
+        sequence = len(targets) > 1 or (label_P is not None and rows.label is not None and rows.label.ndim > 1)
+        tokens = rows.inputs.get("input_ids") if sequence else None
+        told: list[dict[str, Any]] = []
+        for place in range(min(len(targets), POSITIONS)):
+            pairs = zip(seen.top_Pn[place].tolist(), seen.probability_Pn[place].tolist(), strict=True)
+            label = None if label_P is None or label_P[place] == IGNORED else int(label_P[place])
+            position: dict[str, Any] = {
+                "label": label,
+                "top": [{"class": i, "probability": p, **_said(text, i)} for i, p in pairs],
+                "entropy": float(seen.entropy_P[place]),
             }
-        )
+            if cache.encoding["encoding"] == "topk":
+                position["kept"] = float(seen.kept_P[place])
+            if label is not None:
+                position |= _said(text, label, "label_text")
+            if tokens is not None:
+                token = int(tokens[at][place])
+                position = {"token": token, **_said(text, token), **position}
+            told.append(position)
+        # Of a position without a target nothing was kept.
+        shown.append({**row, "positions": told} if sequence else {**row, **told[0]})
     return shown
 
 
-def probabilities(targets: DenseTargets, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """softmax(stored * T_c) of the first positions, [count, V] in float64: the teacher at T = 1."""
-    z = targets.logits_PV[:count].astype(np.float64) * targets.temperature_P[:count, None]
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True)
+def _said(text: Text, token: int, key: str = "text") -> dict[str, str]:
+    found = text(token)
+    return {} if found is None else {key: found}
+
+
+def _text_of(cache: Cache, tokenizer: str | None) -> tuple[Text, str | None]:
+    """Tokens as text, and where the tokenizer is or why there is none."""
+    pack: dict[str, Any] = (cache.lineage.get("source") or {}).get("pack") or {}
+    url = tokenizer or pack.get("tokenizer")
+    if url is None:
+        return lambda _: None, None
+    try:
+        from storage.tokenizers import TokenizerFile
+
+        file = TokenizerFile.read(url)
+        return file.text_of, file.where
+    except StillhouseError as error:
+        return lambda _: None, f"Tokens are shown by number only: {error}"
+
+
+def lines(facts: dict[str, Any]) -> list[str]:
+    """What `look` gives, for people."""
+    lineage, origin = facts["lineage"], facts["lineage"].get("derived_from")
+    teacher = lineage["teacher"]
+    told = [
+        f"{facts['name']}@{facts['cache_key'][:8]}  {facts['url']}",
+        f"  digest      {facts['cache_digest']}",
+        f"  targets     {json.dumps(facts['encoding'], sort_keys=True)}, {facts['classes']} classes",
+        f"  samples     {facts['samples']:,} in {facts['shards']} shards, {facts['bytes'] / 1e6:,.2f} MB; "
+        f"{facts['quarantined']} quarantined",
+    ]
+    if facts["positions"] != facts["samples"]:
+        each = facts["bytes"] / facts["positions"]
+        told.append(f"  positions   {facts['positions']:,}, {each:,.1f} bytes each with their inputs")
+    if origin:
+        told.append(f"  derived     from {origin['name']}@{origin['cache_key'][:8]}, {json.dumps(origin['targets'])}")
+    told += [
+        f"  inputs      {', '.join(facts['inputs'])}; {'labelled' if facts['labelled'] else 'no labels'}",
+        f"  teacher     {teacher['factory']} {json.dumps(teacher['arguments'])}, {teacher['dtype']}, "
+        f"digest {teacher['digest'][:8]}",
+        f"  weights     {teacher['weights']}",
+        f"  source      {json.dumps(lineage['source'])}",
+        f"  sealed      {lineage['sealed_at']} with {', '.join(f'{k} {v}' for k, v in lineage['software'].items())}",
+        *(f"  quarantined {sample['sample_id']}: {sample['reason']}" for sample in facts["quarantined_samples"]),
+        *_overview_lines(facts["overview"]),
+        "  first rows, the teacher's likeliest classes at T = 1:",
+    ]
+    for row in facts["rows"]:
+        if "positions" in row:
+            told.append(f"    sample {row['sample_id']}:")
+            told += [f"      {_position_line(position)}" for position in row["positions"]]
+        else:
+            told.append(f"    sample {row['sample_id']}{_position_line(row)}")
+    return [*told, *([f"  {facts['text']}"] if facts["text"] else [])]
+
+
+def _position_line(position: dict[str, Any]) -> str:
+    top = ", ".join(f"{_name(c['class'], c.get('text'))} {c['probability']:.4f}" for c in position["top"])
+    kept = f", kept {position['kept']:.4f}" if "kept" in position else ""
+    if "token" not in position and "positions" not in position:
+        label = "" if position["label"] is None else f", label {position['label']}"
+        return f"{label}: {top}; entropy {position['entropy']:.3f} nats{kept}"
+    token = _name(position["token"], position.get("text"))
+    if position["label"] is None:
+        return f"{token} | no target"
+    label = _name(position["label"], position.get("label_text"))
+    return f"{token} | next {label} | {top}; entropy {position['entropy']:.3f} nats{kept}"
+
+
+def _name(number: int, text: str | None) -> str:
+    return str(number) if text is None else repr(text)
+
+
+def _overview_lines(facts: dict[str, Any]) -> list[str]:
+    if "entropy" not in facts:
+        return ["  targets     no position has one"]
+    told = [f"  seen        {facts['positions']:,} positions with a target; {facts['masked']:.1%} have none"]
+    if "mass_kept" in facts:
+        kept = facts["mass_kept"]
+        told.append(f"  mass kept   {kept['mean']:.4f} on average, {kept['lowest']:.4f} at least")
+    if "teacher_cross_entropy" in facts:
+        cross_entropy, accuracy = facts["teacher_cross_entropy"], facts["teacher_accuracy"]
+        told.append(f"  teacher     cross entropy {cross_entropy:.4f} nats, accuracy {accuracy:.4f}")
+    told.append(f"  entropy     {facts['entropy']['mean']:.3f} nats on average")
+    highest = max(found["share"] for found in facts["entropy"]["histogram"])
+    for found in facts["entropy"]["histogram"]:
+        end = "and more" if found["to"] is None else f"to {found['to']:g}"
+        bar = "#" * round(_BAR * found["share"] / highest)
+        told.append(f"    {found['from']:>4g} {end:<8} {found['share']:>6.1%} {bar}")
+    return told

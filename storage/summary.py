@@ -28,6 +28,20 @@ SUMMARY_FIELDS = (
     ),
 )
 
+SEQUENCE_FIELDS = (
+    pa.field(
+        ENTROPY,
+        pa.float32(),
+        nullable=False,
+        metadata={MEANING: "mean over the positions with a target of the teacher's entropy at temperature 1, in nats"},
+    ),
+)
+
+
+def summary_fields(positions: int | None) -> tuple[pa.Field, ...]:
+    """The summary columns of rows that are sequences of so many positions, or a position each."""
+    return SUMMARY_FIELDS if positions is None else SEQUENCE_FIELDS
+
 
 def summarise(targets: DenseTargets) -> dict[str, np.ndarray[Any, Any]]:
     """The summary columns as they follow from targets, worked out in float64: as right as the targets' own rounding."""

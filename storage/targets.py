@@ -1,13 +1,20 @@
 """Soft targets in memory, as every encoding gives them back and every loss takes them.
 
-Legend: P positions, V classes (a vocabulary's tokens, a classifier's classes).
+Legend: P positions, V classes (a vocabulary's tokens, a classifier's classes), K kept ids, G temperatures.
+Of rows that are sequences of L positions, P is [R, L] until `flat` makes one axis of both.
 Arrays are numpy when they come from a stream, torch after `storage.torch`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
+
+from storage.errors import RecipeError
+
+# The label of a position without a target: torch's own `ignore_index`.
+IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -21,9 +28,73 @@ class DenseTargets:
     logits_PV: Any
     temperature_P: Any
 
+    def __len__(self) -> int:
+        return len(self.logits_PV)
+
     @property
     def classes(self) -> int:
-        return int(self.logits_PV.shape[1])
+        return int(self.logits_PV.shape[-1])
+
+    def each(self, change: Callable[[Any], Any]) -> DenseTargets:
+        """The same with every array put through `change`."""
+        return DenseTargets(change(self.logits_PV), change(self.temperature_P))
+
+    def flat(self) -> DenseTargets:
+        """One axis of positions, whatever the axes before the classes were."""
+        return DenseTargets(self.logits_PV.reshape(-1, self.classes), self.temperature_P.reshape(-1))
 
 
-Targets = DenseTargets
+@dataclass(frozen=True)
+class TopKTargets:
+    """The K likeliest classes of each position, and what is exactly known of the rest at each temperature of a grid.
+
+    With l = log softmax(z) and p^T = softmax(z / T):
+    ids_PK: [P, K] unsigned integers, likeliest first, of equal ones the lowest first.
+    log_probs_PK: [P, K] float16, l of those.
+    label_log_prob_P: [P] float16, l of the label (of a language model: the true next token); NaN where there is none.
+    log_z_PG: [P, G] float32, L_T = logsumexp(l / T), so that log p^T_i = l_i / T - L_T.
+    log_tail_PG: [P, G] float32, the log of the mass that p^T has outside the K ids; -inf where there is none.
+    entropy_PG: [P, G] float32, the entropy of p^T, in nats.
+    """
+
+    ids_PK: Any
+    log_probs_PK: Any
+    label_log_prob_P: Any
+    log_z_PG: Any
+    log_tail_PG: Any
+    entropy_PG: Any
+    temperatures: tuple[float, ...]
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.ids_PK)
+
+    def each(self, change: Callable[[Any], Any]) -> TopKTargets:
+        """The same with every array put through `change`."""
+        return replace(
+            self,
+            ids_PK=change(self.ids_PK),
+            log_probs_PK=change(self.log_probs_PK),
+            label_log_prob_P=change(self.label_log_prob_P),
+            log_z_PG=change(self.log_z_PG),
+            log_tail_PG=change(self.log_tail_PG),
+            entropy_PG=change(self.entropy_PG),
+        )
+
+    def flat(self) -> TopKTargets:
+        """One axis of positions, whatever the axes before the ids were."""
+        lead = len(self.label_log_prob_P.shape)
+        return self.each(lambda array: array.reshape(-1, *array.shape[lead:]))
+
+    def place(self, temperature: float) -> int:
+        """Where in the grid a temperature is. Raises RecipeError, with the grid, for one that is not in it."""
+        if temperature not in self.temperatures:
+            raise RecipeError(
+                f"The temperature {temperature:g} is not in the grid of these targets.",
+                f"They were kept for: {', '.join(f'{t:g}' for t in self.temperatures)}.",
+                "Take one of those, or label anew with targets.temperatures naming it too.",
+            )
+        return self.temperatures.index(temperature)
+
+
+Targets = DenseTargets | TopKTargets

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,7 @@ def changed(rows: Rows, change: Callable[[Any], Any]) -> Rows:
     """The same rows with every array of inputs, label and targets put through `change`; ids stay as they are."""
     inputs = {name: change(array) for name, array in rows.inputs.items()}
     label = None if rows.label is None else change(rows.label)
-    targets = rows.targets
-    if targets is not None:
-        targets = replace(targets, **{field.name: change(getattr(targets, field.name)) for field in fields(targets)})
+    targets = None if rows.targets is None else rows.targets.each(change)
     return Rows(rows.sample_id, inputs, label, targets)
 
 

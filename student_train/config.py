@@ -83,8 +83,16 @@ class ModelSection(Section):
 
 
 class LossSection(Section):
+    """tail: what a sparse target's loss makes of the classes that were not kept (see `forward_kl`); None: the usual."""
+
     weight: float = Field(default=1.0, ge=0)
     temperature: float = Field(default=1.0, gt=0)
+    tail: Literal["bucket", "unigram", "renormalise", "none"] | None = None
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: Any) -> Any:
+        # As it was written, and digested, before there was a choice.
+        return {key: value for key, value in write(self).items() if key != "tail" or value is not None}
 
 
 class OptimizerSection(Section):
@@ -170,8 +178,9 @@ class StudentRecipe(Section):
         for name, section in losses.items():
             if name not in LOSSES:
                 raise ValueError(f"unknown loss '{name}';{nearest(name, LOSSES)} the losses are {', '.join(LOSSES)}")
-            if "temperature" in section.model_fields_set and LOSSES[name].needs != "targets":
-                raise ValueError(f"{name} takes no temperature")
+            soft = [key for key in ("temperature", "tail") if key in section.model_fields_set]
+            if soft and LOSSES[name].needs != "targets":
+                raise ValueError(f"{name} takes no {soft[0]}")
         return losses
 
     @field_validator("output")

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from storage.shard import Rows
+from storage.targets import DenseTargets, Targets
+from student_train.losses import Output
+from student_train.losses.chunks import logits
 from student_train.losses.cross_entropy import cross_entropy
 from student_train.losses.forward_kl import forward_kl, teacher_log_probs
+from student_train.positions import counted, kept
 
 ECE_BINS = 15
+# Rows of a batch, and the logits that they have at most: as float32, 256 MiB.
+ROWS, LOGITS = 512, 1 << 26
+
+
+def rows_a_batch(classes: int, positions: int) -> int:
+    """How many rows of so many positions each are evaluated at once."""
+    return max(1, min(ROWS, LOGITS // (classes * positions)))
 
 
 class Calibration:
@@ -22,9 +33,9 @@ class Calibration:
         self.confidence = torch.zeros(ECE_BINS, dtype=torch.float64)
         self.correct = torch.zeros(ECE_BINS, dtype=torch.float64)
 
-    def add(self, log_probs_PV: torch.Tensor, label_P: torch.Tensor) -> None:
-        top, guess = log_probs_PV.double().exp().max(dim=1)
-        top, right = top.cpu(), (guess == label_P).double().cpu()
+    def add(self, log_top_P: torch.Tensor, right_P: torch.Tensor) -> None:
+        """log_top_P: the log probability of each guess; right_P: whether it was right."""
+        top, right = log_top_P.double().exp().cpu(), right_P.double().cpu()
         # Bin b holds confidences in (b / 15, (b + 1) / 15].
         bins = (torch.ceil(top * ECE_BINS).long() - 1).clamp(0, ECE_BINS - 1)
         self.count.index_add_(0, bins, torch.ones_like(top))
@@ -35,11 +46,12 @@ class Calibration:
         return float((self.confidence - self.correct).abs().sum() / self.count.sum())
 
 
-def evaluate(logits_of: Callable[[Rows], torch.Tensor], batches: Iterable[Rows]) -> dict[str, float]:
-    """Means over all rows; what the rows cannot tell is left out.
+def evaluate(logits_of: Callable[[Rows], Output], batches: Iterable[Rows]) -> dict[str, float]:
+    """Means over all positions that count; what the rows cannot tell is left out.
 
-    With labels: accuracy, cross_entropy (nats), ece. With soft targets: kl_to_teacher (nats, T = 1),
-    agreement_top1. With both: teacher_accuracy, teacher_cross_entropy, teacher_ece.
+    With labels: accuracy, cross_entropy (nats), ece. With soft targets: kl_to_teacher (nats, T = 1; of a teacher whose
+    likeliest ids were kept, with all others as one class, which is no more than the whole), agreement_top1. With both:
+    teacher_accuracy, teacher_cross_entropy, teacher_ece.
     """
     sums: dict[str, float] = {}
     student_ece, teacher_ece = Calibration(), Calibration()
@@ -49,27 +61,46 @@ def evaluate(logits_of: Callable[[Rows], torch.Tensor], batches: Iterable[Rows])
         sums[name] = sums.get(name, 0.0) + float(values_P.double().sum())
 
     with torch.inference_mode():
-        for rows in batches:
-            logits_PV = logits_of(rows).float()
+        for logits_PV, label, targets in _pieces(logits_of, batches):
             seen += len(logits_PV)
-            targets: Any = rows.targets
-            label: Any = rows.label
             guess = logits_PV.argmax(dim=1)
             if label is not None:
                 add("accuracy", guess == label)
                 add("cross_entropy", cross_entropy(logits_PV, label))
-                student_ece.add(torch.log_softmax(logits_PV, dim=1), label)
+                student_ece.add(-cross_entropy(logits_PV, guess), guess == label)
             if targets is not None:
-                log_p = teacher_log_probs(targets, 1.0)
                 add("kl_to_teacher", forward_kl(logits_PV, targets, temperature=1.0))
-                add("agreement_top1", guess == log_p.argmax(dim=1))
-                if label is not None:
-                    add("teacher_accuracy", log_p.argmax(dim=1) == label)
-                    add("teacher_cross_entropy", -log_p.gather(1, label[:, None])[:, 0])
-                    teacher_ece.add(log_p, label)
+                top, log_top, log_label = _teacher(targets, label)
+                add("agreement_top1", guess == top)
+                if log_label is not None:
+                    add("teacher_accuracy", top == label)
+                    add("teacher_cross_entropy", -log_label)
+                    teacher_ece.add(log_top, top == label)
     means = {name: total / seen for name, total in sums.items()}
     if "accuracy" in means:
         means["ece"] = student_ece.value()
     if "teacher_accuracy" in means:
         means["teacher_ece"] = teacher_ece.value()
     return means
+
+
+def _pieces(
+    logits_of: Callable[[Rows], Output], batches: Iterable[Rows]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, Targets | None]]:
+    """Logits [C, V] of some positions that count, with their labels [C] and targets."""
+    for rows in batches:
+        at = counted(rows.label)
+        of = kept(rows, at)
+        for piece, logits_CV in logits(logits_of(rows), at):
+            label: Any = None if of.label is None else of.label[piece].long()
+            yield logits_CV, label, None if of.targets is None else of.targets.each(lambda a, piece=piece: a[piece])
+
+
+def _teacher(targets: Targets, label_P: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The teacher's guess, its log probability, and the label's [P] at T = 1."""
+    if isinstance(targets, DenseTargets):
+        log_p = teacher_log_probs(targets, 1.0)
+        log_top, top = log_p.max(dim=1)
+        return top, log_top, None if label_P is None else log_p.gather(1, label_P[:, None])[:, 0]
+    log_label = None if label_P is None else targets.label_log_prob_P.float()
+    return targets.ids_PK[:, 0].long(), targets.log_probs_PK[:, 0].float(), log_label

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from storage.errors import Mismatch, SourceError
 from storage.shard import Rows
 from storage.stream import RowGroups, head
+from storage.targets import IGNORED
 from storage.torch import to_torch
-from student_train.losses import LOSSES
+from student_train.losses import LOSSES, Output, Unprojected, Weighted, terms_of
+from student_train.positions import kept, lead
 
 
-def check_fit(model: torch.nn.Module, data: RowGroups, device: str, losses: Iterable[str] = ()) -> int:
+def check_fit(
+    model: torch.nn.Module, data: RowGroups, device: str, losses: Mapping[str, Weighted] | None = None
+) -> int:
     """Put one row of the data through the model, and give the model's number of classes.
 
-    losses: names of those that are to be taken on the data. Raises Mismatch.
+    losses: those that are to be taken on the data. Raises Mismatch, and RecipeError for what the data's targets cannot
+    serve: a temperature that they were not kept for, a tail where there is none.
     """
-    batch = to_torch(head(data, 1), device)
+    batch, losses = to_torch(head(data, 1), device), losses or {}
     for name in losses:
         if LOSSES[name].needs == "label" and batch.label is None:
             raise Mismatch(
@@ -26,33 +32,75 @@ def check_fit(model: torch.nn.Module, data: RowGroups, device: str, losses: Iter
                 f"The loss {name} needs them.",
                 "Leave that loss out, or give data with labels.",
             )
+    output = _output(model, batch, data)
+    classes, found = _shape(output)
+    if found != lead(batch):
+        raise Mismatch(
+            f"The model gives logits for positions {list(found)} where the labels or targets of {data.where} "
+            f"have {list(lead(batch))}.",
+            "There is a logit for each class at each position: [R, V] of classified samples, [R, L, V] of sequences.",
+        )
+    if batch.targets is not None and classes != batch.targets.classes:
+        raise _other_classes(data.where, batch.targets.classes, classes, sequences=len(found) > 1)
+    some = torch.full((classes,), 1 / classes, device=device)
+    terms_of(losses, kept(batch, slice(0, 1)), some)
+    return classes
+
+
+def _output(model: torch.nn.Module, batch: Rows, data: RowGroups) -> Output:
     model.eval()
     try:
         with torch.inference_mode():
-            logits_PV = model(*batch.inputs.values())
-    except (TypeError, RuntimeError) as error:
+            output = model(*batch.inputs.values())
+    except (TypeError, RuntimeError, IndexError) as error:
         shapes = ", ".join(f"{name} {list(value.shape[1:])} {value.dtype}" for name, value in batch.inputs.items())
         raise Mismatch(f"The model does not take the inputs of {data.where} ({shapes}): {error}.") from error
-    if not isinstance(logits_PV, torch.Tensor) or logits_PV.ndim != 2:
-        raise Mismatch(f"The model gave {type(logits_PV).__name__}.", "It gives logits [samples, classes].")
-    classes = int(logits_PV.shape[1])
-    if batch.targets is not None and classes != batch.targets.classes:
+    if not isinstance(output, Unprojected) and not (isinstance(output, torch.Tensor) and output.ndim in (2, 3)):
         raise Mismatch(
-            f"The cache {data.where} was written for {batch.targets.classes} classes, this student has {classes}.",
-            "Student and teacher tell the same classes apart.",
-            "Give the student's factory the teacher's number of classes.",
+            f"The model gave {type(output).__name__}.",
+            "It gives logits [samples, classes] or [samples, positions, classes], or student_train.losses.Unprojected.",
         )
-    return classes
+    return output
+
+
+def _shape(output: Output) -> tuple[int, tuple[int, ...]]:
+    """The classes, and the axes of positions, of a student's output. Raises Mismatch."""
+    if not isinstance(output, Unprojected):
+        return int(output.shape[-1]), tuple(output.shape[:-1])
+    weight = tuple(output.weight.shape)
+    bias = () if output.bias is None else tuple(output.bias.shape)
+    if len(weight) != 2 or weight[1] != output.hidden.shape[-1] or bias not in ((), weight[:1]):
+        raise Mismatch(
+            f"The model gave hidden states {list(output.hidden.shape)} with a weight {list(weight)}"
+            f"{f' and a bias {list(bias)}' if bias else ''}.",
+            "Hidden states [..., d] go with a weight [classes, d] and a bias [classes].",
+        )
+    return output.classes, output.lead
+
+
+def _other_classes(where: str, theirs: int, mine: int, sequences: bool) -> Mismatch:
+    if sequences:
+        return Mismatch(
+            f"The cache {where} was written for {theirs:,} tokens, this student has {mine:,}.",
+            "Student and teacher share a vocabulary.",
+            "Give the student the teacher's tokenizer, and the vocabulary's size without padding.",
+        )
+    return Mismatch(
+        f"The cache {where} was written for {theirs} classes, this student has {mine}.",
+        "Student and teacher tell the same classes apart.",
+        "Give the student's factory the teacher's number of classes.",
+    )
 
 
 def check_labels(rows: Rows, classes: int) -> None:
     """Raises SourceError, with the sample's id, for a label that is no class. The rows are a stream's, in numpy."""
     if rows.label is None:
         return
-    outside = ((rows.label < 0) | (rows.label >= classes)).nonzero()[0]
+    outside = np.argwhere(((rows.label < 0) & (rows.label != IGNORED)) | (rows.label >= classes))
     if len(outside):
-        at = int(outside[0])
+        at = [int(axis) for axis in outside[0]]
+        place = f" at position {at[1]}" if len(at) > 1 else ""
         raise SourceError(
-            f"The sample '{rows.sample_id[at]}' has the label {rows.label[at]}.",
-            f"The model has the classes 0 to {classes - 1}.",
+            f"The sample '{rows.sample_id[at[0]]}' has the label {rows.label[tuple(at)]}{place}.",
+            f"The model has the classes 0 to {classes - 1}; {IGNORED} means that there is none.",
         )

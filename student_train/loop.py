@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,16 +18,18 @@ from storage.errors import RecipeError, TrainingError
 from storage.recipes import SourceSection
 from storage.shard import Rows
 from storage.sources import make_source
-from storage.stream import Reading, RowGroups, SourceRows, Stream, open_rows, scan
+from storage.stream import Reading, RowGroups, SourceRows, Stream, head, open_rows, scan
 from storage.torch import to_torch
 from student_train import checkpoint
 from student_train.checkpoint import State
-from student_train.config import CacheSection, OptimizerSection, OrderSection, StudentRecipe
-from student_train.evaluate import evaluate
+from student_train.config import CacheSection, LossSection, OptimizerSection, OrderSection, StudentRecipe
+from student_train.count import Count
+from student_train.evaluate import evaluate, rows_a_batch
 from student_train.fit import check_fit, check_labels
 from student_train.journal import Point
 from student_train.losses import combine
 from student_train.means import Means
+from student_train.positions import counted, lead
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def train(
     data, held_out, seed = open_data(recipe), open_evaluation(recipe), recipe.seed
     model = recipe.student.spec().build(seed).to(place.device)
     init_digest = parameters_digest(model)
-    classes = check_fit(model, data, place.device, recipe.loss_sections())
+    sections = recipe.loss_sections()
+    classes = check_fit(model, data, place.device, sections)
     if held_out is not None:
         check_fit(model, held_out, place.device)
     optimizer = _optimizer(recipe.optimizer, model)
@@ -145,21 +148,26 @@ def train(
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
 
     model.train()
-    sections = recipe.loss_sections()
+    unigram = _unigram(sections, data, place.device)
     means = Means()
     for step, batch in zip(range(first, recipe.steps), stream.endless(), strict=False):
         torch.manual_seed(step_seed(seed, step, place.rank))
+        # Where labels still are on the CPU, so that a GPU is not waited for.
+        at = counted(batch.rows.label)
+        count = Count(batch, at, place.world, place.device)
         rows = to_torch(batch.rows, place.device)
-        logits_PV = wrapped(*rows.inputs.values())
+        at = at if isinstance(at, slice) else at.to(place.device, non_blocking=True)
+        output = wrapped(*rows.inputs.values())
         check_labels(batch.rows, classes)
-        total_P, parts = combine(sections, logits_PV, rows)
+        total_P, parts = combine(sections, output, rows, at=at, unigram=unigram)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe.optimizer, step, recipe.steps)
         optimizer.zero_grad(set_to_none=True)
         # DDP averages over ranks whatever their share of the batch; this makes it the batch's mean.
-        (total_P.sum() * (place.world / batch.global_size)).backward()
+        (total_P.sum() * count.scale()).backward()
         optimizer.step()
-        means.add({"loss": total_P, **{f"loss_{name}": part for name, part in parts.items()}}, batch.global_size)
+        losses = {"loss": total_P, **{f"loss_{name}": part for name, part in parts.items()}}
+        means.add(losses, count.all(), batch.global_size)
         done, last = step + 1, step + 1 == recipe.steps
         resumable = done % recipe.checkpoint_every == 0 or last
         # A checkpoint closes a log window too, so that a resumed run logs the same means.
@@ -181,6 +189,15 @@ def train(
         first,
         time.monotonic() - started,
     )
+
+
+def _unigram(sections: Mapping[str, LossSection], data: RowGroups, device: str) -> torch.Tensor | None:
+    """The teacher's mean distribution [V], where a loss spreads a tail by it."""
+    if all(section.tail != "unigram" for section in sections.values()):
+        return None
+    from storage.unigram import unigram
+
+    return torch.as_tensor(unigram(data), device=device)
 
 
 def _check_finite(model: torch.nn.Module, step: int) -> None:
@@ -208,7 +225,8 @@ def _evaluate(
     model.eval()
 
     def batches() -> Iterator[Rows]:
-        for rows in scan(held_out, 512, reading):
+        positions = math.prod(lead(head(held_out, 1)))
+        for rows in scan(held_out, rows_a_batch(classes, positions), reading):
             check_labels(rows, classes)
             yield to_torch(rows, place.device)
 

@@ -1,4 +1,4 @@
-"""python -m teacher_infer [submit] RECIPE.yaml [a.b=c ...] [--plan] [--json]"""
+"""python -m teacher_infer [submit] RECIPE.yaml [a.b=c ...] [--plan] | audit CACHE [--fraction F]; each with [--json]"""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from cluster.submit import submit
 
         return submit(Job("teacher_infer", "teacher", TeacherRecipe), given[1:])
+    if given[:1] == ["audit"]:
+        return _audit(given[1:])
     parser = argparse.ArgumentParser(
         prog="python -m teacher_infer",
         description="Run a teacher over a source and seal a cache of its softened logits. "
-        "What is committed is not computed again. `python -m teacher_infer submit` gives the recipe to a Ray cluster.",
+        "What is committed is not computed again. `python -m teacher_infer submit` gives the recipe to a Ray cluster, "
+        "`python -m teacher_infer audit` asks a cache's teacher again.",
     )
     parser.add_argument("recipe", help="a YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", help="key.subkey=value, in place of what the recipe says")
@@ -33,6 +36,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
     asked = parser.parse_intermixed_args(given)
     return run_command(lambda: _run(asked), as_json=asked.json)
+
+
+def _audit(given: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m teacher_infer audit",
+        description="Run a cache's teacher again on a seeded sample of its spans, in this process. "
+        "Exit 3 where its answers are further from the stored ones than the tolerance.",
+    )
+    parser.add_argument("cache", help="STORE/NAME, STORE/NAME@KEY8 or STORE/caches/KEY")
+    parser.add_argument("--fraction", type=float, default=0.01, help="of the spans, at least one (0.01 unless said)")
+    parser.add_argument("--seed", type=int, default=0, help="which spans")
+    parser.add_argument("--batch-size", type=int, default=8, help="samples the teacher is given at once")
+    parser.add_argument(
+        "--tolerance", type=float, help="how far a probability may be; 0.001 for float32, more for 16 bits, unless said"
+    )
+    parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
+    asked = parser.parse_args(given)
+
+    def run() -> tuple[dict[str, Any], str, int]:
+        from storage.cache import open_cache
+        from storage.recipes import absolute
+        from teacher_infer.audit import Settings, audit, told
+
+        settings = Settings(asked.fraction, asked.seed, asked.batch_size, asked.tolerance)
+        answer = audit(open_cache(absolute(asked.cache)), settings)
+        return answer, told(answer), 0 if answer["ok"] else 3
+
+    return run_command(run, as_json=asked.json)
 
 
 def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
@@ -47,7 +78,8 @@ def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
         plan = show_plan(prepared)
         return plan, "\n".join(_plan_line(part) for part in _parts(plan)), 0
     for part in prepared.parts:
-        say(_plan_line({**part.answer(), "forward_positions": sum(span.rows for span in part.missing)}))
+        forward = sum(span.rows for span in part.missing) * part.plan.positions_a_row
+        say(_plan_line({**part.answer(), "forward_positions": forward}))
     answer = run(prepared)
     return answer, "\n".join([*map(_done_line, _parts(answer)), paragraph(answer["work"])]), 0
 

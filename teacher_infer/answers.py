@@ -6,14 +6,17 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from storage.commits import Quarantined
-from storage.errors import DeviceLost, StillhouseError, TeacherError
+from storage.encodings import Encoding
+from storage.errors import DeviceLost, SourceError, StillhouseError, TeacherError
 from storage.lineage import redact
 from storage.samples import SAMPLE_ID
-from storage.shard import sample_rows
-from teacher_infer.soften import Softened, not_finite, soften
+from storage.shard import Rows, sample_rows
+from storage.targets import IGNORED
+from teacher_infer.soften import Softened, soften
 from teacher_infer.teachers import Teacher
 
 # What a reason may say of an error that a teacher raised.
@@ -34,8 +37,8 @@ class Questioner:
     max_bad: how many samples of a span may be left out. `bad` says which were, and why.
     """
 
-    def __init__(self, teacher: Teacher, batch_size: int, temperature: float, max_bad: int, where: str) -> None:
-        self._teacher, self._batch_size, self._temperature = teacher, batch_size, temperature
+    def __init__(self, teacher: Teacher, batch_size: int, encoding: Encoding, max_bad: int, where: str) -> None:
+        self._teacher, self._batch_size, self._encoding = teacher, batch_size, encoding
         self._max_bad, self._where = max_bad, where
         self.bad: list[Quarantined] = []
 
@@ -46,7 +49,10 @@ class Questioner:
 
     def _ask_whole_or_halves(self, batch: pa.Table) -> Iterator[Answers]:
         try:
-            softened = soften(self._teacher.logits(list(sample_rows(batch).inputs.values())), self._temperature)
+            rows = sample_rows(batch)
+            logits = self._teacher.logits(list(rows.inputs.values()))
+            _refuse_foreign_labels(rows, tuple(logits.shape), self._where)
+            softened = soften(logits, self._encoding, rows.label)
         except StillhouseError:
             raise
         except Exception as error:
@@ -58,7 +64,7 @@ class Questioner:
             yield from self._ask_whole_or_halves(batch.slice(0, half))
             yield from self._ask_whole_or_halves(batch.slice(half))
             return
-        bad = not_finite(softened.logits_PV)
+        bad = softened.bad_R
         for row in bad.nonzero()[0].tolist():
             self._quarantine(batch, row, "its logits are NaN or infinite")
         if not bad.all():
@@ -88,6 +94,27 @@ class Questioner:
                 "Look at that sample, at targets.temperature and the teacher's dtype (float16 overflows above "
                 "65,504), or let max_bad_samples leave some out.",
             )
+
+
+def _refuse_foreign_labels(rows: Rows, shape: tuple[int, ...], where: str) -> None:
+    """shape: of the logits, [R, V] or [R, L, V]."""
+    label = rows.label
+    if label is None:
+        return
+    *lead, classes = shape
+    if label.shape != tuple(lead):
+        raise SourceError(
+            f"The labels of {where} have the shape {list(label.shape)}, the teacher's answers {list(lead)}.",
+            "There is a label for each answer: one a sample, or one for each position of a sequence.",
+            "Name another column as source.columns.label, or leave labels out with source.columns.label=false.",
+        )
+    outside = ((label != IGNORED) | (label.ndim == 1)) & ((label < 0) | (label >= classes))
+    if outside.any():
+        at = tuple(int(i) for i in np.argwhere(outside)[0])
+        raise SourceError(
+            f"The sample '{rows.sample_id[at[0]]}' (in {where}) has the label {label[at]}.",
+            f"The teacher has the classes 0 to {classes - 1}.",
+        )
 
 
 def _in_short(error: Exception) -> str:

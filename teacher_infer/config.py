@@ -7,35 +7,59 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from storage.encodings import Encoding, make_encoding
-from storage.models import ModelSpec, spec_from_folder
+from storage.errors import RecipeError
+from storage.hugging_face import HuggingFaceSpec
+from storage.models import ModelSpec, read_config, spec_from_folder
 from storage.names import NAME_PATTERN
 from storage.recipes import JsonDict, Location, Section, SourceSection, TrackingSection
 from storage.samples import Inputs
 
 
 class TeacherSection(Section):
-    """The teacher: a factory with arguments and weights, or `path`, a model folder that a training run wrote."""
+    """The teacher: a factory with arguments and weights; `path`, a model folder; or `hub`, a model of Hugging Face's.
+
+    path: a folder that a training run wrote, or one in Hugging Face's form. revision: the commit of hub.
+    vocabulary: how many classes a language model's padded head really has, where its tokenizer.json does not tell.
+    """
 
     factory: str | None = None
     arguments: JsonDict | None = None
     weights: Location | None = None
     path: Location | None = None
+    hub: str | None = None
+    revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
+    vocabulary: int | None = Field(default=None, gt=1)
     dtype: Literal["float32", "float16", "bfloat16"]
     batch_size: int = Field(gt=0)
 
     @model_validator(mode="after")
     def _one_form(self) -> TeacherSection:
-        if (self.factory is None) == (self.path is None):
-            raise ValueError("name exactly one of factory and path")
-        if self.path is not None and (self.arguments is not None or self.weights is not None):
-            raise ValueError("path brings its own arguments and weights")
+        if sum(form is not None for form in (self.factory, self.path, self.hub)) != 1:
+            raise ValueError("name exactly one of factory, hub and path")
+        if self.factory is None and (self.arguments is not None or self.weights is not None):
+            raise ValueError(f"{'path' if self.path else 'hub'} brings its own arguments and weights")
+        if (self.hub is None) != (self.revision is None):
+            raise ValueError("hub and revision go together; revision is a commit (40 hex digits), since branches move")
+        if self.factory is not None and self.vocabulary is not None:
+            raise ValueError("vocabulary belongs to a language model of path or hub")
         return self
 
-    def spec(self) -> ModelSpec:
-        if self.path is not None:
-            return spec_from_folder(self.path)
-        assert self.factory is not None
-        return ModelSpec(self.factory, self.arguments or {}, self.weights)
+    def spec(self) -> ModelSpec | HuggingFaceSpec:
+        """Raises ModelError, RecipeError."""
+        if self.hub is not None:
+            return HuggingFaceSpec(hub=self.hub, revision=self.revision, vocabulary=self.vocabulary)
+        if self.path is None:
+            assert self.factory is not None
+            return ModelSpec(self.factory, self.arguments or {}, self.weights)
+        if "factory" not in read_config(self.path):
+            return HuggingFaceSpec(self.path, vocabulary=self.vocabulary)
+        if self.vocabulary is not None:
+            raise RecipeError(
+                f"teacher.vocabulary is {self.vocabulary}, and '{self.path}' is a model that a run wrote.",
+                "vocabulary cuts the padded head of a language model in Hugging Face's form.",
+                "Leave it out.",
+            )
+        return spec_from_folder(self.path)
 
 
 class TargetsSection(Section):

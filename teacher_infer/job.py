@@ -19,7 +19,6 @@ from storage.encodings import make_encoding
 from storage.errors import DeviceLost, JobError, RecipeError, SourceChanged, StillhouseError, StoreError, StoreLost
 from storage.folder import Folder
 from storage.leases import Lease
-from storage.models import ModelSpec
 from storage.sources import make_source
 from storage.stages import remove_dead_stages
 from teacher_infer.label import Labelled, Seconds, Work, label_span
@@ -27,7 +26,7 @@ from teacher_infer.plan import Span
 from teacher_infer.pool import SPANS_IN_FLIGHT, Pool, Task
 from teacher_infer.prepare import Prepared, actor_settings
 from teacher_infer.tally import Tally
-from teacher_infer.teachers.module import ModuleTeacher
+from teacher_infer.teachers import make_spec, make_teacher
 
 
 @ray.remote
@@ -56,7 +55,7 @@ class TeacherActor:
                 "Every machine of the job reads and writes the same store.",
                 "Name a shared folder or an object store.",
             )
-        spec = ModelSpec(**settings["spec"])
+        spec = make_spec(settings["spec"])
         try:
             found = spec.digest(settings["dtype"])
         except RecipeError as error:
@@ -66,18 +65,14 @@ class TeacherActor:
             ) from None
         if found != settings["teacher_digest"]:
             raise SourceChanged(
-                f"The teacher {spec.factory} on {here} has the digest {found[:16]}.",
+                f"The teacher {spec.lineage()['factory']} on {here} has the digest {found[:16]}.",
                 f"The job was planned with {settings['teacher_digest'][:16]}.",
                 "Its weights or its source file changed, or this machine has others; run the recipe again.",
             )
         targets = dict(settings["targets"])
         encoding = make_encoding(targets.pop("encoding"), targets)
-        self._teacher = ModuleTeacher(
-            spec,
-            dtype=settings["dtype"],
-            seed=settings["seed"],
-            device="cuda" if ray.get_gpu_ids() else "cpu",
-        )
+        gpus = len(ray.get_gpu_ids())
+        self._teacher = make_teacher(spec, dtype=settings["dtype"], seed=settings["seed"], gpus=gpus)
         common = (encoding, settings["teacher_digest"], settings["batch_size"], settings["max_bad_samples"])
         kept = {"inputs": settings["inputs"], "compression": settings["compression"]}
         self._works = [
@@ -106,7 +101,7 @@ def label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]], held: Lea
     settings = prepared.recipe.ray
     connect(settings.num_cpus)
     crew = _Crew(prepared, Pool([Task(*place) for place in missing], settings), held, tally)
-    total = sum(span.rows for _, span in missing)
+    total = sum(span.rows * prepared.parts[part].plan.positions_a_row for part, span in missing)
     try:
         with Progress("teacher", total, "positions") as progress:
             while not crew.pool.over:

@@ -12,9 +12,9 @@ import pyarrow as pa
 from storage.commits import Commit, new_attempt, publish_shard, read_commit, settle
 from storage.digest import rows_digest
 from storage.encodings import Encoding
-from storage.errors import SourceChanged, SourceError, TeacherError
+from storage.errors import SourceChanged, TeacherError
 from storage.folder import Folder
-from storage.samples import LABEL, SAMPLE_ID, Inputs, kept_columns
+from storage.samples import Inputs, kept_columns
 from storage.shard import FORMAT_VERSION, ShardHeader, row_bytes, shard_schema
 from storage.sources import Source
 from teacher_infer.answers import Questioner
@@ -74,21 +74,21 @@ def label_span(work: Work, teacher: Teacher, span: Span, turn: AbstractContextMa
     seconds, begun = Seconds(), time.perf_counter()
     samples = _read(work, span)
     seconds.read = time.perf_counter() - begun
-    questioner = Questioner(teacher, work.batch_size, work.encoding.temperature, work.max_bad_samples, str(span))
+    questioner = Questioner(teacher, work.batch_size, work.encoding, work.max_bad_samples, str(span))
     staged = work.store.stage()
     try:
         with Writer(staged, work.store.stage_place(), work.encoding, compression=work.compression) as writer:
             with nullcontext() if turn is None else turn:
                 begun = time.perf_counter()
                 for answers in questioner.ask(samples):
-                    classes = int(answers.softened.logits_PV.shape[1])
+                    classes, positions = answers.softened.targets.classes, answers.softened.positions
                     if not writer.begun:
-                        writer.begin(*_schema(work, span, samples.schema, classes))
-                    _refuse_foreign_labels(answers.samples, classes, span)
+                        writer.begin(*_schema(work, span, samples.schema, classes, positions))
                     writer.put(answers)
                 seconds.forward = time.perf_counter() - begun - writer.waited
                 if not writer.begun:
-                    writer.begin(*_schema(work, span, samples.schema, _classes(teacher, samples, questioner, span)))
+                    *lead, classes = _shape(teacher, samples, questioner, span)
+                    writer.begin(*_schema(work, span, samples.schema, classes, lead[0] if lead else None))
             rows = writer.finish()
         begun = time.perf_counter()
         mine = publish_shard(work.store, span.shard_key, new_attempt(), staged, rows, questioner.bad)
@@ -111,37 +111,27 @@ def _read(work: Work, span: Span) -> pa.Table:
     return samples
 
 
-def _schema(work: Work, span: Span, samples: pa.Schema, classes: int) -> tuple[pa.Schema, int]:
+def _schema(work: Work, span: Span, samples: pa.Schema, classes: int, positions: int | None) -> tuple[pa.Schema, int]:
     """A shard's schema, and the bytes a row that its row groups are sized by: those of a row with its inputs.
 
     A student that reads the inputs from elsewhere holds a row group with them in memory all the same.
     """
-    header = ShardHeader(FORMAT_VERSION, span.shard_key, work.encoding, classes, work.teacher_digest, span.digest)
-    whole = shard_schema(samples, header, added_fields("stored"))
-    return shard_schema(kept_columns(samples, work.inputs), header, added_fields(work.inputs)), row_bytes(whole)
+    digests = (work.teacher_digest, span.digest)
+    header = ShardHeader(FORMAT_VERSION, span.shard_key, work.encoding, classes, *digests, positions)
+    whole = shard_schema(samples, header, added_fields("stored", positions))
+    kept = shard_schema(kept_columns(samples, work.inputs), header, added_fields(work.inputs, positions))
+    return kept, row_bytes(whole)
 
 
-def _classes(teacher: Teacher, samples: pa.Table, questioner: Questioner, span: Span) -> int:
-    """V for a span whose only sample could not be labelled; that none of many can be is no fault of theirs."""
-    classes = teacher.classes(samples.slice(0, 1)) if samples.num_rows == 1 else None
-    if classes is None:
+def _shape(teacher: Teacher, samples: pa.Table, questioner: Questioner, span: Span) -> tuple[int, ...]:
+    """Of a row's logits, for a span whose only sample could not be labelled; that none of many can be is no fault
+    of theirs."""
+    shape = teacher.answer_shape(samples.slice(0, 1)) if samples.num_rows == 1 else None
+    if shape is None:
         first = questioner.bad[0]
         raise TeacherError(
             f"The teacher can label no sample of {span}; of '{first.sample_id}': {first.reason}.",
             "A teacher can label most of a span.",
             "Look at the teacher, its dtype and the machine that it ran on.",
         )
-    return classes
-
-
-def _refuse_foreign_labels(table: pa.Table, classes: int, span: Span) -> None:
-    if LABEL not in table.schema.names:
-        return
-    labels = table.column(LABEL).to_numpy()
-    outside = ((labels < 0) | (labels >= classes)).nonzero()[0]
-    if len(outside):
-        at = int(outside[0])
-        raise SourceError(
-            f"The sample '{table.column(SAMPLE_ID)[at].as_py()}' (in {span}) has the label {labels[at]}.",
-            f"The teacher has the classes 0 to {classes - 1}.",
-        )
+    return shape

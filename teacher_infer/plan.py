@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from storage import tensors
 from storage.digest import rows_digest, sha256_of
 from storage.encodings import Encoding
 from storage.errors import SourceError
-from storage.samples import INPUTS_XXH3_FIELD, SAMPLE_ID, Inputs, SourceFile, kept_columns, refuse_duplicates
+from storage.samples import INPUTS_XXH3_FIELD, LABEL, SAMPLE_ID, Inputs, SourceFile, kept_columns, refuse_duplicates
 from storage.shard import FORMAT_VERSION
 from storage.sources import Source
-from storage.summary import SUMMARY_FIELDS
+from storage.summary import summary_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Span:
 class Question:
     """What is asked of every span: by which teacher, kept in which encoding, with or without the inputs.
 
+    preprocessing: what made samples of the source's rows, as a tokenizer; None where nothing did.
     seed: only where it has a say (an encoding that draws, a teacher without weights), else None; so
     that another seed in a recipe costs no teacher work.
     """
@@ -47,6 +49,7 @@ class Question:
     encoding: dict[str, Any]
     seed: int | None
     inputs: Inputs = "stored"
+    preprocessing: dict[str, Any] | None = None
 
     @staticmethod
     def of(teacher_digest: str, encoding: Encoding, seed: int, *, trained: bool, inputs: Inputs = "stored") -> Question:
@@ -60,8 +63,12 @@ class Question:
             "seed": self.seed,
             "span": span_digest,
         }
-        # Counted only where it is not the usual one, so that keys are what they were before there was a choice.
-        return sha256_of({**facts, "inputs": self.inputs} if self.inputs != "stored" else facts)
+        # Counted only where they are not the usual ones, so that keys are what they were before there was a choice.
+        if self.inputs != "stored":
+            facts["inputs"] = self.inputs
+        if self.preprocessing is not None:
+            facts["preprocessing"] = self.preprocessing
+        return sha256_of(facts)
 
 
 @dataclass(frozen=True)
@@ -73,8 +80,18 @@ class Plan:
     example: pa.Table
 
     @property
-    def positions(self) -> int:
+    def rows(self) -> int:
         return sum(span.rows for span in self.spans)
+
+    @property
+    def positions(self) -> int:
+        return self.rows * self.positions_a_row
+
+    @property
+    def positions_a_row(self) -> int:
+        """L of labelled sequences, and 1 of what is classified as a whole."""
+        field = self.example.schema.field(LABEL) if LABEL in self.example.schema.names else None
+        return tensors.form(field)[1][0] if field is not None and tensors.is_tensor(field) else 1
 
     def missing(self, committed: set[str]) -> list[Span]:
         return [span for span in self.spans if span.shard_key not in committed]
@@ -87,8 +104,13 @@ def cut(files: Iterable[SourceFile], span_rows: int) -> list[tuple[SourceFile, i
     ]
 
 
-def make_plan(source: Source, span_rows: int, question: Question) -> Plan:
-    """Read and digest the whole source. Raises SourceError when it is empty or an id appears twice."""
+def make_plan(
+    source: Source, span_rows: int, question: Question, refuse: Callable[[pa.Table, str], None] | None = None
+) -> Plan:
+    """Read and digest the whole source. Raises SourceError when it is empty or an id appears twice.
+
+    refuse: is shown the samples of every span, with where they are from, and raises for what the teacher cannot take.
+    """
     spans: list[Span] = []
     ids: list[pa.Array] = []
     size, example = 0, None
@@ -102,6 +124,8 @@ def make_plan(source: Source, span_rows: int, question: Question) -> Plan:
                 f"The files before it have {_columns(example.schema)}.",
                 "All files of a source have the same columns, types and shapes.",
             )
+        if refuse is not None:
+            refuse(table, file.name)
         digest = rows_digest(table)
         spans.append(Span(file, start, stop, digest, question.shard_key(digest)))
         ids.extend(table.column(SAMPLE_ID).chunks)
@@ -112,9 +136,13 @@ def make_plan(source: Source, span_rows: int, question: Question) -> Plan:
     return Plan(tuple(spans), size, example)
 
 
-def added_fields(inputs: Inputs) -> list[pa.Field]:
-    """What a shard says of each sample in columns of its own, beside the soft targets."""
-    return [*SUMMARY_FIELDS, INPUTS_XXH3_FIELD] if inputs == "referenced" else [*SUMMARY_FIELDS]
+def added_fields(inputs: Inputs, positions: int | None = None) -> list[pa.Field]:
+    """What a shard says of each sample in columns of its own, beside the soft targets.
+
+    positions: of a sample that is a sequence.
+    """
+    fields = summary_fields(positions)
+    return [*fields, INPUTS_XXH3_FIELD] if inputs == "referenced" else [*fields]
 
 
 def _columns(schema: pa.Schema) -> str:

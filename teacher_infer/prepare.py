@@ -10,13 +10,13 @@ from storage.cache import cache_key
 from storage.commits import committed_keys
 from storage.encodings import Encoding
 from storage.folder import Folder
+from storage.hugging_face import HuggingFaceSpec
 from storage.lineage import cache_lineage, redact
-from storage.models import ModelSpec
 from storage.recipes import recipe_digest
 from storage.sources import make_source
 from teacher_infer.config import TeacherRecipe
 from teacher_infer.plan import Plan, Question, Span, added_fields, make_plan
-from teacher_infer.teachers.module import ModuleTeacher
+from teacher_infer.teachers import Spec, answer_shape, spec_settings
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Prepared:
 
     recipe: TeacherRecipe
     store: Folder
-    spec: ModelSpec
+    spec: Spec
     teacher_digest: str
     weights_sha256: str | None
     encoding: Encoding
@@ -55,39 +55,45 @@ def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
     """Resolve the teacher, digest the sources and plan. Raises UsageError of every kind."""
     encoding, spec = recipe.targets.make(), recipe.teacher.spec()
     digest = spec.digest(recipe.teacher.dtype)
-    trained = spec.weights is not None
-    question = Question.of(digest, encoding, recipe.seed, trained=trained, inputs=recipe.inputs)
-    parts = [_part(recipe.name, recipe.source.settings(), recipe.span_rows, question, store)]
+    question = Question.of(digest, encoding, recipe.seed, trained=spec.trained, inputs=recipe.inputs)
+    parts = [_part(recipe.name, recipe.source.settings(), recipe.span_rows, question, store, spec)]
     if recipe.held_out is not None:
         held_out = recipe.held_out
-        second = _part(held_out.name, held_out.source.settings(), recipe.span_rows, question, store)
+        second = _part(held_out.name, held_out.source.settings(), recipe.span_rows, question, store, spec)
         # Rows that both hold are labelled for the first, and reused by the second.
         asked = {span.shard_key for span in parts[0].missing}
         parts.append(replace(second, missing=[span for span in second.missing if span.shard_key not in asked]))
     return Prepared(recipe, store, spec, digest, spec.weights_sha256(), encoding, tuple(parts))
 
 
-def _part(name: str, source: dict[str, Any], span_rows: int, question: Question, store: Folder) -> Part:
-    plan = make_plan(make_source(source), span_rows, question)
+def _part(name: str, settings: dict[str, Any], span_rows: int, question: Question, store: Folder, spec: Spec) -> Part:
+    source, refuse = make_source(settings), None
+    if isinstance(spec, HuggingFaceSpec):
+        spec.refuse_source(source)
+        refuse = spec.refuse_rows
+    asked = replace(question, preprocessing=source.preprocessing())
+    plan = make_plan(source, span_rows, asked, refuse)
     done = committed_keys(store, [span.shard_key for span in plan.spans])
-    return Part(name, source, plan, plan.missing(done))
+    return Part(name, settings, plan, plan.missing(done))
 
 
 def show_plan(prepared: Prepared) -> dict[str, Any]:
     """What a job would do: spans, positions, expected bytes before compression, and what it would reuse."""
-    teacher = ModuleTeacher(prepared.spec, dtype=prepared.recipe.teacher.dtype, seed=prepared.recipe.seed, device="cpu")
+    recipe = prepared.recipe
     answers: list[dict[str, Any]] = []
     for part in prepared.parts:
-        classes = teacher.classes(part.plan.example)
-        size = None if classes is None else part.plan.sample_bytes + part.plan.positions * _added(prepared, classes)
-        forward = sum(span.rows for span in part.missing)
+        shape = answer_shape(prepared.spec, part.plan.example, dtype=recipe.teacher.dtype, seed=recipe.seed)
+        size = None if shape is None else part.plan.sample_bytes + part.plan.rows * _added(prepared, shape)
+        forward = sum(span.rows for span in part.missing) * part.plan.positions_a_row
+        classes = None if shape is None else shape[-1]
         answers.append({**part.answer(), "forward_positions": forward, "expected_bytes": size, "classes": classes})
     return {"store": prepared.store.url, **nested(answers)}
 
 
-def _added(prepared: Prepared, classes: int) -> int:
-    """The bytes that a job adds to what is stored of each sample."""
-    fields = [*added_fields(prepared.recipe.inputs), *prepared.encoding.fields(classes)]
+def _added(prepared: Prepared, shape: tuple[int, ...]) -> int:
+    """The bytes that a job adds to what is stored of each sample. shape: of one sample's logits."""
+    *positions, classes = shape
+    fields = [*added_fields(prepared.recipe.inputs, *positions), *prepared.encoding.fields(classes, *positions)]
     return sum(field.type.byte_width for field in fields)
 
 
@@ -103,11 +109,7 @@ def actor_settings(prepared: Prepared, marker: str) -> dict[str, Any]:
         "store": prepared.store.url,
         "keeps_create": prepared.store.keeps_create,
         "marker": marker,
-        "spec": {
-            "factory": prepared.spec.factory,
-            "arguments": prepared.spec.arguments,
-            "weights": prepared.spec.weights,
-        },
+        "spec": spec_settings(prepared.spec),
         "dtype": recipe.teacher.dtype,
         "seed": recipe.seed,
         "batch_size": recipe.teacher.batch_size,
@@ -126,9 +128,7 @@ def lineage_of(prepared: Prepared, part: Part) -> dict[str, Any]:
     spec, recipe = prepared.spec, prepared.recipe
     teacher = {
         "digest": prepared.teacher_digest,
-        "factory": spec.factory,
-        "arguments": redact(spec.arguments),
-        "weights": redact(spec.weights),
+        **redact(spec.lineage()),
         "weights_sha256": prepared.weights_sha256,
         "dtype": recipe.teacher.dtype,
     }

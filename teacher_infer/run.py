@@ -31,7 +31,8 @@ def run(prepared: Prepared) -> dict[str, Any]:
     with lease(store, prepared.recipe.name, spans) as held:
         if not store.keeps_create:
             _be_the_only_one(store, held.path)
-        tally = Tally(_reused(prepared), prepared.recipe.max_bad_samples, len(spans))
+        each = {key: prepared.parts[part].plan.positions_a_row for key, (part, _) in spans.items()}
+        tally = Tally(_reused(prepared), prepared.recipe.max_bad_samples, len(spans), each)
         missing = [place for key, place in spans.items() if key not in tally.reused]
         if missing:
             # Torch and Ray are imported where there is something to compute.
@@ -99,7 +100,7 @@ def _answers(parts: Sequence[Part], sealed: Sequence[caches.Cache], tally: Tally
                 **part.answer(),
                 "spans": {"total": total, "reused": total - len(computed), "computed": len(computed)},
                 "cache_digest": cache.digest,
-                "forward_positions": sum(span.rows for span in computed),
+                "forward_positions": sum(span.rows for span in computed) * part.plan.positions_a_row,
                 "bytes": cache.bytes,
                 "quarantined": cache.quarantined,
             }

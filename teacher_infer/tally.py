@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +16,15 @@ from teacher_infer.plan import Span
 class Tally:
     """The commits of a job's spans by shard key: `reused` before it began, `labelled` since.
 
-    max_bad_samples: how many samples may be left out of all of them. done: rows that were dealt with since
-    the job began; bytes: of their shards. actor_s: seconds that loaded teachers were held for the job.
+    max_bad_samples: how many samples may be left out of all of them. positions_a_row: of each span, where it
+    is not 1. done: positions that were dealt with since the job began; bytes: of their shards. actor_s: seconds
+    that loaded teachers were held for the job.
     """
 
     reused: dict[str, Commit]
     max_bad_samples: int
     spans: int
+    positions_a_row: dict[str, int] = field(default_factory=dict[str, int])
     labelled: dict[str, Labelled] = field(default_factory=dict[str, Labelled])
     quarantined: list[Quarantined] = field(default_factory=list[Quarantined])
     done: int = 0
@@ -38,7 +41,7 @@ class Tally:
     def add(self, span: Span, labelled: Labelled) -> None:
         """Raises TeacherError once more samples are quarantined than the recipe lets it."""
         self.labelled[span.shard_key] = labelled
-        self.done += span.rows
+        self.done += span.rows * self.positions_a_row.get(span.shard_key, 1)
         self.bytes += labelled.commit.bytes
         self._quarantine(labelled.commit)
 
@@ -60,6 +63,9 @@ class Tally:
                 f"{commit_path(commit.shard_key)} from the store: its span is then computed anew.",
             )
 
+    def _positions(self, commits: Sequence[Commit]) -> int:
+        return sum(commit.rows * self.positions_a_row.get(commit.shard_key, 1) for commit in commits)
+
     def note(self) -> str:
         """For a line of progress."""
         return (
@@ -72,7 +78,7 @@ class Tally:
         """positions_per_s: of those computed, over the job's seconds. forward_share: of the actors' time."""
         mine = [labelled for labelled in self.labelled.values() if labelled.computed]
         commits = [*self.reused.values(), *(labelled.commit for labelled in self.labelled.values())]
-        rows, all_rows = sum(one.commit.rows for one in mine), sum(commit.rows for commit in commits)
+        rows, all_rows = self._positions([one.commit for one in mine]), self._positions(commits)
         forward = sum(labelled.seconds.forward for labelled in mine)
         return {
             "computed_positions": rows,

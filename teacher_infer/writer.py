@@ -107,9 +107,11 @@ def record_batch(answers: Answers, encoding: Encoding, schema: pa.Schema) -> pa.
     """Answers as rows of a shard, whose schema says what is kept of them and in which order."""
     samples, softened = answers.samples, answers.softened
     arrays = {name: samples.column(name).combine_chunks() for name in samples.schema.names if name in schema.names}
-    arrays |= {ENTROPY: pa.array(softened.entropy_P), TOP1: pa.array(softened.top1_P)}
+    arrays[ENTROPY] = pa.array(softened.entropy_R)
+    if softened.top1_R is not None:
+        arrays[TOP1] = pa.array(softened.top1_R)
     if INPUTS_XXH3 in schema.names:
         arrays[INPUTS_XXH3] = tensors.pack(inputs_digests(samples).view(np.uint8).reshape(-1, 16))
-    fields = encoding.fields(softened.logits_PV.shape[1])
-    arrays |= {f.name: array for f, array in zip(fields, encoding.encode(softened.logits_PV), strict=True)}
+    fields = encoding.fields(softened.targets.classes, softened.positions)
+    arrays |= {f.name: array for f, array in zip(fields, encoding.encode(softened.targets), strict=True)}
     return pa.record_batch([arrays[name] for name in schema.names], schema=schema)

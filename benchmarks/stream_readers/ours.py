@@ -138,13 +138,14 @@ def _shard(store: Any, part: Arrays, compression: str, smaller: int) -> Any:
     from storage.digest import sha256_of
     from storage.encodings.dense import Dense
     from storage.shard import FORMAT_VERSION, ShardHeader, row_bytes, shard_schema, write_shard
+    from storage.targets import DenseTargets
 
     key = sha256_of(["benchmark", compression, int(part["sample_id"][0]), sorted(part)])
     samples, soft = _samples(part)
     encoding = Dense(TEMPERATURE)
     header = ShardHeader(FORMAT_VERSION, key, encoding, soft.shape[1], "teacher", "span")
     columns = {name: samples.column(name).combine_chunks() for name in samples.schema.names}
-    for field, array in zip(encoding.fields(soft.shape[1]), encoding.encode(soft), strict=True):
+    for field, array in zip(encoding.fields(soft.shape[1]), encoding.encode(DenseTargets(soft, None)), strict=True):
         columns[field.name] = array
     schema = shard_schema(samples.schema, header)
     batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.encodings.dense import Dense
+from storage.encodings.topk import TopK
 from storage.errors import RecipeError
 from storage.names import nearest
 from storage.targets import Targets
@@ -21,9 +22,6 @@ class Encoding(Protocol):
         """Whether the seed has a say in what is kept."""
         ...
 
-    @property
-    def temperature(self) -> float: ...
-
     def key(self) -> dict[str, Any]:
         """The settings that the shard key counts: those that no reader could undo."""
         ...
@@ -32,18 +30,20 @@ class Encoding(Protocol):
         """Everything that a reader needs, for the shard's own metadata."""
         ...
 
-    def fields(self, classes: int) -> list[pa.Field]: ...
-
-    def encode(self, softened_PV: np.ndarray[Any, Any]) -> list[pa.Array]:
-        """Softened, centred logits [P, V] as one Arrow column for each of `fields`."""
+    def fields(self, classes: int, positions: int | None = None) -> list[pa.Field]:
+        """The columns of rows that are sequences of so many positions, or a position each."""
         ...
 
-    def decode(self, columns: dict[str, np.ndarray[Any, Any]]) -> Targets:
-        """The columns of `fields`, as arrays of P rows, as targets."""
+    def encode(self, targets: Any) -> list[pa.Array]:
+        """Targets of this encoding's own kind, in any precision, as one Arrow column for each of `fields`."""
+        ...
+
+    def decode(self, columns: dict[str, np.ndarray[Any, Any]], classes: int) -> Targets:
+        """The columns of `fields`, as arrays of R rows, as targets."""
         ...
 
 
-ENCODINGS: dict[str, Any] = {"dense": Dense}
+ENCODINGS: dict[str, Any] = {"dense": Dense, "topk": TopK}
 
 
 def make_encoding(name: str, settings: dict[str, Any]) -> Encoding:

@@ -41,14 +41,15 @@ class Dense:
     def to_dict(self) -> dict[str, Any]:
         return {"encoding": "dense", "dtype": self.dtype, "temperature": float(self.temperature)}
 
-    def fields(self, classes: int) -> list[pa.Field]:
+    def fields(self, classes: int, positions: int | None = None) -> list[pa.Field]:
         meaning = "teacher logits / temperature, minus their maximum"
-        return [tensors.tensor_field(COLUMN, np.dtype(self.dtype), (classes,), meaning)]
+        shape = (classes,) if positions is None else (positions, classes)
+        return [tensors.tensor_field(COLUMN, np.dtype(self.dtype), shape, meaning)]
 
-    def encode(self, softened_PV: np.ndarray[Any, Any]) -> list[pa.Array]:
+    def encode(self, targets: DenseTargets) -> list[pa.Array]:
         lowest = np.finfo(self.dtype).min
-        return [tensors.pack(np.maximum(softened_PV, lowest).astype(self.dtype))]
+        return [tensors.pack(np.maximum(targets.logits_PV, lowest).astype(self.dtype))]
 
-    def decode(self, columns: dict[str, np.ndarray[Any, Any]]) -> DenseTargets:
+    def decode(self, columns: dict[str, np.ndarray[Any, Any]], classes: int) -> DenseTargets:
         logits_PV = columns[COLUMN]
-        return DenseTargets(logits_PV, np.full(len(logits_PV), self.temperature, np.float32))
+        return DenseTargets(logits_PV, np.full(logits_PV.shape[:-1], self.temperature, np.float32))

@@ -10,11 +10,16 @@ import pyarrow as pa
 from storage.errors import RecipeError
 from storage.samples import Columns, SourceFile
 from storage.sources.function import FunctionSource
+from storage.sources.jsonl import JsonlSource
+from storage.sources.packed import Pack, PackedSource
 from storage.sources.parquet import ParquetSource
 
 
 class Source(Protocol):
-    """A frozen dataclass whose fields are its settings."""
+    """A frozen dataclass whose fields are its settings.
+
+    The kinds of SOURCES can be packed, too: they offer what `packed.Documents` asks for.
+    """
 
     def files(self) -> Sequence[SourceFile]:
         """The files in a stable order. Raises SourceError when there are none."""
@@ -28,14 +33,18 @@ class Source(Protocol):
         """The ids of all rows of one file, as `read` would give them; without reading the inputs where that can be."""
         ...
 
+    def preprocessing(self) -> dict[str, Any] | None:
+        """What was done to the rows before they became samples, for the shard key; None where nothing was."""
+        ...
+
     def to_dict(self) -> dict[str, Any]: ...
 
 
-SOURCES: dict[str, Any] = {"parquet": ParquetSource, "function": FunctionSource}
+SOURCES: dict[str, Any] = {"parquet": ParquetSource, "jsonl": JsonlSource, "function": FunctionSource}
 
 
 def make_source(settings: dict[str, Any]) -> Source:
-    """The source that a recipe describes: {parquet: URL} or {function: package.module:name}, and `columns`."""
+    """The source that a recipe describes: one of SOURCES, as in {parquet: URL}, and `columns`; packed by `pack`."""
     settings = dict(settings)
     kinds = [name for name in SOURCES if settings.get(name) is not None]
     if len(kinds) != 1:
@@ -43,6 +52,23 @@ def make_source(settings: dict[str, Any]) -> Source:
             f"source names {' and '.join(kinds) or 'no kind'}.", f"It names exactly one of: {', '.join(SOURCES)}."
         )
     columns = dict(settings.pop("columns", None) or {})
+    pack = settings.pop("pack", None)
+    if pack is not None:
+        odd = [name for name in ("inputs", "label") if columns.get(name) is not None]
+        if odd:
+            raise RecipeError(
+                f"source names columns.{odd[0]} beside pack.",
+                "What is packed has the inputs input_ids and position_ids, and the next token as label.",
+                "Name the column of documents in source.pack.column.",
+            )
+        packing = Pack(**pack)
+        columns["inputs"] = (packing.column,)
+        return PackedSource(SOURCES[kinds[0]](**settings, columns=Columns(**columns)), packing)
     if columns.get("inputs") is not None:
         columns["inputs"] = tuple(columns["inputs"])
     return SOURCES[kinds[0]](**settings, columns=Columns(**columns))
+
+
+def place_of(settings: dict[str, Any]) -> str:
+    """A source for people, from its settings: where it is."""
+    return str(next((settings[name] for name in SOURCES if settings.get(name)), None))

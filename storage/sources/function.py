@@ -32,8 +32,20 @@ class FunctionSource:
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
         return as_samples(self._table.slice(start, stop - start), self.columns, file.name)
 
+    def raw(self, file: SourceFile, start: int, stop: int) -> pa.Table:
+        return self._table.slice(start, stop - start)
+
     def ids(self, file: SourceFile) -> pa.ChunkedArray:
         return sample_ids(self._table, self.columns, file.name)
+
+    def stamp(self, file: SourceFile) -> None:
+        return None  # the function is called once
+
+    def place_of(self, file: SourceFile) -> str:
+        return file.name
+
+    def preprocessing(self) -> None:
+        return None
 
     @property
     def _table(self) -> pa.Table:

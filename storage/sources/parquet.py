@@ -5,8 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +16,9 @@ from storage.errors import SourceError
 from storage.filesystems import in_words, open_filesystem
 from storage.samples import LABEL, Columns, SourceFile, as_samples
 from storage.sources.ids import sample_ids
+from storage.sources.located import find, inside, opened, told
+
+KIND = "Parquet"
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,34 @@ class ParquetSource:
     columns: Columns = Columns()
 
     def files(self) -> Sequence[SourceFile]:
-        return _files(self.parquet)
+        fs, _ = opened(self.parquet)
+        return tuple(SourceFile(name, _rows_of(fs, name)) for name in find(self.parquet, [".parquet"], KIND))
 
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
         table, first, names = self._decoded(file, start, stop)
         return as_samples(table.slice(start - first, stop - start), self.columns, file.name, names)
 
+    def raw(self, file: SourceFile, start: int, stop: int) -> pa.Table:
+        table, first, _ = self._decoded(file, start, stop)
+        return table.slice(start - first, stop - start)
+
     def ids(self, file: SourceFile) -> pa.ChunkedArray:
         fs, _ = open_filesystem(self.parquet)
-        with _told(file), fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
+        with told(file.name, KIND), fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
             names = [name for name in parquet.schema_arrow.names if name == self.columns.sample_id]
             table = parquet.read(columns=names)
         return sample_ids(table, self.columns, file.name)
+
+    def stamp(self, file: SourceFile) -> int:
+        fs, _ = open_filesystem(self.parquet)
+        with told(file.name, KIND):
+            return fs.size(file.name)
+
+    def place_of(self, file: SourceFile) -> str:
+        return inside(self.parquet, file.name)
+
+    def preprocessing(self) -> None:
+        return None
 
     def _decoded(self, file: SourceFile, start: int, stop: int) -> tuple[pa.Table, int, list[str]]:
         """The row groups that hold rows [start, stop), the first row in them, and the file's column names.
@@ -44,7 +62,7 @@ class ParquetSource:
         The last ones are kept: a row group is often larger than what is asked for, and the next rows lie in it.
         """
         fs, _ = open_filesystem(self.parquet)
-        with _told(file):
+        with told(file.name, KIND):
             # Another size means another file under the same name; its rows are digested where that matters.
             key = (file.name, fs.size(file.name))
             footer = self._footers.get(key)
@@ -81,16 +99,6 @@ class ParquetSource:
         return {"parquet": self.parquet, "columns": asdict(self.columns)}
 
 
-@contextmanager
-def _told(file: SourceFile) -> Generator[None]:
-    """What fails while a file is read, as a SourceError about it."""
-    try:
-        with in_words(file.name):
-            yield
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SourceError(f"'{file.name}' cannot be read: {error}.", "Every file of a source is Parquet.") from None
-
-
 @dataclass(frozen=True)
 class _Footer:
     """firsts: the first row of each row group, and one past the last row."""
@@ -111,25 +119,9 @@ class _Footer:
         )
 
 
-def _files(url: str) -> tuple[SourceFile, ...]:
+def _rows_of(fs: Any, name: str) -> int:
     try:
-        fs, path = open_filesystem(url)
-    except (ValueError, ImportError) as error:
-        raise SourceError(f"'{url}' cannot be opened: {error}.", "A source is at a URL that fsspec knows.") from None
-    with in_words(url):
-        if fs.isdir(path):
-            names = [name for name in fs.find(path) if name.endswith(".parquet")]
-        else:
-            names = fs.glob(path) if any(sign in path for sign in "*?[") else [path] if fs.exists(path) else []
-    if not names:
-        raise SourceError(
-            f"There are no Parquet files at '{url}'.", "A source is a file, a folder or a pattern of them."
-        )
-    files: list[SourceFile] = []
-    for name in sorted(names):
-        try:
-            with in_words(name), fs.open(name, "rb") as handle:
-                files.append(SourceFile(name, pq.read_metadata(handle).num_rows))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise SourceError(f"'{name}' is no Parquet file: {error}.", "Every file of a source is one.") from None
-    return tuple(files)
+        with in_words(name), fs.open(name, "rb") as handle:
+            return pq.read_metadata(handle).num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise SourceError(f"'{name}' is no Parquet file: {error}.", "Every file of a source is one.") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import fields
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -67,7 +66,7 @@ class CacheRows:
 
     def _find_columns(self) -> Sequence[Column]:
         footer = self._footer(0)
-        targets = [f.name for f in footer.encoding.fields(footer.classes)] if "targets" in self.parts else []
+        targets = [f.name for f in footer.fields] if "targets" in self.parts else []
         inputs = self.cache.inputs if "inputs" in self.parts else []
         self._inputs, self._targets = inputs, targets
         return self._columns_of(footer)
@@ -172,11 +171,11 @@ class CacheRows:
         told = {name: columns[name] for name in self._targets}
         kinds = np.unique(kinds_B).tolist()
         if len(kinds) == 1:
-            targets = self._encodings[kinds[0]].decode(told)
+            targets = self._encodings[kinds[0]].decode(told, self.cache.classes)
         else:
             places = [np.flatnonzero(kinds_B == kind) for kind in kinds]
             parts = [
-                self._encodings[kind].decode({name: array[at] for name, array in told.items()})
+                self._encodings[kind].decode({name: array[at] for name, array in told.items()}, self.cache.classes)
                 for kind, at in zip(kinds, places, strict=True)
             ]
             targets = _joined(parts, places)
@@ -207,13 +206,20 @@ def _decoded(footer: _Footer, within: int, names: Sequence[str], parts: dict[int
 def _joined(parts: Sequence[Targets], places: Sequence[Ints]) -> Targets:
     """Targets of several encodings' settings, each part's rows put at its places."""
     count = sum(map(len, places))
-    whole: dict[str, np.ndarray[Any, Any]] = {}
-    for field in fields(parts[0]):
-        values = [getattr(part, field.name) for part in parts]
-        array = whole[field.name] = np.empty((count, *values[0].shape[1:]), values[0].dtype)
+    held: list[list[np.ndarray[Any, Any]]] = []
+    for part in parts:
+        held.append([])
+        part.each(held[-1].append)
+    columns = zip(*held, strict=True)
+
+    def whole(_: Any) -> np.ndarray[Any, Any]:
+        values = next(columns)
+        array = np.empty((count, *values[0].shape[1:]), values[0].dtype)
         for at, value in zip(places, values, strict=True):
             array[at] = value
-    return type(parts[0])(**whole)
+        return array
+
+    return parts[0].each(whole)
 
 
 class _Footer:
@@ -224,7 +230,7 @@ class _Footer:
         self.metadata = footer_metadata(cache.store, commit)
         self.schema = self.metadata.schema.to_arrow_schema()
         header = read_header(self.schema, cache.store.url_of(commit.path))
-        self.encoding, self.classes = header.encoding, header.classes
+        self.encoding, self.classes, self.fields = header.encoding, header.classes, header.fields()
 
     def chunks(self, within: int) -> Iterator[Chunk]:
         """The columns of a row group."""

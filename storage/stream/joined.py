@@ -14,7 +14,7 @@ from storage import tensors
 from storage.errors import CorruptShard, Mismatch, RecipeError, SourceChanged, SourceError
 from storage.samples import INPUTS_XXH3, SAMPLE_ID, SourceFile, input_names, inputs_digests
 from storage.shard import Rows
-from storage.sources import Source
+from storage.sources import Source, place_of
 from storage.stream.cached import CacheRows
 from storage.stream.groups import Arrays, Column, Ints
 
@@ -145,7 +145,7 @@ def _shown(columns: Sequence[Column]) -> str:
 def told(source: Source) -> str:
     """A source for people: where it is."""
     facts = source.to_dict()
-    return f"The source {facts.get('function') or facts.get('parquet')}"
+    return f"The source {place_of(facts)}"
 
 
 class _Places:

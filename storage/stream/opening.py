@@ -7,7 +7,7 @@ from typing import Any
 
 from storage.cache import Cache, open_cache
 from storage.errors import RecipeError
-from storage.sources import Source, make_source
+from storage.sources import Source, make_source, place_of
 from storage.stream.cached import PARTS, CacheRows
 from storage.stream.groups import RowGroups
 from storage.stream.joined import JoinedRows
@@ -36,7 +36,7 @@ def open_rows(
         groups = JoinedRows(groups, make_source(inputs) if isinstance(inputs, dict) else inputs)
     elif "inputs" in parts and not cache.inputs:
         made_from = cache.lineage.get("source") or {}
-        place = made_from.get("function") or made_from.get("parquet")
+        place = place_of(made_from) if made_from else None
         raise RecipeError(
             f"The cache {cache.url} keeps its inputs by reference, and no source of them is named.",
             "A model needs inputs; the cache has their digests only.",

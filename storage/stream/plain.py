@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage import tensors
 from storage.cache import Cache
 from storage.digest import canonical_json, range_digest
 from storage.errors import RecipeError, StoreError, StoreFull, StoreLost
@@ -118,7 +119,8 @@ def _read(cache: Cache) -> tuple[pa.Table, dict[str, int]]:
 
     def shard(number: int) -> pa.Table:
         schema = rows.schema(number)
-        names = [name for name in COLUMNS if name in schema.names]
+        # The labels of sequences are no property of a row to choose it by.
+        names = [name for name in COLUMNS if name in schema.names and not tensors.is_tensor(schema.field(name))]
         tables = [rows.table(group, names) for group in range(bounds[number], bounds[number + 1])]
         empty = pa.schema([schema.field(name) for name in names]).empty_table()
         return pa.concat_tables([empty, *(table.select(names) for table in tables)])

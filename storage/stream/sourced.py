@@ -13,7 +13,7 @@ from storage.digest import rows_digest, sha256_of
 from storage.errors import SourceError
 from storage.samples import SAMPLE_ID, SourceFile, input_names, refuse_duplicates
 from storage.shard import Rows
-from storage.sources import Source
+from storage.sources import Source, place_of
 from storage.stream.groups import Arrays, Column, Ints, plain_rows
 
 
@@ -29,7 +29,7 @@ class SourceRows:
             for file in source.files()
             for start in range(0, file.rows, self.GROUP_ROWS)
         ]
-        self.where = str(source.to_dict().get("function") or source.to_dict().get("parquet"))
+        self.where = place_of(source.to_dict())
         if not self._spans:
             raise SourceError(f"The source {self.where} is empty.", "There is at least one sample.")
         digests: list[str] = []

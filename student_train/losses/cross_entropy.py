@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from student_train.losses.asks import Ask, Output, Term
+from student_train.losses.picks import alone
 
-def cross_entropy(logits_PV: torch.Tensor, label_P: torch.Tensor) -> torch.Tensor:
-    """-log q(label), q = softmax(logits); [P] in nats. Computed in float32 or the logits' higher precision."""
-    z = logits_PV if logits_PV.dtype == torch.float64 else logits_PV.float()
-    return torch.logsumexp(z, dim=1) - z.gather(1, label_P[:, None])[:, 0]
+
+def term(label_P: torch.Tensor) -> Term:
+    """-log q(label), q = softmax(logits); [P] in nats."""
+    return Term(Ask(ids_PK=label_P[:, None]), lambda picked: -picked.log_q_PK[:, 0])
+
+
+def cross_entropy(output: Output, label_P: torch.Tensor) -> torch.Tensor:
+    """-log q(label), q = softmax(logits); [P] in nats, in float32 or the logits' higher precision.
+
+    output: logits [P, V], or Unprojected; of [R, L, V] the positions are one axis of R L. label_P: as many classes.
+    """
+    return alone(output, term(label_P.reshape(-1)))

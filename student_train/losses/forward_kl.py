@@ -4,22 +4,114 @@ from __future__ import annotations
 
 import torch
 
-from storage.targets import DenseTargets
+from storage.errors import RecipeError
+from storage.names import nearest
+from storage.targets import DenseTargets, Targets, TopKTargets
+from student_train.losses.asks import Ask, Output, Picked, Term
+from student_train.losses.passes import outside
+from student_train.losses.picks import alone
+
+TAILS = ("bucket", "unigram", "renormalise", "none")
 
 
-def forward_kl(logits_PV: torch.Tensor, targets: DenseTargets, *, temperature: float) -> torch.Tensor:
+def forward_kl(
+    output: Output,
+    targets: Targets,
+    *,
+    temperature: float,
+    tail: str | None = None,
+    unigram: torch.Tensor | None = None,
+) -> torch.Tensor:
     """KL(p^T || q^T) with p^T = softmax(z_teacher / T), q^T = softmax(z_student / T); [P] in nats.
 
-    The stored logits are divided by their own T_c already, so T_c / T brings them to T
-    (Hinton, Vinyals & Dean 2015, equation 1). Not multiplied by T^2; see `combine`.
+    output: logits [P, V], or Unprojected; of [R, L, V] the positions are one axis of R L. The value is in float32 or
+    the logits' higher precision, and not multiplied by T^2 (see `combine`).
+    tail: what is made of the mass tau that the teacher has outside its kept ids S; only where a teacher has ids:
+      bucket (as None): all other classes are one,
+        sum_S p (log p - log q) + tau (log tau - log tau_q);
+        no more than the whole KL, by the data processing inequality.
+      unigram: tau is spread over the others as `unigram` [V] is, a distribution of positive probabilities u,
+        sum_S p (log p - log q) + tau (log tau + sum v log v - sum v log q), v_j = u_j / sum_outside u.
+      renormalise: S is all there is, sum_S p/a (log p/a - log q) with a = sum_S p; the gradient is q - p/a.
+      none: the others are left out, sum_S p (log p - log q); the gradient is a q - p. No divergence: less than 0 where
+        a student has more of S than its teacher.
+    Formulas: Hinton, Vinyals & Dean 2015, equation 1; of sparse targets `storage.targets` and w = p in
+    dL/dy = (sum w) q - w. Raises RecipeError for a tail that is not known or that the targets do not have, and for a
+    temperature outside their grid.
     """
-    z = logits_PV if logits_PV.dtype == torch.float64 else logits_PV.float()
-    log_q = torch.log_softmax(z / temperature, dim=1)
-    log_p = teacher_log_probs(targets, temperature).to(z.dtype)
-    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+    return alone(output, term(targets.flat(), temperature=temperature, tail=tail, unigram=unigram))
+
+
+def term(targets: Targets, *, temperature: float, tail: str | None = None, unigram: torch.Tensor | None = None) -> Term:
+    """What `forward_kl` asks for, and its value; of targets with one axis of positions. Raises RecipeError."""
+    if tail is not None and tail not in TAILS:
+        raise RecipeError(
+            f"The tail '{tail}' is not known.{nearest(tail, TAILS)}", f"It is one of: {', '.join(TAILS)}."
+        )
+    if isinstance(targets, DenseTargets):
+        if tail is not None:
+            raise RecipeError(
+                f"forward_kl was given the tail '{tail}', and dense targets have no tail.",
+                "They hold every class.",
+                "Leave tail out.",
+            )
+        ask = Ask(temperature, mean=lambda piece: _log_probs(targets, temperature, piece))
+        return Term(ask, lambda picked: picked.mean_log_m_P - picked.mean_log_q_P)
+    return _sparse(targets, temperature, tail or "bucket", unigram)
+
+
+def _sparse(targets: TopKTargets, temperature: float, tail: str, unigram: torch.Tensor | None) -> Term:
+    place, ids_PK = targets.place(temperature), targets.ids_PK.long()
+    log_p_PK = _wide(targets.log_probs_PK) / temperature - targets.log_z_PG[:, place, None]
+    log_tau_P = targets.log_tail_PG[:, place]
+    p_PK, tau_P = log_p_PK.exp(), log_tau_P.exp()
+    weight_PK = p_PK
+
+    def value(picked: Picked) -> torch.Tensor:
+        return (weight_PK * (log_p_PK - picked.log_q_PK)).sum(dim=1)
+
+    def with_tail(log_rest_P: torch.Tensor) -> torch.Tensor:
+        """tau (log tau - log_rest), and nothing where there is no tail: 0 times -inf is no number."""
+        return torch.where(tau_P > 0, tau_P * (log_tau_P - log_rest_P), torch.zeros_like(log_rest_P))
+
+    if tail == "bucket":
+        ask = Ask(temperature, ids_PK, tail=True)
+        return Term(ask, lambda picked: value(picked) + with_tail(picked.log_tail_P))
+    if tail == "unigram":
+        if unigram is None:
+            raise RecipeError(
+                "The tail 'unigram' was given no unigram.", "It is a distribution [V].", "Give the teacher's mean one."
+            )
+        # Sums in float64, as they are differences of large ones where the ids hold nearly all of u.
+        u_V, u_PK = unigram.double(), unigram.double()[ids_PK]
+        mass_P = outside(unigram, ids_PK).clamp(min=torch.finfo(torch.float64).tiny)
+        spread_P = torch.xlogy(u_V, u_V).sum() - torch.xlogy(u_PK, u_PK).sum(dim=1)
+        log_v_P = spread_P / mass_P - mass_P.log()
+
+        def completed(picked: Picked) -> torch.Tensor:
+            mean_P = picked.mean_log_q_P
+            rest_P = (mean_P.double() / mass_P - log_v_P).to(mean_P.dtype)
+            return value(picked) + with_tail(rest_P)
+
+        return Term(Ask(temperature, ids_PK, mean=unigram), completed)
+    if tail == "renormalise":
+        log_p_PK = log_p_PK - torch.logsumexp(log_p_PK, dim=1, keepdim=True)
+        weight_PK = log_p_PK.exp()
+    return Term(Ask(temperature, ids_PK), value)
 
 
 def teacher_log_probs(targets: DenseTargets, temperature: float) -> torch.Tensor:
-    """log p^T [P, V] of dense targets, in float32 or their own higher precision."""
-    stored = targets.logits_PV if targets.logits_PV.dtype == torch.float64 else targets.logits_PV.float()
-    return torch.log_softmax(stored * (targets.temperature_P[:, None] / temperature), dim=1)
+    """log p^T [P, V] of dense targets, in float32 or their own higher precision.
+
+    The stored logits are divided by their own T_c already, so T_c / T brings them to T.
+    """
+    return _log_probs(targets, temperature, slice(None))
+
+
+def _log_probs(targets: DenseTargets, temperature: float, piece: slice) -> torch.Tensor:
+    stored = _wide(targets.logits_PV[piece])
+    return torch.log_softmax(stored * (targets.temperature_P[piece, None] / temperature), dim=1)
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    return values if values.dtype == torch.float64 else values.float()

@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from storage.hugging_face import HuggingFaceSpec
+from storage.models import ModelSpec
 from teacher_infer.teachers.module import ModuleTeacher
+from teacher_infer.teachers.transformers import TransformersTeacher
 
 
 class Teacher(Protocol):
     def logits(self, inputs: list[np.ndarray[Any, Any]]) -> Any:
-        """[P, V] as a torch tensor on the teacher's device, for inputs of P rows each. Raises TeacherError."""
+        """Logits on the teacher's device, as a torch tensor, for inputs of S rows each. Raises TeacherError.
+
+        [S, V] of samples, [S, L, V] of sequences of L positions.
+        """
         ...
 
-    def classes(self, example: pa.Table) -> int | None:
-        """V for samples like the example's, without running the teacher; None when that cannot be told."""
+    def answer_shape(self, example: pa.Table) -> tuple[int, ...] | None:
+        """The shape of one row's logits, (V,) or (L, V), for samples like the example's, without running the teacher.
+
+        None when that cannot be told.
+        """
         ...
 
 
-TEACHERS: dict[str, Any] = {"module": ModuleTeacher}
+Spec = ModelSpec | HuggingFaceSpec
+
+TEACHERS: dict[str, Any] = {"module": ModuleTeacher, "transformers": TransformersTeacher}
+SPECS: dict[str, Callable[..., Spec]] = {"module": ModelSpec, "transformers": HuggingFaceSpec}
+
+
+def spec_settings(spec: Spec) -> dict[str, Any]:
+    """A spec as plain values, which `make_spec` takes."""
+    return {"kind": spec.kind, **asdict(spec)}
+
+
+def make_spec(settings: dict[str, Any]) -> Spec:
+    return SPECS[settings["kind"]](**{key: value for key, value in settings.items() if key != "kind"})
+
+
+def make_teacher(spec: Spec, *, dtype: str, seed: int, gpus: int = 0) -> Teacher:
+    """The teacher behind a spec, loaded, on as many GPUs as this process was given. Raises what loading raises.
+
+    seed: of one without weights.
+    """
+    device = "cpu" if not gpus else "auto" if gpus > 1 and spec.kind == "transformers" else "cuda"
+    return TEACHERS[spec.kind](spec, dtype=dtype, seed=seed, device=device)
+
+
+def answer_shape(spec: Spec, example: pa.Table, *, dtype: str, seed: int) -> tuple[int, ...] | None:
+    """`Teacher.answer_shape`; of one whose config tells it without loading any weights."""
+    if isinstance(spec, HuggingFaceSpec):
+        return spec.answer_shape(example)
+    return make_teacher(spec, dtype=dtype, seed=seed).answer_shape(example)

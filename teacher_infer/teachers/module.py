@@ -27,23 +27,24 @@ class ModuleTeacher:
         torch = self._torch
         with torch.inference_mode():
             logits = self._model(*(self._tensor(array) for array in inputs))
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(inputs[0]):
+        if not isinstance(logits, torch.Tensor) or logits.ndim not in (2, 3) or len(logits) != len(inputs[0]):
             found = f"shape {list(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise TeacherError(
-                f"The teacher gave {found} for {len(inputs[0])} samples.", "It gives logits [samples, classes]."
+                f"The teacher gave {found} for {len(inputs[0])} samples.",
+                "It gives logits [samples, classes], or of sequences [samples, positions, classes].",
             )
         return logits
 
-    def classes(self, example: pa.Table) -> int | None:
+    def answer_shape(self, example: pa.Table) -> tuple[int, ...] | None:
         torch = self._torch
         try:
             model = copy.deepcopy(self._model).to("meta")
             arrays = [tensors.unpack(example.column(n), example.schema.field(n)) for n in input_names(example.schema)]
             with torch.inference_mode():
                 logits = model(*(self._tensor(array).to("meta") for array in arrays))
-            return int(logits.shape[1])
+            return tuple(int(size) for size in logits.shape[1:])
         except Exception:
-            # A model may look at values, which meta tensors have none of: then V shows when it runs.
+            # A model may look at values, which meta tensors have none of: then the shape shows when it runs.
             return None
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Any:

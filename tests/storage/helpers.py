@@ -25,6 +25,7 @@ from storage.leases import lease
 from storage.listing import Entry
 from storage.samples import Columns, as_samples
 from storage.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
+from storage.targets import DenseTargets
 
 CLASSES, DAY = 2, 86400.0
 KEYS = [sha256_of(["work", index]) for index in range(2)]
@@ -96,7 +97,7 @@ def rows_of(samples: pa.Table, encoding: Dense, soft_PV: np.ndarray[Any, Any], s
     """Samples and their encoded targets as rows of a shard, each column where the schema has it."""
     arrays: dict[str, Any] = {name: samples.column(name).combine_chunks() for name in samples.schema.names}
     names = [field.name for field in encoding.fields(soft_PV.shape[1])]
-    arrays |= dict(zip(names, encoding.encode(soft_PV), strict=True))
+    arrays |= dict(zip(names, encoding.encode(DenseTargets(soft_PV, None)), strict=True))
     return pa.record_batch([arrays[name] for name in schema.names], schema=schema)
 
 

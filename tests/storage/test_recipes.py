@@ -128,8 +128,8 @@ def test_a_number_that_is_none_is_refused(read: Read, value: str) -> None:
 
 
 def test_a_source_of_two_kinds_or_none_is_refused(read: Read, path: Path) -> None:
-    assert "source: name exactly one of parquet and function." in refused(read, "source.function=a:b")
-    assert "source: name exactly one of parquet and function." in refused(read, "source.parquet=null")
+    assert "source: name exactly one of jsonl, parquet and function." in refused(read, "source.function=a:b")
+    assert "source: name exactly one of jsonl, parquet and function." in refused(read, "source.parquet=null")
     assert "source: arguments belong to a function." in refused(read, "source.arguments={a: 1}")
 
 

@@ -112,6 +112,52 @@ def test_labels_that_are_no_classes_are_refused_with_the_way_out(labels: Any) ->
         made(raw(label=labels))
 
 
+def label_table(kind: str, values: Any) -> pa.Table:
+    """Three rows whose labels are lists, of one of the ways that lists come in."""
+    array: Any = pa.array(values)
+    if kind == "fixed":
+        array = pa.array(values, pa.list_(array.type.value_type, len(values[0])))
+    elif kind == "tensor":
+        packed = np.array(values, np.int16)
+        field = tensors.tensor_field("label", packed.dtype, packed.shape[1:], "label")
+        schema = pa.schema([("sample_id", pa.int64()), ("x", pa.float64()), field])
+        return pa.table([pa.array([3, 1, 2]), pa.array([1.0, 2.0, 3.0]), tensors.pack(packed)], schema=schema)
+    return pa.table({"sample_id": [3, 1, 2], "x": [1.0, 2.0, 3.0], "label": array})
+
+
+@pytest.mark.parametrize("kind", ["list", "fixed", "tensor"])
+def test_labels_of_positions_are_a_tensor_of_int32(kind: str) -> None:
+    values = [[4, 5, -100], [5, 6, 7], [0, -100, -100]]
+    samples = made(label_table(kind, values))
+    assert samples.schema.names == ["sample_id", "x", "label"]
+    field = samples.schema.field("label")
+    assert tensors.form(field) == (np.dtype(np.int32), (3,))
+    assert tensors.unpack(samples.column("label"), field).tolist() == values
+    assert made(samples).equals(samples)
+    assert input_names(samples.schema) == ["x"]
+    assert kept_columns(samples.schema, "referenced").names == ["sample_id", "label"]
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ([[1, 2], [3], [4, 5]], "lists of unequal length"),
+        ([[1, None], [3, 4], [4, 5]], "nulls inside its lists"),
+        ([[1, 2], None, [4, 5]], "1 nulls"),
+        ([[1.0, 2.0], [3.0, 4.0], [4.0, 5.0]], "They are float64"),
+        ([["a"], ["b"], ["c"]], "has the type list"),
+    ],
+)
+def test_lists_that_are_no_labels_are_refused_with_the_way_out(values: Any, found: str) -> None:
+    with pytest.raises(SourceError, match=rf"the labels in 'label' .*{found}.*source\.columns\.label=false"):
+        made(label_table("list", values))
+
+
+def test_labels_of_positions_fit_int32() -> None:
+    with pytest.raises(SourceError, match=r"the labels in 'label' reach from 1 to 2147483648\..*fit int32"):
+        made(label_table("list", [[1], [2], [1 << 31]]))
+
+
 @pytest.mark.parametrize("column", ["sample_id", "label"])
 def test_an_unsigned_number_that_64_bits_with_a_sign_do_not_hold_is_refused(column: str) -> None:
     with pytest.raises(SourceError, match=f"'{column}'"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from storage import tensors
 from storage.digest import rows_digest
 from storage.errors import RecipeError, SourceError
 from storage.sources import SOURCES, Source, make_source
@@ -48,7 +51,10 @@ def raw(changed: int = -1) -> pa.Table:
 Open = Callable[..., Source]
 
 
-@pytest.fixture(params=["one file", "a folder", "a pattern", "a file of odd groups", "a table", "tables"])
+WAYS = ["one file", "a folder", "a pattern", "a file of odd groups", "lines", "files of lines", "a table", "tables"]
+
+
+@pytest.fixture(params=WAYS)
 def open_source(request: pytest.FixtureRequest, tmp_path: Path, module: Callable[[str], str]) -> Open:
     """`open_source(changed)`: a source of `raw(changed)`, by each way in."""
     kind = request.param
@@ -62,6 +68,11 @@ def open_source(request: pytest.FixtureRequest, tmp_path: Path, module: Callable
         folder = tmp_path / f"data {changed}"
         folder.mkdir(exist_ok=True)
         table = raw(changed)
+        if "lines" in kind:
+            cuts = (0, ROWS) if kind == "lines" else (0, 9, ROWS)
+            for number, (start, stop) in enumerate(pairwise(cuts)):
+                write_lines(folder / f"{number}.jsonl", table.slice(start, stop - start))
+            return make_source({"jsonl": f"{folder}/0.jsonl" if kind == "lines" else str(folder), **more})
         if kind == "a file of odd groups":
             with pq.ParquetWriter(folder / "a.parquet", table.schema) as writer:
                 for start, stop in ((0, 1), (1, 6), (6, 13), (13, 15), (15, ROWS)):
@@ -78,19 +89,27 @@ def open_source(request: pytest.FixtureRequest, tmp_path: Path, module: Callable
     return write
 
 
+def write_lines(path: Path, table: pa.Table) -> None:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in table.to_pylist()))
+
+
 def read_all(source: Source) -> pa.Table:
     return pa.concat_tables([source.read(file, 0, file.rows) for file in source.files()])
 
 
 def test_every_source_is_tried_here() -> None:
-    assert set(SOURCES) == {"parquet", "function"}
+    assert set(SOURCES) == {"parquet", "jsonl", "function"}
 
 
 def test_every_way_in_gives_the_same_samples(open_source: Open) -> None:
     table = read_all(open_source())
     assert table.schema.names == ["sample_id", "x", "label"]
     assert table.column("sample_id").to_pylist() == list(range(ROWS))
-    assert rows_digest(table) == "5c6dbaf2d7b9bcad491383b937244d08fb9e8a5adaec2b81da38719f20e6ec2e"
+    x = tensors.unpack(table.column("x"), table.schema.field("x"))
+    assert np.array_equal(x, np.stack(raw().column("x").to_pylist()))
+    # JSON's numbers are of 64 bits, and a column's type counts.
+    if x.dtype == np.float32:
+        assert rows_digest(table) == "5c6dbaf2d7b9bcad491383b937244d08fb9e8a5adaec2b81da38719f20e6ec2e"
 
 
 def test_ids_are_stable(open_source: Open) -> None:
@@ -219,6 +238,82 @@ def test_samples_are_read_behind_any_url(folder: Any) -> None:
     assert source.read(source.files()[0], 3, 5).column("sample_id").to_pylist() == [3, 4]
 
 
+# Lines
+
+
+def lines(path: Path, text: str | bytes, **columns: Any) -> Source:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return make_source({"jsonl": str(path), "columns": columns})
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\n  \n\t\n"])
+@pytest.mark.parametrize("last", [True, False])
+def test_lines_are_rows_whatever_ends_them(tmp_path: Path, end: str, last: bool) -> None:
+    text = end.join(json.dumps({"sample_id": n, "x": [n, n + 1]}) for n in range(5)) + end * last
+    source = lines(tmp_path / "a.jsonl", text)
+    assert source.files()[0].rows == 5
+    assert read_all(source).column("sample_id").to_pylist() == list(range(5))
+
+
+def test_lines_are_found_across_pieces_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "\n\n" + "".join(f'{n % 2 * " "}{{"sample_id": {n}, "x": {n}}}\n{n % 3 * " "}\n' for n in range(40)) + "   "
+    expected = list(range(40))
+    for size in (1, 2, 3, 7, 64, 1000):
+        monkeypatch.setattr("storage.sources.jsonl._CHUNK", size)
+        assert read_all(lines(tmp_path / "a.jsonl", text)).column("sample_id").to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        ('{"sample_id": 3, "x": ', r"is no JSON: Expecting value"),
+        ("[1, 2]", r"is a JSON list\. Every line of a JSONL file is a JSON object"),
+        (b'{"sample_id": 3, "x": "\xff"}', "is no JSON: .*utf-8"),
+        ('{"sample_id": 3, "x": "text"}', "the value of 'x' cannot be used"),
+        (
+            '{"sample_id": 3, "x": 1, "y": 1}',
+            r"has the key 'y', which the first line has not\..*source\.columns\.inputs",
+        ),
+    ],
+)
+def test_a_broken_line_is_named_with_its_number(tmp_path: Path, broken: str | bytes, found: str) -> None:
+    good = b'{"sample_id": 1, "x": 1}\n\n{"sample_id": 2, "x": 2}\n'
+    source = lines(tmp_path / "a.jsonl", good + (broken if isinstance(broken, bytes) else broken.encode()) + b"\n")
+    with pytest.raises(SourceError, match=rf"^{tmp_path}/a\.jsonl, line 4,:? .*{found}"):
+        read_all(source)
+
+
+def test_a_lone_surrogate_is_no_text(tmp_path: Path) -> None:
+    source = lines(tmp_path / "a.jsonl", '{"sample_id": "a", "x": 1}\n{"sample_id": "\\ud800", "x": 2}\n')
+    with pytest.raises(SourceError, match="line 2,: the value of 'sample_id' cannot be used"):
+        read_all(source)
+
+
+def test_a_text_that_looks_like_a_date_stays_text(tmp_path: Path) -> None:
+    source = lines(tmp_path / "a.jsonl", '{"sample_id": "2026-11-27", "x": 1}\n')
+    assert read_all(source).column("sample_id").to_pylist() == ["2026-11-27"]
+
+
+def test_a_key_that_a_line_lacks_is_a_null(tmp_path: Path) -> None:
+    source = lines(tmp_path / "a.jsonl", '{"sample_id": 1, "x": 1}\n{"sample_id": 2}\n')
+    with pytest.raises(SourceError, match="Column 'x' holds 1 nulls"):
+        read_all(source)
+
+
+def test_compressed_lines_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(b"")
+    for end in ("", "/a.jsonl.gz"):
+        with pytest.raises(SourceError, match=r"a\.jsonl\.gz' is compressed\..*Unpack it"):
+            make_source({"jsonl": f"{tmp_path}{end}"}).files()
+
+
+def test_lines_that_another_file_took_the_place_of_are_read_anew(tmp_path: Path) -> None:
+    source = lines(tmp_path / "a.jsonl", '{"sample_id": 1, "x": 1}\n')
+    read_all(source)
+    lines(tmp_path / "a.jsonl", '{"sample_id": 1, "x": 1}\n{"sample_id": 22, "x": 1}\n')
+    assert read_all(source).column("sample_id").to_pylist() == [1, 22]
+
+
 # Functions
 
 
@@ -282,7 +377,7 @@ def test_a_function_is_called_once(module: Callable[[str], str]) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"parquet": "a", "function": "b:c"}, {"parquet": None}])
 def test_a_source_is_of_exactly_one_kind(settings: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match=r"^source names .*It names exactly one of: parquet, function\."):
+    with pytest.raises(RecipeError, match=r"^source names .*It names exactly one of: parquet, jsonl, function\."):
         make_source(settings)
 
 

@@ -55,6 +55,35 @@ class Breaks(nn.Module):
         return self.linear(x) * (float("nan") if self.seen >= self.at else 1.0)
 
 
+class Language(nn.Module):
+    """The next token from this one and its place; fused: its head's weight, its embedding too, is given away."""
+
+    def __init__(self, vocabulary, fused):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(vocabulary, 8), nn.Embedding(16, 8)
+        self.linear, self.fused = nn.Linear(8, 8), fused
+
+    def forward(self, input_ids, position_ids):
+        from student_train.losses import Unprojected
+
+        hidden = torch.tanh(self.linear(self.tokens(input_ids) + self.places(position_ids)))
+        given = Unprojected(hidden, self.tokens.weight)
+        return given if self.fused else given.hidden @ given.weight.t()
+
+
+def language(vocabulary=13, fused=True):
+    return Language(vocabulary, fused)
+
+
+def pooled(vocabulary=13):
+    """One answer a sequence."""
+    class Pooled(Language):
+        def forward(self, input_ids, position_ids):
+            return super().forward(input_ids, position_ids)[:, 0]
+
+    return Pooled(vocabulary, False)
+
+
 def teacher(classes=3):
     return Teacher(classes)
 

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from storage.shard import Rows
-from storage.targets import DenseTargets
-from student_train.evaluate import evaluate
+from storage.targets import DenseTargets, TopKTargets
+from storage.torch import to_torch
+from student_train.evaluate import evaluate, rows_a_batch
+from student_train.losses import Unprojected
+from tests.student_train.sequences import SequenceRows
 
 LABELLED = {"accuracy", "cross_entropy", "ece"}
 SOFT = {"kl_to_teacher", "agreement_top1"}
@@ -135,3 +138,56 @@ def test_half_precision_logits_are_scored_in_float32() -> None:
     found = evaluate(lambda one: one.inputs["logits"].half(), [batch])  # type: ignore[attr-defined]
     expected = evaluate(lambda one: one.inputs["logits"].half().float(), [batch])  # type: ignore[attr-defined]
     assert found == expected
+
+
+# Sequences, and teachers of whom the likeliest ids are known.
+
+
+def test_against_a_teachers_likeliest_ids_by_hand() -> None:
+    """Two positions of three classes, of which the teacher's likeliest is kept."""
+    student, teacher = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1]]), [0.6, 0.5]
+    log = torch.tensor(teacher).log()
+    rest = torch.tensor([0.4, 0.5]).log()
+    targets: Any = TopKTargets(
+        *(torch.tensor([[0], [2]], dtype=torch.uint16), log[:, None], torch.tensor([0.6, 0.3]).log()),
+        *(torch.zeros(2, 1), rest[:, None], torch.zeros(2, 1)),
+        temperatures=(1.0,),
+        classes=3,
+    )
+    label: Any = torch.tensor([0, 1], dtype=torch.int32)
+    found = score(Rows(np.arange(2), {"logits": student.log()}, label, targets))  # type: ignore[dict-item]
+    kl = [0.6 * math.log(0.6 / 0.5) + 0.4 * math.log(0.4 / 0.5), 0.5 * math.log(0.5 / 0.1) + 0.5 * math.log(0.5 / 0.9)]
+    assert found == {
+        "accuracy": 1.0,
+        "cross_entropy": pytest.approx(-(math.log(0.5) + math.log(0.7)) / 2, abs=1e-6),
+        "ece": pytest.approx((0.5 + 0.3) / 2, abs=1e-6),
+        "kl_to_teacher": pytest.approx(sum(kl) / 2, abs=1e-6),
+        "agreement_top1": 0.5,
+        "teacher_accuracy": 0.5,
+        "teacher_cross_entropy": pytest.approx(-(math.log(0.6) + math.log(0.3)) / 2, abs=1e-6),
+        "teacher_ece": pytest.approx((0.4 + 0.5) / 2, abs=1e-6),
+    }
+
+
+@pytest.mark.parametrize("kind", ["topk", "dense"])
+def test_masked_sequences_are_scored_as_the_positions_that_count(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when logits are made of hidden states, a few positions at a time."""
+    rows = to_torch(SequenceRows(7, kind).whole())
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(7, 6, 4, generator=generator), torch.randn(13, 4, generator=generator)
+    keep = rows.label.reshape(-1) >= 0  # type: ignore[union-attr]
+    flat: Any = rows.targets.flat()  # type: ignore[union-attr]
+    few = flat.each(lambda array: (array.long() if array.dtype == torch.uint16 else array)[keep])
+    label: Any = rows.label.reshape(-1)[keep]  # type: ignore[union-attr]
+    alone = Rows(np.arange(int(keep.sum())), {}, label, few)
+    expected = evaluate(lambda rows: hidden.reshape(-1, 4)[keep] @ weight.t(), [alone])
+    assert 0 < len(alone) < 42 and expected.keys() == LABELLED | SOFT | BOTH
+    monkeypatch.setattr("student_train.losses.chunks.CPU_BYTES", 13 * 4 * 5)
+    assert evaluate(lambda rows: hidden @ weight.t(), [rows]) == pytest.approx(expected, rel=1e-5)
+    assert evaluate(lambda rows: Unprojected(hidden, weight), [rows]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_as_many_rows_at_once_as_their_logits_allow() -> None:
+    assert rows_a_batch(10, 1) == rows_a_batch(131_072, 1) == 512
+    assert rows_a_batch(49_152, 128) == 10
+    assert rows_a_batch(262_144, 4096) == 1

@@ -16,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from storage import unigram
 from storage.cache import open_cache
 from storage.errors import (
     ForeignState,
@@ -32,9 +33,11 @@ from storage.stream import CacheRows, Reading, Stream, open_rows, plain_table, s
 from storage.torch import to_torch
 from student_train import checkpoint, loop
 from student_train.config import OptimizerSection, StudentRecipe
+from student_train.fit import check_fit
 from student_train.journal import Point
 from student_train.loop import Outcome, Place, learning_rate, step_seed, train
 from teacher_infer.config import TeacherRecipe
+from tests.student_train.sequences import SequenceRows
 
 ROOT = Path(__file__).parents[2]
 
@@ -554,23 +557,17 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_two_ranks_train_the_weights_of_one(make_cache: Any, make_recipe: Any, tmp_path: Path) -> None:
-    """A batch of 7 rows, of which the ranks take 3 and 4: DDP's average must still be the batch's mean."""
-    cache = make_cache()
-    optimizer = {"name": "sgd", "lr": 0.2, "warmup_steps": 3}
-    recipe = make_recipe(cache=cache, evaluate=cache, batch_size=7, steps=15, optimizer=optimizer)
-    alone = weights(train(recipe, Place()))
-    untrained = recipe.student.spec().build(0).state_dict()
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True)))
+def together(recipe: StudentRecipe, folder: Path, prelude: str = "") -> list[dict[str, torch.Tensor]]:
+    """The weights of two ranks that trained a recipe; prelude: what each does first."""
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True)))
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path / "modules")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder / "modules")]),
         "GLOO_SOCKET_IFNAME": "lo",
     }
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(tmp_path), str(rank), "2"],
+            [sys.executable, "-c", prelude + RANK, str(folder), str(rank), "2"],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -584,8 +581,158 @@ def test_two_ranks_train_the_weights_of_one(make_cache: Any, make_recipe: Any, t
         for process in ranks:
             process.kill()
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(said)
-    zero, one = (load_file(tmp_path / f"rank-{rank}") for rank in range(2))
+    return [load_file(folder / f"rank-{rank}") for rank in range(2)]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+def test_two_ranks_train_the_weights_of_one(make_cache: Any, make_recipe: Any, tmp_path: Path) -> None:
+    """A batch of 7 rows, of which the ranks take 3 and 4: DDP's average must still be the batch's mean."""
+    cache = make_cache()
+    optimizer = {"name": "sgd", "lr": 0.2, "warmup_steps": 3}
+    recipe = make_recipe(cache=cache, evaluate=cache, batch_size=7, steps=15, optimizer=optimizer)
+    alone = weights(train(recipe, Place()))
+    untrained = recipe.student.spec().build(0).state_dict()
+    zero, one = together(recipe, tmp_path)
     torch.testing.assert_close(zero, one, rtol=0, atol=0)
     torch.testing.assert_close(zero, alone, rtol=1e-5, atol=1e-5)
     # So far did they come that the agreement says something.
     assert max(float((alone[name] - untrained[name]).abs().max()) for name in alone) > 0.05
+
+
+SEQUENCES = """
+from student_train import loop
+from tests.student_train.sequences import SequenceRows
+loop.open_data = lambda recipe: SequenceRows(20)
+loop.open_evaluation = lambda recipe: SequenceRows(9, seed=1)
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+def test_two_ranks_share_masked_sequences_and_a_head_used_outside_the_model(
+    make_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks hold other numbers of positions that count, and the weight of the head is the embedding's too."""
+    losses = {"forward_kl": {"temperature": 2.0}, "cross_entropy": {"weight": 0.5}}
+    optimizer = {"name": "sgd", "lr": 0.5, "warmup_steps": 3}
+    recipe = make_recipe(cache="unread", factory="language", losses=losses, optimizer=optimizer, batch_size=3)
+    monkeypatch.setattr(loop, "open_data", lambda recipe: SequenceRows(20))
+    alone = weights(train(recipe, Place()))
+    untrained = recipe.student.spec().build(0).state_dict()
+    zero, one = together(recipe, tmp_path, SEQUENCES)
+    torch.testing.assert_close(zero, one, rtol=0, atol=0)
+    torch.testing.assert_close(zero, alone, rtol=1e-5, atol=1e-5)
+    assert float((alone["tokens.weight"] - untrained["tokens.weight"]).abs().max()) > 0.05
+
+
+# Sequences.
+
+
+@pytest.fixture
+def sequences(monkeypatch: pytest.MonkeyPatch, make_recipe: Any) -> Any:
+    """sequences(data, held_out=None, **keys): a recipe whose data lie in memory."""
+
+    def make(data: Any, held_out: Any = None, **keys: Any) -> StudentRecipe:
+        monkeypatch.setattr(loop, "open_data", lambda recipe: data)
+        monkeypatch.setattr(loop, "open_evaluation", lambda recipe: held_out)
+        return make_recipe(**{"cache": "unread", "factory": "language", **keys})
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["topk", "dense"])
+def test_a_student_of_sequences_learns_by_hidden_states_as_by_logits(kind: str, sequences: Any) -> None:
+    data = SequenceRows(12, kind)
+    losses = {"forward_kl": {"temperature": 2.0}, "cross_entropy": {"weight": 0.1}}
+    outcomes = [
+        observed(sequences(data, data, arguments={"fused": fused}, losses=losses, steps=60)) for fused in (True, False)
+    ]
+    (fused, told), (naive, _) = outcomes
+    torch.testing.assert_close(weights(fused), weights(naive), rtol=1e-3, atol=1e-4)
+    assert fused.eval == pytest.approx(naive.eval, rel=1e-3)
+    assert fused.eval.keys() >= {"kl_to_teacher", "agreement_top1", "ece", "teacher_ece", "teacher_cross_entropy"}
+    untrained, _ = observed(sequences(data, data, steps=1, optimizer={"lr": 1e-9}))
+    assert fused.eval["kl_to_teacher"] < 0.9 * untrained.eval["kl_to_teacher"]
+    assert {name for name, *_ in told} >= {"train/loss_forward_kl", "train/loss_cross_entropy"}
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_loss_of_sequences_is_the_mean_over_positions_that_count(masked: bool, sequences: Any) -> None:
+    """One step on all rows: gradients and what is told are those of a mean written down."""
+    data = SequenceRows(6, masked=masked)
+    recipe = sequences(
+        data,
+        batch_size=6,
+        steps=1,
+        losses={"cross_entropy": {}},
+        optimizer={"name": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"},
+    )
+    outcome, told = observed(recipe)
+    model, rows = recipe.student.spec().build(0), to_torch(data.whole())
+    hidden, weight, _ = model(*rows.inputs.values())
+    loss = torch.nn.functional.cross_entropy((hidden @ weight.t()).flatten(0, 1), rows.label.flatten().long())
+    loss.backward()
+    assert series(told, "train/loss") == [(1, pytest.approx(loss.item(), rel=1e-6))]
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(weights(outcome)[name], (parameter - parameter.grad).detach())
+
+
+def test_a_tail_spread_as_the_teachers_mean_takes_it_from_the_cache(
+    sequences: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    really = unigram.unigram
+    monkeypatch.setattr(unigram, "unigram", lambda groups: asked.append(groups) or really(groups))
+    data, losses = SequenceRows(12), {"forward_kl": {"tail": "unigram"}}
+    spread = train(sequences(data, losses=losses), Place())
+    assert asked == [data]
+    merged = train(sequences(data), Place())
+    assert asked == [data]
+    assert not torch.equal(weights(spread)["tokens.weight"], weights(merged)["tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind", "error", "sentence"),
+    [
+        ({"arguments": {"vocabulary": 15}}, "topk", Mismatch, r"for 13 tokens, this student has 15\. .*tokenizer"),
+        ({"arguments": {"vocabulary": 15, "fused": False}}, "dense", Mismatch, r"for 13 tokens, this student has 15"),
+        ({"factory": "pooled"}, "topk", Mismatch, r"gives logits for positions \[1\] where .* have \[1, 6\]"),
+        (
+            {"losses": {"forward_kl": {"temperature": 3.0}}},
+            "topk",
+            RecipeError,
+            r"temperature 3 is not in the grid.*kept for: 0.5, 1, 2, 8",
+        ),
+        (
+            {"losses": {"forward_kl": {"tail": "bucket"}}},
+            "dense",
+            RecipeError,
+            r"forward_kl was given the tail 'bucket', and dense targets have no tail.*Leave tail out",
+        ),
+    ],
+)
+def test_what_targets_cannot_serve_is_refused_before_anything_is_trained(
+    keys: dict[str, Any], kind: str, error: type[Exception], sentence: str, sequences: Any
+) -> None:
+    data = SequenceRows(4, kind)
+    recipe = sequences(data, **keys)
+    with pytest.raises(error, match=sentence):
+        check_fit(recipe.student.spec().build(0), data, "cpu", recipe.loss_sections())
+    with pytest.raises(error, match=sentence):
+        train(recipe, Place())
+
+
+def test_a_token_outside_the_vocabulary_is_named_with_its_place(sequences: Any) -> None:
+    data = SequenceRows(4)
+    data._arrays["label"][2, 3] = 13
+    with pytest.raises(SourceError, match=r"sample '2' has the label 13 at position 3.*classes 0 to 12; -100 means"):
+        train(sequences(data, batch_size=4), Place())
+
+
+def test_a_batch_in_which_nothing_counts_moves_nothing_and_is_no_error(sequences: Any) -> None:
+    data = SequenceRows(4)
+    data._arrays["label"][:] = -100
+    optimizer = {"name": "sgd", "lr": 1.0, "weight_decay": 0.0}
+    outcome, told = observed(sequences(data, steps=2, optimizer=optimizer))
+    untrained = sequences(data).student.spec().build(0).state_dict()
+    torch.testing.assert_close(weights(outcome), dict(untrained), rtol=0, atol=0)
+    assert series(told, "train/loss") == [(2, 0.0)]

@@ -10,18 +10,27 @@ import pytest
 import torch
 
 from storage.encodings.dense import COLUMN, Dense
+from storage.errors import RecipeError
 from storage.shard import Rows
-from storage.targets import DenseTargets
-from student_train.losses import LOSSES, combine
+from storage.targets import IGNORED, DenseTargets
+from student_train.losses import LOSSES, Unprojected, combine
 from student_train.losses.cross_entropy import cross_entropy
-from student_train.losses.forward_kl import forward_kl, teacher_log_probs
+from student_train.losses.forward_kl import TAILS, forward_kl, teacher_log_probs
+from student_train.positions import counted
+from tests.student_train.sparse import GRID, top_k
 
 P, V = 12, 7
 ROUNDING = 2.0**-11  # float16, relative
-DIVERGENCES = [name for name, loss in LOSSES.items() if loss.zero_when_equal]
 SOFT = [name for name, loss in LOSSES.items() if loss.needs == "targets"]
 
-all_losses = pytest.mark.parametrize("name", LOSSES)
+# Soft losses on whole targets, and on sparse ones with each tail: "forward_kl, bucket".
+SPARSE = [f"{name}, {tail}" for name in SOFT for tail in TAILS]
+CASES = [*LOSSES, *SPARSE]
+# What stays a divergence of whole distributions: sparse ones are where the tail is kept in some way.
+DIVERGENCES = [name for name, loss in LOSSES.items() if loss.zero_when_equal]
+KEPT, UNIGRAM = 3, torch.softmax(torch.arange(V, dtype=torch.float64), dim=0)
+
+all_losses = pytest.mark.parametrize("name", CASES)
 
 
 def draw(seed: int, rows: int = P, dtype: torch.dtype = torch.float64, scale: float = 3.0) -> torch.Tensor:
@@ -39,27 +48,30 @@ def stored(logits_PV: torch.Tensor, temperature: float = 1.0) -> DenseTargets:
 def kept(logits_PV: torch.Tensor, temperature: float) -> DenseTargets:
     """What a cache holds: through the encoding, rounded to float16."""
     encoding = Dense(temperature=temperature)
-    column = encoding.encode(stored(logits_PV, temperature).logits_PV.numpy().astype(np.float32))[0]
+    column = encoding.encode(stored(logits_PV, temperature).each(lambda array: array.numpy().astype(np.float32)))[0]
     array = np.frombuffer(column.buffers()[1], np.float16).reshape(len(logits_PV), V)
-    targets = encoding.decode({COLUMN: array})
+    targets = encoding.decode({COLUMN: array}, V)
     return DenseTargets(torch.tensor(targets.logits_PV), torch.tensor(targets.temperature_P))
 
 
 def reference(name: str, rows: int = P, seed: int = 100, dtype: torch.dtype = torch.float64) -> Any:
     """What a loss compares the student with: labels, or a teacher's soft targets."""
+    if name in SPARSE:
+        return top_k(draw(seed, rows, dtype), KEPT)
     if LOSSES[name].needs == "label":
         return torch.arange(rows) % V
     return stored(draw(seed, rows, dtype), 2.0)
 
 
 def subset(values: Any, keep_P: torch.Tensor) -> Any:
-    if isinstance(values, DenseTargets):
-        return DenseTargets(values.logits_PV[keep_P], values.temperature_P[keep_P])
-    return values[keep_P]
+    return values[keep_P] if isinstance(values, torch.Tensor) else values.each(lambda array: array[keep_P])
 
 
 def apply(name: str, logits_PV: torch.Tensor, compared: Any, temperature: float = 2.0) -> torch.Tensor:
-    more = {"temperature": temperature} if LOSSES[name].needs == "targets" else {}
+    name, _, tail = name.partition(", ")
+    more: dict[str, Any] = {"temperature": temperature} if LOSSES[name].needs == "targets" else {}
+    if tail:
+        more |= {"tail": tail, "unigram": UNIGRAM}
     return LOSSES[name].function(logits_PV, compared, **more)
 
 
@@ -112,7 +124,7 @@ def test_masking_equals_dropping(name: str) -> None:
 def test_the_gradient_is_that_of_the_value(name: str) -> None:
     logits_PV = draw(7, rows=4).requires_grad_()
     compared = reference(name, rows=4)
-    assert torch.autograd.gradcheck(lambda z: apply(name, z, compared, 3.0), (logits_PV,))
+    assert torch.autograd.gradcheck(lambda z: apply(name, z, compared, 8.0), (logits_PV,))
 
 
 @all_losses
@@ -144,6 +156,82 @@ def test_a_divergence_vanishes_where_student_and_teacher_agree_and_only_there(
     other_PV = teacher_PV.clone()
     other_PV[:, 3] += 0.5
     assert (apply(name, other_PV, targets, temperature) > 1e-6).all()
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("temperature", GRID)
+def test_of_sparse_losses_those_with_a_tail_vanish_where_student_and_teacher_agree(
+    tail: str, temperature: float
+) -> None:
+    """The bucket for a teacher of any tail, unigram for one whose tail has its form; the others at no other place."""
+    teacher_PV = draw(10, scale=1.0)
+    ids_PK = teacher_PV.argsort(dim=1, descending=True)[:, :KEPT]
+    # A teacher whose tail at this temperature is as the unigram has it, below its ids.
+    formed_PV = (temperature * UNIGRAM.log())[None] - 20 + torch.zeros_like(teacher_PV)
+    formed_PV = formed_PV.scatter(1, ids_PK, teacher_PV.gather(1, ids_PK))
+    loss_P = apply(f"forward_kl, {tail}", formed_PV, top_k(formed_PV, KEPT), temperature)
+    tau_P = top_k(formed_PV, KEPT).log_tail_PG[:, GRID.index(temperature)].exp()
+    # renormalise: KL(p / a || p) = -log a; none: the terms are 0 one by one.
+    expected_P = -torch.log1p(-tau_P) if tail == "renormalise" else torch.zeros(P, dtype=torch.float64)
+    torch.testing.assert_close(loss_P, expected_P, rtol=1e-9, atol=1e-12)
+    other_PV = formed_PV.clone()
+    other_PV.scatter_add_(1, ids_PK[:, :1], torch.full((P, 1), -0.5, dtype=torch.float64))
+    if tail != "none":
+        assert (apply(f"forward_kl, {tail}", other_PV, top_k(formed_PV, KEPT), temperature) > expected_P + 1e-6).all()
+
+
+def test_a_bucket_is_no_more_than_the_whole_divergence_and_none_may_be_negative() -> None:
+    student_PV, teacher_PV = draw(30), draw(31)
+    whole_P = forward_kl(student_PV, stored(teacher_PV), temperature=2.0)
+    found = {tail: apply(f"forward_kl, {tail}", student_PV, top_k(teacher_PV, KEPT)) for tail in TAILS}
+    assert (found["bucket"] <= whole_P + 1e-12).all() and (found["bucket"] > 0).all()
+    assert (apply("forward_kl, none", 5 * teacher_PV, top_k(teacher_PV, KEPT)) < 0).any()
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"temperature": 3.0}, r"temperature 3 is not in the grid.*0.5, 1, 2, 8"),
+        ({"temperature": 2.0, "tail": "buket"}, "The tail 'buket' is not known. Did you mean 'bucket'.*renormalise"),
+        ({"temperature": 2.0, "tail": "unigram"}, "was given no unigram"),
+    ],
+)
+def test_what_sparse_targets_cannot_serve_is_refused(keys: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        forward_kl(draw(1), top_k(draw(2), KEPT), **keys)
+
+
+def test_dense_targets_have_no_tail() -> None:
+    with pytest.raises(RecipeError, match=r"'none', and dense targets have no tail.*Leave tail out"):
+        forward_kl(draw(1), stored(draw(2)), temperature=1.0, tail="none")
+
+
+@pytest.mark.parametrize("kind", ["topk", "dense"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_positions_without_a_label_are_left_out_of_every_loss_and_gradient(kind: str, fused: bool) -> None:
+    """Sequences of 4 positions, three of them: what `combine` makes is what it makes of the positions that count."""
+    label = torch.arange(P) % V
+    label[[1, 6, 11]] = IGNORED
+    targets: Any = top_k(draw(41), KEPT) if kind == "topk" else stored(draw(41))
+    keep = counted(label)
+    shaped = targets.each(lambda array: array.reshape(3, 4, *array.shape[1:]))
+    sections = {"forward_kl": Weight(0.7, 2.0), "cross_entropy": Weight(0.3)}
+    gradients = []
+    for rows, some in (
+        (rows_of(shaped, label.reshape(3, 4)), None),
+        (rows_of(shaped, label.reshape(3, 4)), keep),
+        (rows_of(subset(targets, keep), label[keep]), slice(None)),
+    ):
+        hidden, weight = draw(42)[:, :5].clone().requires_grad_(), draw(43, V)[:, :5].clone().requires_grad_()
+        given = hidden.reshape(3, 4, 5) if len(rows.label.shape) == 2 else hidden[keep]  # type: ignore[union-attr]
+        output = Unprojected(given, weight) if fused else given @ weight.t()
+        total_P, parts = combine(sections, output, rows, at=some)
+        assert total_P.shape == parts["cross_entropy"].shape == (P - 3,)
+        total_P.sum().backward()
+        assert hidden.grad is not None and (hidden.grad[[1, 6, 11]] == 0).all()
+        gradients.append((total_P.detach(), hidden.grad, weight.grad))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+    torch.testing.assert_close(gradients[0], gradients[2], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", SOFT)
@@ -246,6 +334,7 @@ def test_cross_entropy_by_hand() -> None:
 class Weight(NamedTuple):
     weight: float = 1.0
     temperature: float = 1.0
+    tail: str | None = None
 
 
 def rows_of(targets: DenseTargets | None, label_P: torch.Tensor | None) -> Rows:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from storage.encodings.dense import Dense
 from storage.errors import DeviceLost, TeacherError
 from storage.samples import Columns, as_samples
 from teacher_infer.answers import Questioner
@@ -31,7 +32,7 @@ class Picky:
                 logits[row, 1] = torch.nan
         return logits
 
-    def classes(self, example: pa.Table) -> int | None:
+    def answer_shape(self, example: pa.Table) -> tuple[int, ...] | None:
         return None
 
 
@@ -47,15 +48,15 @@ def entropy(z_PV: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def ask(teacher: Picky, count: int = 16, batch_size: int = 8, max_bad: int = 100) -> tuple[list[str], Questioner]:
-    questioner = Questioner(teacher, batch_size, 2.0, max_bad, "rows[0:16]")
+    questioner = Questioner(teacher, batch_size, Dense(2.0), max_bad, "rows[0:16]")
     ids: list[str] = []
     for answers in questioner.ask(samples(count)):
         found = answers.samples.column("sample_id").to_pylist()
         z = np.array([[int(i[1:]), 2 * int(i[1:]), 0] for i in found]) / 2
-        np.testing.assert_allclose(answers.softened.logits_PV, z - z.max(axis=1, keepdims=True))
+        np.testing.assert_allclose(answers.softened.targets.logits_PV, z - z.max(axis=1, keepdims=True))
         # x and 2x: whoever gets another sample's summary is found out.
-        assert answers.softened.top1_P.tolist() == [int(i != "s0") for i in found]
-        np.testing.assert_allclose(answers.softened.entropy_P, entropy(2 * z), rtol=1e-5)
+        assert answers.softened.top1_R.tolist() == [int(i != "s0") for i in found]
+        np.testing.assert_allclose(answers.softened.entropy_R, entropy(2 * z), rtol=1e-5)
         ids += found
     return ids, questioner
 

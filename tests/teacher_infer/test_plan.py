@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def test_a_key_moves_with_every_part_of_the_question(tmp_path: Path) -> None:
         Question.of("teacher", Dense(), 0, trained=False),
         Question.of("teacher", Dense(), 1, trained=False),
         Question.of("teacher", Dense(), 0, trained=True, inputs="referenced"),
+        replace(QUESTION, preprocessing={"tokenizer": "one"}),
+        replace(QUESTION, preprocessing={"tokenizer": "another"}),
     ]
     keys = {plan_of(tmp_path, question=question).spans[0].shard_key for question in questions}
     assert len(keys) == len(questions)
@@ -98,6 +101,25 @@ def test_missing_is_the_plan_minus_what_is_committed(tmp_path: Path) -> None:
     assert [s.start for s in plan.spans] == [0, 4, 8]
     assert plan.missing(set()) == list(plan.spans)
     assert [s.start for s in plan.missing({plan.spans[1].shard_key})] == [0, 8]
+
+
+def test_the_samples_of_every_span_are_shown_to_who_may_refuse_them(tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet", [1, 2, 3])
+    write(tmp_path, "b.parquet", [4])
+    seen: list[Any] = []
+    make_plan(
+        ParquetSource(str(tmp_path)),
+        2,
+        QUESTION,
+        lambda table, where: seen.append((table["sample_id"].to_pylist(), where)),
+    )
+    assert seen == [([1, 2], f"{tmp_path}/a.parquet"), ([3], f"{tmp_path}/a.parquet"), ([4], f"{tmp_path}/b.parquet")]
+
+
+def test_a_sequence_has_as_many_positions_as_labels(tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet", [1, 2, 3], label=[[1, 2], [2, 3], [4, -100]])
+    plan = plan_of(tmp_path)
+    assert (plan.rows, plan.positions, plan.positions_a_row) == (3, 6, 2)
 
 
 def test_an_id_that_appears_twice_is_named(tmp_path: Path) -> None:

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-import teacher_infer.soften
 from storage.encodings.dense import Dense
+from storage.encodings.topk import TopK
 from storage.summary import ENTROPY, TOP1, summarise
 from storage.targets import DenseTargets
 from storage.tensors import unpack
-from teacher_infer.soften import Softened, not_finite, soften
+from teacher_infer.soften import Softened, parts, soften
+from tests.teacher_infer.distributions import KINDS, arrays, made
 
 
 def test_softened_logits_by_hand() -> None:
     logits_PV = torch.tensor([[2.0, 4.0, -6.0], [1.0, 1.0, 1.0]])
-    np.testing.assert_array_equal(soften(logits_PV, 2.0).logits_PV, [[-1.0, 0.0, -5.0], [0.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(soften(logits_PV, Dense(2.0)).targets.logits_PV, [[-1.0, 0.0, -5.0], [0.0, 0.0, 0.0]])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -28,8 +29,8 @@ def test_every_temperature_comes_back_from_what_was_stored(dtype: torch.dtype, c
     generator = torch.Generator().manual_seed(0)
     logits_PV = (torch.randn(50, 20, generator=generator) * 8 + 300).to(dtype)
     encoding = Dense(temperature=captured)
-    field, column = encoding.fields(20)[0], encoding.encode(soften(logits_PV, captured).logits_PV)[0]
-    targets = encoding.decode({"soft_logits": unpack(column, field)})
+    field, column = encoding.fields(20)[0], encoding.encode(soften(logits_PV, encoding).targets)[0]
+    targets = encoding.decode({"soft_logits": unpack(column, field)}, 20)
     stored = torch.from_numpy(targets.logits_PV.astype(np.float64)) * captured / wanted
     exact = logits_PV.double() / wanted
     error = (torch.log_softmax(stored, 1) - torch.log_softmax(exact, 1)).abs()
@@ -41,22 +42,22 @@ def test_every_temperature_comes_back_from_what_was_stored(dtype: torch.dtype, c
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_bad_positions_are_found_and_no_others(value: float) -> None:
     logits_PV = torch.zeros(5, 3)
-    assert not_finite(soften(logits_PV, 2.0).logits_PV).tolist() == [False] * 5
+    assert soften(logits_PV, Dense(2.0)).bad_R.tolist() == [False] * 5
     logits_PV[4, 0] = value
     logits_PV[2, 1] = value
-    assert not_finite(soften(logits_PV, 2.0).logits_PV).tolist() == [False, False, True, False, True]
+    assert soften(logits_PV, Dense(2.0)).bad_R.tolist() == [False, False, True, False, True]
 
 
 def test_a_temperature_that_makes_logits_overflow_is_seen() -> None:
-    softened = soften(torch.tensor([[1.0, 0.0], [1e30, 2e30]]), 1e-30)
-    assert not_finite(softened.logits_PV).tolist() == [False, True]
+    softened = soften(torch.tensor([[1.0, 0.0], [1e30, 2e30]]), Dense(1e-30))
+    assert softened.bad_R.tolist() == [False, True]
 
 
 def test_a_teachers_own_logits_stay_as_they_were() -> None:
     logits_PV = torch.randn(4, 6)
     before = logits_PV.clone()
-    softened = soften(logits_PV, 3.0)
-    softened.logits_PV[:] = 7
+    softened = soften(logits_PV, Dense(3.0))
+    softened.targets.logits_PV[:] = 7
     assert torch.equal(logits_PV, before)
 
 
@@ -69,43 +70,15 @@ def exact(logits_PV: torch.Tensor) -> dict[str, np.ndarray[Any, Any]]:
     return summarise(DenseTargets(z_PV, np.ones(len(z_PV), np.float32)))
 
 
-def made(kind: str) -> torch.Tensor:
-    """Logits [P, V] of distributions of one kind."""
-    normal = torch.randn(64, 50, generator=torch.Generator().manual_seed(1))
-    one_hot = torch.zeros(5, 7)
-    one_hot[torch.arange(5), torch.arange(5)] = 200
-    return {
-        "flat": torch.full((3, 50), 4.25),
-        "nearly flat": normal / 1000,
-        "usual": normal * 4,
-        "far from zero": normal * 4 + 3000,
-        "sharp": normal * 40,
-        "one-hot": one_hot,
-        "ties": torch.tensor([[1.0, 5.0, 5.0, 2.0], [3.0, 3.0, 3.0, 3.0], [0.0, -1.0, 9.0, 9.0]]),
-        "one class": torch.tensor([[3.0], [-4.0]]),
-        "many classes": torch.randn(3, 150_000, generator=torch.Generator().manual_seed(2)) * 2,
-        "many classes alike": torch.zeros(2, 150_000),
-        "masked as in half the models": torch.tensor([[1.0, torch.finfo(torch.float32).min, 2.0]]),
-        "bfloat16": (normal * 8).bfloat16(),
-        "float16": (normal * 8).half(),
-    }[kind]
-
-
-KINDS = [
-    *("flat", "nearly flat", "usual", "far from zero", "sharp", "one-hot", "ties", "one class", "many classes"),
-    *("many classes alike", "masked as in half the models", "bfloat16", "float16"),
-]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 7.0])
 def test_the_summary_is_that_of_the_teachers_own_distribution(kind: str, temperature: float) -> None:
     logits_PV = made(kind)
-    softened, expected = soften(logits_PV, temperature), exact(logits_PV)
-    assert (softened.entropy_P.dtype, softened.top1_P.dtype) == (np.float32, np.int32)
-    np.testing.assert_array_equal(softened.top1_P, expected[TOP1])
-    np.testing.assert_allclose(softened.entropy_P, expected[ENTROPY], rtol=4e-6, atol=1e-14)
-    assert (softened.entropy_P >= 0).all()
+    softened, expected = soften(logits_PV, Dense(temperature)), exact(logits_PV)
+    assert (softened.entropy_R.dtype, softened.top1_R.dtype) == (np.float32, np.int32)
+    np.testing.assert_array_equal(softened.top1_R, expected[TOP1])
+    np.testing.assert_allclose(softened.entropy_R, expected[ENTROPY], rtol=4e-6, atol=1e-14)
+    assert (softened.entropy_R >= 0).all()
 
 
 @pytest.mark.parametrize("lead", [5.0, 15.0, 25.0, 60.0, 80.0])
@@ -114,30 +87,32 @@ def test_of_a_sharp_distribution_the_entropy_is_right_to_its_own_size(lead: floa
     logits_PV = torch.tensor([[0.0, lead, 0.0, -3.0]])
     tail = np.exp(-lead) * (2 + np.exp(-3.0))
     expected = np.log1p(tail) + np.exp(-lead) * (2 * lead + np.exp(-3.0) * (lead + 3)) / (1 + tail)
-    np.testing.assert_allclose(soften(logits_PV, 1.0).entropy_P, [expected], rtol=2e-6)
+    np.testing.assert_allclose(soften(logits_PV, Dense(1.0)).entropy_R, [expected], rtol=2e-6)
 
 
 def test_of_classes_that_are_alike_the_first_is_the_top_one() -> None:
-    assert soften(made("ties"), 2.0).top1_P.tolist() == [1, 0, 2]
+    assert soften(made("ties"), Dense(2.0)).top1_R.tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize("block", [1, 50, 175, 1 << 30])
 def test_the_blocks_in_which_entropies_are_summed_leave_no_mark(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     logits_PV = made("usual")
-    monkeypatch.setattr(teacher_infer.soften, "_BLOCK", block)
-    np.testing.assert_allclose(soften(logits_PV, 2.0).entropy_P, exact(logits_PV)[ENTROPY], rtol=4e-6)
+    monkeypatch.setattr(parts, "BLOCK_BYTES", 4 * block)
+    np.testing.assert_allclose(soften(logits_PV, Dense(2.0)).entropy_R, exact(logits_PV)[ENTROPY], rtol=4e-6)
 
 
 def test_no_position_has_no_summary() -> None:
-    softened = soften(torch.zeros(0, 4), 2.0)
-    assert (softened.logits_PV.shape, softened.entropy_P.shape, softened.top1_P.shape) == ((0, 4), (0,), (0,))
+    softened = soften(torch.zeros(0, 4), Dense(2.0))
+    assert (softened.targets.logits_PV.shape, softened.entropy_R.shape, softened.top1_R.shape) == ((0, 4), (0,), (0,))
 
 
 def test_what_is_left_out_is_left_out_of_all() -> None:
-    softened = soften(made("usual"), 2.0)
     kept = np.arange(64) % 3 == 1
-    only = softened.only(kept)
-    expected = soften(made("usual")[torch.from_numpy(kept)], 2.0)
-    assert isinstance(only, Softened)
-    for name, values in vars(only).items():
-        np.testing.assert_array_equal(values, getattr(expected, name))
+    for encoding in (Dense(2.0), TopK(3, (2.0,))):
+        only = soften(made("usual"), encoding).only(kept)
+        expected = soften(made("usual")[torch.from_numpy(kept)], encoding)
+        assert isinstance(only, Softened)
+        for name in ("entropy_R", "top1_R", "bad_R"):
+            np.testing.assert_array_equal(getattr(only, name), getattr(expected, name))
+        for one, other in zip(arrays(only.targets), arrays(expected.targets), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6)

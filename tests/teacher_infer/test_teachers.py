@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,57 +12,140 @@ import pyarrow as pa
 import pytest
 import torch
 
+from storage.errors import TeacherError
+from storage.hugging_face import HuggingFaceSpec
 from storage.models import ModelSpec
 from storage.samples import Columns, as_samples
-from teacher_infer.teachers import TEACHERS
-
-
-def make(name: str, dtype: str = "float32", seed: int = 0, **arguments: Any) -> Any:
-    return TEACHERS[name](ModelSpec("stillhouse_toys:linear", arguments), dtype=dtype, seed=seed, device="cpu")
-
+from teacher_infer.teachers import (
+    TEACHERS,
+    Spec,
+    answer_shape,
+    make_spec,
+    make_teacher,
+    spec_settings,
+)
+from tests.tiny_models import SIZE, save_model
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+IDS = np.random.default_rng(0).integers(0, SIZE, (32, 6), np.int32)
 
 
-@pytest.mark.parametrize("name", TEACHERS)
-def test_logits_have_a_row_a_sample_and_a_column_a_class(toys: Path, name: str) -> None:
-    assert make(name, classes=5).logits([X]).shape == (32, 5)
+@dataclass
+class Kind:
+    """A teacher to be made, and inputs for it."""
+
+    spec: Spec
+    inputs: list[np.ndarray]
+    shape: tuple[int, ...]
+    names: list[str] = field(default_factory=lambda: ["x"])
+
+    def make(self, dtype: str = "float32", seed: int = 0) -> Any:
+        return make_teacher(self.spec, dtype=dtype, seed=seed)
+
+    @property
+    def example(self) -> pa.Table:
+        columns = {name: array.tolist() for name, array in zip(self.names, self.inputs, strict=True)}
+        return as_samples(pa.table({"sample_id": range(32), **columns}), Columns(), "toys").slice(0, 1)
 
 
-@pytest.mark.parametrize("name", TEACHERS)
-def test_the_same_seed_gives_the_same_answer(toys: Path, name: str) -> None:
-    first, again, other = make(name).logits([X]), make(name).logits([X]), make(name, seed=1).logits([X])
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    made: dict[str, str] = {}
+
+    def folder(architecture: str) -> str:
+        if architecture not in made:
+            made[architecture] = str(save_model(tmp_path_factory.mktemp("model"), architecture, pad_token_id=0))
+        return made[architecture]
+
+    return folder
+
+
+KINDS = ["module", "module of sequences", "language model", "packed language model", "classifier"]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest, toys: Path, models: Callable[[str], str]) -> Kind:
+    if request.param == "module":
+        return Kind(ModelSpec("stillhouse_toys:linear", {"classes": 5}), [X], (5,))
+    if request.param == "module of sequences":
+        sequences = X.reshape(32, 2, 2)
+        return Kind(ModelSpec("stillhouse_toys:linear", {"features": 2, "classes": 7}), [sequences], (2, 7))
+    if request.param == "classifier":
+        spec = HuggingFaceSpec(models("LlamaForSequenceClassification"))
+        return Kind(spec, [IDS + (IDS == 0), np.ones_like(IDS)], (2,), ["input_ids", "attention_mask"])
+    spec = HuggingFaceSpec(models("LlamaForCausalLM"))
+    if request.param == "language model":
+        return Kind(spec, [IDS], (6, SIZE), ["input_ids"])
+    places = np.tile(np.array([0, 1, 0, 1, 2, 0], np.int32), (32, 1))
+    return Kind(spec, [IDS, places], (6, SIZE), ["input_ids", "position_ids"])
+
+
+def test_every_backend_is_tried_here() -> None:
+    assert set(TEACHERS) == {"module", "transformers"}
+
+
+def test_logits_have_a_row_a_sample_and_a_column_a_class(kind: Kind) -> None:
+    assert kind.make().logits(kind.inputs).shape == (32, *kind.shape)
+
+
+def test_the_same_seed_gives_the_same_answer(kind: Kind) -> None:
+    first, again, other = (kind.make(seed=seed).logits(kind.inputs) for seed in (0, 0, 1))
     assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    assert torch.equal(first, other) == kind.spec.trained
 
 
-@pytest.mark.parametrize("name", TEACHERS)
-def test_batch_size_changes_the_answer_within_rounding_only(toys: Path, name: str) -> None:
-    teacher = make(name)
-    one_by_one = torch.cat([teacher.logits([X[i : i + 1]]) for i in range(len(X))])
-    torch.testing.assert_close(one_by_one, teacher.logits([X]), rtol=1e-5, atol=1e-5)
+def test_batch_size_changes_the_answer_within_rounding_only(kind: Kind) -> None:
+    teacher = kind.make()
+    one_by_one = torch.cat([teacher.logits([array[i : i + 1] for array in kind.inputs]) for i in range(6)])
+    torch.testing.assert_close(one_by_one, teacher.logits(kind.inputs)[:6], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TEACHERS)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_dtype_is_the_recipes(toys: Path, name: str, dtype: str) -> None:
+def test_the_dtype_is_the_recipes(kind: Kind, dtype: str) -> None:
+    teacher = kind.make(dtype)
+    assert {p.dtype for p in teacher._model.parameters()} == {getattr(torch, dtype)}
+
+
+def test_a_modules_inputs_are_of_its_dtype(toys: Path) -> None:
     class Probe(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            assert x.dtype == getattr(torch, dtype)
+            assert x.dtype == torch.float16
             return x
 
-    teacher = make(name, dtype)
-    assert {p.dtype for p in teacher._model.parameters()} == {getattr(torch, dtype)}
+    teacher: Any = make_teacher(ModelSpec("stillhouse_toys:linear"), dtype="float16", seed=0)
     teacher._model = Probe()
     teacher.logits([X])
 
 
-@pytest.mark.parametrize("name", TEACHERS)
-def test_classes_are_told_without_running(toys: Path, tmp_path: Path, name: str) -> None:
+def test_the_shape_is_told_without_running(kind: Kind) -> None:
+    assert answer_shape(kind.spec, kind.example, dtype="float32", seed=0) == kind.shape
+    assert kind.make().answer_shape(kind.example) == kind.shape
+
+
+def test_a_modules_shape_is_told_without_running_it(toys: Path, tmp_path: Path) -> None:
     x = pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), 4)
     example = as_samples(pa.table({"sample_id": pa.array(range(32)), "x": x}), Columns(), "toys").slice(0, 1)
     calls = tmp_path / "calls"
-    teacher = make(name, classes=7, calls=str(calls))
-    assert teacher.classes(example) == 7
+    spec = ModelSpec("stillhouse_toys:linear", {"classes": 7, "calls": str(calls)})
+    assert make_teacher(spec, dtype="float32", seed=0).answer_shape(example) == (7,)
     assert not calls.exists()
-    assert teacher.logits([X]).shape == (32, 7)
+
+
+def test_a_language_models_shape_is_told_without_its_weights(models: Callable[[str], str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((Path(models("LlamaForCausalLM")) / "config.json").read_bytes())
+    example = as_samples(pa.table({"sample_id": [1], "input_ids": [[1, 2, 3]]}), Columns(), "toys")
+    assert answer_shape(HuggingFaceSpec(str(tmp_path)), example, dtype="bfloat16", seed=0) == (3, SIZE)
+
+
+def test_a_spec_travels_as_plain_values(kind: Kind) -> None:
+    import json
+
+    assert make_spec(json.loads(json.dumps(spec_settings(kind.spec)))) == kind.spec
+
+
+@pytest.mark.parametrize("shape", [(32,), (31, 5), (32, 2, 3, 4)])
+def test_a_module_that_gives_no_logits_is_named(toys: Path, shape: tuple[int, ...]) -> None:
+    teacher: Any = make_teacher(ModelSpec("stillhouse_toys:linear"), dtype="float32", seed=0)
+    teacher._model = lambda x: torch.zeros(shape)
+    with pytest.raises(TeacherError, match=r"gave shape \[.*\[samples, positions, classes\]"):
+        teacher.logits([X])

@@ -28,7 +28,7 @@ from teacher_infer.writer import WAITING, Writer, record_batch
 def answers(first: int, rows: int = 4) -> Answers:
     x = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(first, first + rows, dtype=np.float32)), 1)
     samples = as_samples(pa.table({"sample_id": np.arange(first, first + rows), "x": x}), Columns(), "made")
-    return Answers(samples, soften(torch.arange(rows * 3).reshape(rows, 3) / -7 + first, 1.0))
+    return Answers(samples, soften(torch.arange(rows * 3).reshape(rows, 3) / -7 + first, Dense(1.0)))
 
 
 def schema(inputs: Inputs = "stored") -> pa.Schema:
@@ -58,9 +58,9 @@ def test_a_batchs_columns_are_those_that_the_schema_names_in_its_order(inputs: I
         batch = record_batch(put, Dense(1.0), wanted)
         batch.validate(full=True)
         assert batch.schema.equals(wanted, check_metadata=True)
-        assert batch.column("soft_entropy").to_pylist() == put.softened.entropy_P.tolist()
-        assert batch.column("soft_top1").to_pylist() == put.softened.top1_P.tolist()
-        assert batch.column("soft_logits").equals(Dense(1.0).encode(put.softened.logits_PV)[0])
+        assert batch.column("soft_entropy").to_pylist() == put.softened.entropy_R.tolist()
+        assert batch.column("soft_top1").to_pylist() == put.softened.top1_R.tolist()
+        assert batch.column("soft_logits").equals(Dense(1.0).encode(put.softened.targets)[0])
         assert batch.column("sample_id").to_pylist() == [3, 4, 5, 6]
         assert ("x" in batch.schema.names, "inputs_xxh3" in batch.schema.names) == (
             inputs == "stored",

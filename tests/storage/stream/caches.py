@@ -20,6 +20,7 @@ from storage.folder import Folder
 from storage.samples import INPUTS_XXH3, INPUTS_XXH3_FIELD, Columns, as_samples, inputs_digests, kept_columns
 from storage.shard import FORMAT_VERSION, ROW_GROUP_BYTES, ShardHeader, shard_schema, write_shard
 from storage.summary import SUMMARY_FIELDS
+from storage.targets import DenseTargets
 
 CLASSES = 5
 GROUP_ROWS = 4
@@ -65,7 +66,9 @@ def put_rows(store: Folder, ids: Sequence[int], kind: Kind = "stored", **rows: b
     arrays |= {"soft_entropy": pa.array(entropy_of(at)), "soft_top1": pa.array(top1_of(at))}
     arrays[INPUTS_XXH3] = tensors.pack(inputs_digests(samples).view(np.uint8).reshape(-1, 16))
     fields = [f.name for f in encoding.fields(CLASSES)]
-    arrays |= dict(zip(fields, encoding.encode(soft_PV - soft_PV.max(axis=1, keepdims=True)), strict=True))
+    arrays |= dict(
+        zip(fields, encoding.encode(DenseTargets(soft_PV - soft_PV.max(axis=1, keepdims=True), None)), strict=True)
+    )
     batch = pa.record_batch([arrays[name] for name in schema.names], schema=schema)
     staged = store.stage()
     written = write_shard(staged, schema, [batch], group_row_bytes=ROW_GROUP_BYTES // GROUP_ROWS)

@@ -1,0 +1,299 @@
+"""Models in Hugging Face's form: a folder of config.json, safetensors and tokenizer.json, or an id on the hub.
+
+Everything but the answers is known from here, without torch: the digest, the shape, what the model cannot take.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from storage import tensors
+from storage.digest import sha256_file, sha256_of
+from storage.errors import Mismatch, ModelError, RecipeError, SourceError
+from storage.folder import Folder
+from storage.models import CONFIG_FILE, OTHER_WEIGHTS, SAVE_ANEW, WEIGHTS_FILE, read_config
+from storage.samples import SAMPLE_ID, input_names
+from storage.sources.packed import INPUT_IDS, POSITION_IDS
+from storage.tokenizers import TOKENIZER_FILE, TokenizerFile
+
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+
+_LANGUAGE_MODELS, _CLASSIFIERS = ("ForCausalLM", "LMHeadModel"), ("ForSequenceClassification",)
+
+
+@dataclass(frozen=True)
+class HuggingFaceSpec:
+    """A causal language model, or a classifier of sequences.
+
+    path: its folder; or hub and revision, an id and a commit there. vocabulary: how many classes the head has that
+    are none of its padding; None takes the tokens of the folder's tokenizer.json, and without one all of the head.
+    """
+
+    kind: ClassVar[str] = "transformers"
+
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    vocabulary: int | None = None
+
+    @property
+    def trained(self) -> bool:
+        return True
+
+    def digest(self, dtype: str) -> str:
+        """sha256 of everything that decides what the model answers. Raises ModelError, RecipeError."""
+        facts = {
+            "kind": self.kind,
+            "config": _sha256(self.folder / CONFIG_FILE),
+            "index": _sha256(self.folder / INDEX_FILE) if len(self._weights_sha256) > 1 else None,
+            "weights": self._weights_sha256,
+            "dtype": dtype,
+            "classes": self.classes,
+        }
+        return sha256_of(facts)
+
+    def weights_sha256(self) -> str:
+        """sha256 of the weights file; of several, of their names and hashes."""
+        hashes = self._weights_sha256
+        return next(iter(hashes.values())) if len(hashes) == 1 else sha256_of(hashes)
+
+    def lineage(self) -> dict[str, Any]:
+        """What a cache says of its teacher, in the words that it has for a factory."""
+        whence = {"hub": self.hub, "revision": self.revision} if self.hub else {}
+        return {
+            "kind": self.kind,
+            "factory": f"transformers:{self.architecture}",
+            "arguments": {},
+            "weights": f"hub:{self.hub}@{self.revision}" if self.hub else self.path,
+            **whence,
+            "vocabulary": self.classes,
+        }
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """The folder on this machine; what the hub has is fetched once. Raises ModelError."""
+        if self.hub is not None:
+            return _fetched(self.hub, str(self.revision))
+        assert self.path is not None
+        folder = Folder(self.path)
+        if not folder.is_local:
+            raise ModelError(
+                f"The model '{self.path}' lies on {folder.protocol}://.",
+                "transformers loads folders of disks that this machine sees.",
+                "Copy it to a shared folder, or name teacher.hub and teacher.revision.",
+            )
+        return Path(folder.url)
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        return read_config(str(self.folder))
+
+    @functools.cached_property
+    def architecture(self) -> str:
+        """Its class in transformers. Raises ModelError for one that gives no logits."""
+        names = self.config.get("architectures")
+        name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+        if name is None or not name.endswith((*_LANGUAGE_MODELS, *_CLASSIFIERS)):
+            raise ModelError(
+                f"{CONFIG_FILE} in '{self.folder}' has the architecture {name}, which gives no logits.",
+                "A teacher is a language model (...ForCausalLM) or a classifier (...ForSequenceClassification).",
+                "Save it with its head: AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER).",
+            )
+        return name
+
+    @property
+    def is_language_model(self) -> bool:
+        return self.architecture.endswith(_LANGUAGE_MODELS)
+
+    @functools.cached_property
+    def tokenizer(self) -> TokenizerFile | None:
+        path = self.folder / TOKENIZER_FILE
+        return TokenizerFile.read(str(path)) if path.exists() else None
+
+    @functools.cached_property
+    def classes(self) -> int:
+        """V: the columns of the head that are meant. Raises RecipeError, ModelError."""
+        if not self.is_language_model:
+            if self.vocabulary is not None:
+                raise RecipeError(f"teacher.vocabulary is {self.vocabulary}, and the teacher is a classifier.")
+            labels = self.config.get("id2label") or range(self.config.get("num_labels", 2))
+            return len(labels)
+        head = self._number("vocab_size")
+        if head is None:
+            raise ModelError(f"{CONFIG_FILE} in '{self.folder}' names no vocab_size.", "A language model has one.")
+        if self.vocabulary is not None:
+            if self.vocabulary > head:
+                raise RecipeError(
+                    f"teacher.vocabulary is {self.vocabulary:,}.", f"The head of '{self.folder}' has {head:,} columns."
+                )
+            return self.vocabulary
+        return head if self.tokenizer is None else min(head, self.tokenizer.size)
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens it takes; None where its config sets no limit."""
+        return self._number("max_position_embeddings", "n_positions", "n_ctx")
+
+    def answer_shape(self, example: pa.Table) -> tuple[int, ...]:
+        """The shape of one row's logits, for samples like the example's."""
+        if not self.is_language_model:
+            return (self.classes,)
+        return (_length(example), self.classes)
+
+    def weights_files(self) -> list[str]:
+        """The safetensors files, sorted. Raises ModelError when there are none, or not all."""
+        try:
+            names = {path.name for path in self.folder.iterdir()}
+        except OSError as error:
+            raise ModelError(f"The model folder '{self.folder}' cannot be read: {error.strerror}.") from None
+        if WEIGHTS_FILE in names:
+            return [WEIGHTS_FILE]
+        if INDEX_FILE not in names:
+            others = sorted(name for name in names if name.endswith(OTHER_WEIGHTS))
+            found = f"has its weights in {_few(others)}" if others else "has no weights"
+            raise ModelError(
+                f"'{self.folder}' {found}.",
+                f"Weights are safetensors ({WEIGHTS_FILE}, or several files with {INDEX_FILE}); pickles are not "
+                "opened, since loading one runs its code, and GGUF is not read.",
+                SAVE_ANEW,
+            )
+        try:
+            files = sorted(set(json.loads((self.folder / INDEX_FILE).read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise ModelError(f"{INDEX_FILE} in '{self.folder}' has no weight_map.") from None
+        missing = [name for name in files if name not in names or not name.endswith(".safetensors")]
+        if missing or not files:
+            raise ModelError(
+                f"'{self.folder}' lacks {_few(missing) or 'every file of weights'}.",
+                f"{INDEX_FILE} names {len(files)} safetensors files.",
+                "Copy the whole folder.",
+            )
+        return files
+
+    def refuse_source(self, source: Any) -> None:
+        """Raises Mismatch for a source whose tokenizer has another vocabulary. source: any; most have none."""
+        theirs: TokenizerFile | None = getattr(source, "tokenizer", None)
+        if theirs is None:
+            return
+        mine = self.tokenizer
+        if mine is None:
+            if theirs.size > self.classes and self.is_language_model:
+                raise Mismatch(
+                    f"The tokenizer {theirs.where} has {theirs.size:,} tokens.",
+                    f"The teacher '{self._told}' has a vocabulary of {self.classes:,}.",
+                    "Name the teacher's own tokenizer in source.pack.tokenizer.",
+                )
+            return
+        if mine.sha256 == theirs.sha256 or mine.vocabulary == theirs.vocabulary:
+            return
+        word = min(
+            (w for w in {**mine.vocabulary, **theirs.vocabulary} if mine.vocabulary.get(w) != theirs.vocabulary.get(w)),
+            key=lambda w: (mine.vocabulary.get(w, 1 << 40), w),
+        )
+        raise Mismatch(
+            f"The tokenizer {theirs.where} has another vocabulary ({theirs.size:,} tokens; '{word}' is "
+            f"{theirs.vocabulary.get(word, 'none')}).",
+            f"The teacher's own in '{self._told}' has {mine.size:,} tokens, and '{word}' is "
+            f"{mine.vocabulary.get(word, 'none')}.",
+            "Name the teacher's own tokenizer in source.pack.tokenizer.",
+        )
+
+    def refuse_rows(self, samples: pa.Table, where: str) -> None:
+        """Raises SourceError for samples that the model cannot take."""
+        names = input_names(samples.schema)
+        second = POSITION_IDS if self.is_language_model else "attention_mask"
+        if names not in ([INPUT_IDS], [INPUT_IDS, second]):
+            raise SourceError(
+                f"{where} has the inputs {', '.join(names)}.",
+                f"{self.architecture} takes {INPUT_IDS}, and {second} where it is there, in this order.",
+                "Choose them with source.columns.inputs"
+                + (", or pack documents with source.pack." if self.is_language_model else "."),
+            )
+        field = samples.schema.field(INPUT_IDS)
+        if not tensors.is_tensor(field) or len(tensors.form(field)[1]) != 1 or tensors.form(field)[0].kind not in "iu":
+            raise SourceError(
+                f"{where}: {INPUT_IDS} is {field.type}.", "It is a list of token ids, of one length in all rows."
+            )
+        if self.context is not None and _length(samples) > self.context:
+            raise SourceError(
+                f"The sequences of {where} have {_length(samples):,} tokens.",
+                f"The teacher '{self._told}' takes {self.context:,} (max_position_embeddings).",
+                "Lower source.pack.sequence_length.",
+            )
+        ids_PL = tensors.unpack(samples.column(INPUT_IDS), field)
+        size = self.classes if self.is_language_model else self._number("vocab_size")
+        if not ids_PL.size or size is None or (ids_PL.min() >= 0 and ids_PL.max() < size):
+            return
+        row, at = (int(n) for n in np.argwhere((ids_PL < 0) | (ids_PL >= size))[0])
+        raise SourceError(
+            f"The sample '{samples.column(SAMPLE_ID)[row].as_py()}' (in {where}) has the token id {ids_PL[row, at]}.",
+            f"The teacher's vocabulary has the ids 0 to {size - 1:,}.",
+            "Tokenise with the teacher's own tokenizer.",
+        )
+
+    @property
+    def _told(self) -> str:
+        return self.hub or str(self.path)
+
+    @functools.cached_property
+    def _weights_sha256(self) -> dict[str, str]:
+        return {name: _sha256(self.folder / name) for name in self.weights_files()}
+
+    def _number(self, *keys: str) -> int | None:
+        return next((self.config[key] for key in keys if isinstance(self.config.get(key), int)), None)
+
+
+def _fetched(hub: str, revision: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ModelError(
+            "Models are fetched from the hub by the package huggingface_hub, which is not installed.",
+            remedy="Install it with: pip install 'stillhouse[lm]'",
+        ) from None
+    wanted = [CONFIG_FILE, WEIGHTS_FILE, "*.safetensors", INDEX_FILE, TOKENIZER_FILE]
+    try:
+        try:
+            # A commit stays what it is, so what was fetched once is not asked for again.
+            return _whole(Path(snapshot_download(hub, revision=revision, allow_patterns=wanted, local_files_only=True)))
+        except FileNotFoundError:
+            return Path(snapshot_download(hub, revision=revision, allow_patterns=wanted))
+    except Exception as error:
+        raise ModelError(
+            f"The model '{hub}' at {revision[:12]} cannot be had from the hub ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}).",
+            "teacher.hub and teacher.revision name a model and a commit on huggingface.co, which this machine reaches.",
+            "Without a network, copy the model's folder (config.json, *.safetensors, tokenizer.json) to this machine "
+            "and name it in teacher.path, in place of hub and revision.",
+        ) from None
+
+
+def _whole(folder: Path) -> Path:
+    """Raises FileNotFoundError for a folder that was fetched in part."""
+    if not (folder / CONFIG_FILE).exists() or not any((folder / n).exists() for n in (WEIGHTS_FILE, INDEX_FILE)):
+        raise FileNotFoundError(folder)
+    if (folder / INDEX_FILE).exists():
+        for name in json.loads((folder / INDEX_FILE).read_bytes())["weight_map"].values():
+            if not (folder / name).exists():
+                raise FileNotFoundError(folder / name)
+    return folder
+
+
+def _length(samples: pa.Table) -> int:
+    return tensors.form(samples.schema.field(INPUT_IDS))[1][0]
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return sha256_file(file)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

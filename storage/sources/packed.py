@@ -1,0 +1,262 @@
+"""Documents of any other source, tokenised and packed into rows of one length, with their boundaries kept.
+
+A file's documents are packed in blocks of `block_documents`, each on its own, and a block counts as a file. So a
+span is read without tokenising what lies before it, and documents that are appended change the last block only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from storage import tensors
+from storage.errors import SourceError
+from storage.names import nearest
+from storage.samples import LABEL, SAMPLE_ID, Columns, SourceFile, as_samples
+from storage.sources.ids import sample_ids
+from storage.sources.packing import PackedRows, count_rows, packed_rows
+from storage.tokenizers import TokenizerFile
+
+INPUT_IDS, POSITION_IDS = "input_ids", "position_ids"
+
+# Tokens of blocks that were made, kept for the spans beside the one that asked for them.
+_KEPT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Pack:
+    """How documents become rows.
+
+    column: the documents: text, or where there is no tokenizer, lists of token ids.
+    tokenizer: a tokenizer.json, or a folder that holds one.
+    end_token: follows every document; a token of the tokenizer, or without one an id.
+    block_documents: so many documents are packed together. Part of where rows, and so spans, lie.
+    """
+
+    column: str
+    sequence_length: int
+    tokenizer: str | None = None
+    end_token: str | int | None = None
+    block_documents: int = 1024
+
+
+class Documents(Protocol):
+    """What a source of documents offers besides what every source does."""
+
+    @property
+    def columns(self) -> Columns: ...
+
+    def files(self) -> Sequence[SourceFile]: ...
+
+    def raw(self, file: SourceFile, start: int, stop: int) -> pa.Table:
+        """Rows [start, stop) of one file as they are; the columns that were asked for, where they are there."""
+        ...
+
+    def stamp(self, file: SourceFile) -> Any:
+        """Something that changes with the file, so that what was read of it can be kept."""
+        ...
+
+    def place_of(self, file: SourceFile) -> str:
+        """The file's name inside the source, which stays when all of it is moved."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class _Block:
+    """ids: the documents' own; starts_D: where each begins among the tokens."""
+
+    ids: list[str]
+    tokens_N: np.ndarray[Any, Any]
+    starts_D: np.ndarray[Any, Any]
+
+
+class _Blocks:
+    """The blocks that were made last, up to so many bytes. They stay behind when their source goes elsewhere."""
+
+    def __init__(self, limit: int = _KEPT_BYTES) -> None:
+        self._limit, self._lock, self._kept = limit, threading.Lock(), OrderedDict[Any, _Block]()
+
+    def __reduce__(self) -> Any:
+        return _Blocks, (self._limit,)
+
+    def get(self, key: Any, make: Callable[[], _Block]) -> _Block:
+        with self._lock:  # two spans may be read at the same time, by threads; a tokenizer uses all cores by itself
+            block = self._kept.pop(key, None) or make()
+            self._kept[key] = block
+            while len(self._kept) > 1 and sum(kept.tokens_N.nbytes for kept in self._kept.values()) > self._limit:
+                self._kept.popitem(last=False)
+            return block
+
+
+@dataclass(frozen=True)
+class PackedSource:
+    """Rows input_ids, position_ids and label, each [sequence_length]; see `packing.PackedRows`.
+
+    A row's id is `<the document that it begins in>:<the token of it>`. Without an id column a document's is
+    `<its file>:<its row>`.
+    """
+
+    documents: Documents
+    pack: Pack
+    _blocks: _Blocks = field(default_factory=_Blocks, init=False, repr=False, compare=False)
+    _tokenizers: list[TokenizerFile] = field(default_factory=list[TokenizerFile], init=False, repr=False, compare=False)
+
+    def files(self) -> Sequence[SourceFile]:
+        """Every block as a file. Tokenises all documents, since nothing else tells how many rows they become."""
+        blocks: list[SourceFile] = []
+        for file in self.documents.files():
+            for start in range(0, file.rows, self.pack.block_documents):
+                stop = min(start + self.pack.block_documents, file.rows)
+                tokens = len(self._block(file, start, stop).tokens_N)
+                blocks.append(SourceFile(f"{file.name}#{start}-{stop}", count_rows(tokens, self.pack.sequence_length)))
+        return tuple(blocks)
+
+    def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
+        block = self._block_of(file)
+        rows = self._rows(block, start, stop)
+        table = {
+            SAMPLE_ID: (pa.field(SAMPLE_ID, pa.string()), _row_ids(block, rows)),
+            INPUT_IDS: self._tensor(INPUT_IDS, rows.input_ids_RL),
+            POSITION_IDS: self._tensor(POSITION_IDS, rows.position_ids_RL),
+            LABEL: self._tensor(LABEL, rows.label_RL),
+        }
+        schema = pa.schema([made for made, _ in table.values()])
+        return as_samples(pa.table([array for _, array in table.values()], schema=schema), Columns(), file.name)
+
+    def ids(self, file: SourceFile) -> pa.ChunkedArray:
+        block = self._block_of(file)
+        rows = count_rows(len(block.tokens_N), self.pack.sequence_length)
+        return pa.chunked_array([_row_ids(block, self._rows(block, 0, rows))])
+
+    def preprocessing(self) -> dict[str, Any] | None:
+        tokenizer = self.tokenizer
+        return None if tokenizer is None else {"tokenizer": tokenizer.sha256, "end_token": self.pack.end_token}
+
+    @property
+    def tokenizer(self) -> TokenizerFile | None:
+        """Read once. Raises SourceError when it is not there."""
+        if self.pack.tokenizer is not None and not self._tokenizers:
+            self._tokenizers.append(TokenizerFile.read(self.pack.tokenizer))
+        return self._tokenizers[0] if self._tokenizers else None
+
+    def to_dict(self) -> dict[str, Any]:
+        inner = self.documents.to_dict()
+        return {**inner, "columns": {"sample_id": self.documents.columns.sample_id}, "pack": asdict(self.pack)}
+
+    def _tensor(self, name: str, values_RL: np.ndarray[Any, Any]) -> tuple[pa.Field, pa.Array]:
+        meaning = "label" if name == LABEL else "input"
+        shape = (self.pack.sequence_length,)
+        return tensors.tensor_field(name, values_RL.dtype, shape, meaning), tensors.pack(values_RL)
+
+    def _rows(self, block: _Block, start: int, stop: int) -> PackedRows:
+        padding = self._end_id()
+        return packed_rows(
+            block.tokens_N, block.starts_D, self.pack.sequence_length, start, stop, 0 if padding is None else padding
+        )
+
+    def _block_of(self, file: SourceFile) -> _Block:
+        name, _, places = file.name.rpartition("#")
+        start, _, stop = places.partition("-")
+        return self._block(SourceFile(name, int(stop)), int(start), int(stop))
+
+    def _block(self, file: SourceFile, start: int, stop: int) -> _Block:
+        key = (file.name, self.documents.stamp(file), start, stop)
+        return self._blocks.get(key, lambda: self._make(file, start, stop))
+
+    def _make(self, file: SourceFile, start: int, stop: int) -> _Block:
+        table = self.documents.raw(file, start, stop)
+        if table.num_rows < stop - start:
+            raise SourceError(f"{file.name} ends before row {stop:,}.", "It had more a moment ago.")
+        names = self._names(table, file, start)
+        column = self.pack.column
+        if column not in table.column_names:
+            raise SourceError(
+                f"{file.name} has no column '{column}' (asked for as source.pack.column).",
+                f"Its columns are: {', '.join(table.column_names)}.{nearest(column, table.column_names)}",
+            )
+        documents = table.column(column).combine_chunks()
+        if documents.null_count:
+            first = int(documents.is_null().to_numpy(zero_copy_only=False).argmax())
+            raise SourceError(f"The document '{names[first]}' (in {file.name}) is null.", "A document has tokens.")
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            ids_N, lengths_D = _given(documents, names, column, file.name)
+        else:
+            ids_N, lengths_D = _tokenised(documents, tokenizer, column, file.name)
+        empty = np.flatnonzero(lengths_D == 0)
+        if len(empty):
+            raise SourceError(
+                f"The document '{names[int(empty[0])]}' (in {file.name}) has no tokens"
+                f"{f', as have {len(empty) - 1} more' if len(empty) > 1 else ''}.",
+                "A document has at least one.",
+                "Drop empty documents from the source.",
+            )
+        starts_D = np.concatenate([[0], np.cumsum(lengths_D)[:-1]]).astype(np.int64)
+        end = self._end_id()
+        if end is not None:
+            ids_N = np.insert(ids_N, np.append(starts_D[1:], len(ids_N)), end)
+            starts_D = starts_D + np.arange(len(starts_D))
+        return _Block(names, ids_N.astype(np.int32, copy=False), starts_D)
+
+    def _names(self, table: pa.Table, file: SourceFile, start: int) -> list[str]:
+        columns = self.documents.columns
+        # The usual name may be missing; one that was asked for may not.
+        if columns.sample_id == SAMPLE_ID and SAMPLE_ID not in table.column_names:
+            place = self.documents.place_of(file)
+            return [f"{place}:{row}" for row in range(start, start + table.num_rows)]
+        return [str(name) for name in sample_ids(table, columns, file.name).to_pylist()]
+
+    def _end_id(self) -> int | None:
+        end, tokenizer = self.pack.end_token, self.tokenizer
+        if isinstance(end, str) and tokenizer is not None:
+            return tokenizer.id_of(end, "source.pack.end_token")
+        return end if isinstance(end, int) else None
+
+
+def _row_ids(block: _Block, rows: PackedRows) -> pa.Array:
+    places = zip(rows.document_R.tolist(), rows.offset_R.tolist(), strict=True)
+    return pa.array([f"{block.ids[document]}:{offset}" for document, offset in places], pa.string())
+
+
+def _tokenised(documents: pa.Array, tokenizer: TokenizerFile, column: str, where: str) -> tuple[Any, Any]:
+    if not tensors.is_text(documents.type):
+        raise SourceError(
+            f"{where}: the documents in '{column}' are of type {documents.type}.",
+            "With source.pack.tokenizer they are text.",
+            "Leave the tokenizer out where the column holds token ids.",
+        )
+    pieces = tokenizer.encode(documents.to_pylist())
+    lengths_D = np.array([len(piece) for piece in pieces], np.int64)
+    return np.concatenate([*pieces, np.empty(0, np.int32)]), lengths_D
+
+
+def _given(documents: pa.Array, names: list[str], column: str, where: str) -> tuple[Any, Any]:
+    kind = documents.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not is_list or not pa.types.is_integer(kind.value_type):
+        raise SourceError(
+            f"{where}: the documents in '{column}' are of type {kind}.",
+            "Without source.pack.tokenizer they are lists of token ids, which are integers.",
+            "Name a tokenizer where the column holds text.",
+        )
+    flat = documents.flatten()
+    lengths_D = documents.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    if flat.null_count:
+        raise SourceError(f"{where}: a document in '{column}' holds nulls.", "Token ids are integers from 0 on.")
+    ids_N = flat.to_numpy(zero_copy_only=False)
+    outside = np.flatnonzero((ids_N < 0) | (ids_N >= 1 << 31))
+    if len(outside):
+        document = int(np.searchsorted(np.cumsum(lengths_D), outside[0], side="right"))
+        raise SourceError(
+            f"The document '{names[document]}' (in {where}) holds the token id {int(ids_N[outside[0]])}.",
+            "Token ids are integers from 0 on, below 2^31.",
+        )
+    return ids_N.astype(np.int32), lengths_D

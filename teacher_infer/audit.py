@@ -1,0 +1,174 @@
+"""Whether a cache still says what its teacher says: a sample of its spans, put to the teacher again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from storage.cache import Cache
+from storage.errors import RecipeError, UsageError
+from storage.hugging_face import HuggingFaceSpec
+from storage.models import ModelSpec
+from storage.order import permute
+from storage.samples import INPUTS_XXH3
+from storage.shard import Rows
+from storage.stream import CacheRows, open_rows, read_group
+from storage.targets import IGNORED, TopKTargets
+from teacher_infer.soften.parts import blocks
+from teacher_infer.teachers import Spec, Teacher, make_teacher
+
+if TYPE_CHECKING:
+    import torch
+
+# How far a probability may be from the stored one. Storing it in float16 takes 2e-4; the rest is what answers in that
+# dtype vary by between devices, and between the batches that a sample was in.
+TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """fraction: of the spans, at least one. tolerance: None takes the teacher's dtype's. seed: which spans."""
+
+    fraction: float = 0.01
+    seed: int = 0
+    batch_size: int = 8
+    tolerance: float | None = None
+
+
+@dataclass
+class _Found:
+    """What comparing gives; differences are of probabilities at T = 1, over the kept classes of each position."""
+
+    largest: float = 0.0
+    at: str = ""
+    sums: list[float] = field(default_factory=list[float])
+    values: int = 0
+    positions: int = 0
+    largest_log: float = 0.0
+
+
+def audit(cache: Cache, settings: Settings) -> dict[str, Any]:
+    """Run the teacher that the lineage names over sampled spans, and tell how far its answers are from the stored ones.
+
+    `largest` and `mean`: absolute differences of probabilities at T = 1. `ok` is False where the largest is
+    beyond `tolerance`. Raises UsageError where the teacher or the inputs cannot be had, and what loading raises.
+    """
+    if not 0 < settings.fraction <= 1:
+        raise RecipeError(f"The fraction is {settings.fraction:g}.", "It lies above 0, and is at most 1.")
+    told = cache.lineage["teacher"]
+    tolerance = TOLERANCES[told["dtype"]] if settings.tolerance is None else settings.tolerance
+    spec = spec_of(told)
+    found = spec.digest(told["dtype"])
+    facts: dict[str, Any] = {"cache": cache.url, "cache_digest": cache.digest, "teacher": told["digest"]}
+    if found != told["digest"]:
+        problem = f"The teacher {told['factory']} ({told['weights']}) has the digest {found[:16]} now"
+        return {**facts, "ok": False, "problem": f"{problem}; the cache was made with {told['digest'][:16]}."}
+    teacher = _teacher(spec, told["dtype"])
+    with_rows = np.unique(cache.index.shard[np.asarray(cache.index.rows) > 0])
+    count = math.ceil(settings.fraction * len(with_rows))
+    compared = _Found()
+    for rows in _rows(cache, with_rows[permute(np.arange(count), len(with_rows), settings.seed)]):
+        for start in range(0, len(rows), settings.batch_size):
+            _compare(teacher, rows, slice(start, start + settings.batch_size), compared)
+    mean = math.fsum(compared.sums) / max(1, compared.values)
+    return {
+        **facts,
+        "spans": {"total": len(cache.index), "audited": count},
+        "positions": compared.positions,
+        "largest": compared.largest,
+        "largest_at": compared.at,
+        "largest_log": compared.largest_log,
+        "mean": mean,
+        "tolerance": tolerance,
+        "ok": compared.largest <= tolerance,
+    }
+
+
+def spec_of(teacher: dict[str, Any]) -> Spec:
+    """The teacher that a lineage names. Raises UsageError where a password was taken out of its URL."""
+    if "***" in str(teacher["weights"]):
+        raise UsageError(
+            f"The teacher's weights are at {teacher['weights']}, whose secret the lineage does not keep.",
+            "An audit finds the teacher where the lineage says.",
+            "Put the weights where no secret is part of the URL.",
+        )
+    if teacher.get("kind") == HuggingFaceSpec.kind:
+        vocabulary = teacher["vocabulary"] if HuggingFaceSpec(teacher["weights"]).is_language_model else None
+        if "hub" in teacher:
+            return HuggingFaceSpec(hub=teacher["hub"], revision=teacher["revision"], vocabulary=vocabulary)
+        return HuggingFaceSpec(teacher["weights"], vocabulary=vocabulary)
+    return ModelSpec(teacher["factory"], teacher["arguments"], teacher["weights"])
+
+
+def _teacher(spec: Spec, dtype: str) -> Teacher:
+    import torch
+
+    return make_teacher(spec, dtype=dtype, seed=0, gpus=torch.cuda.device_count())
+
+
+def _rows(cache: Cache, shards: np.ndarray[Any, Any]) -> Iterator[Rows]:
+    """Row group by row group."""
+    referenced = INPUTS_XXH3 in CacheRows(cache, []).schema(0).names
+    groups = open_rows(cache.url, inputs=cache.lineage["source"] if referenced else None)
+    for group in np.flatnonzero(np.isin(cache.index.shard, shards)).tolist():
+        yield read_group(groups, group)
+
+
+def _compare(teacher: Teacher, rows: Rows, batch: slice, found: _Found) -> None:
+    import torch
+
+    assert rows.targets is not None
+    logits = teacher.logits([array[batch] for array in rows.inputs.values()])
+    logits_PV = logits.reshape(-1, logits.shape[-1])
+    each = logits_PV.shape[0] // len(rows.sample_id[batch])
+    targets: Any = rows.targets.each(lambda array: array[batch]).flat()
+    label_P = None if rows.label is None else rows.label[batch].reshape(-1)
+    for block in blocks(logits_PV):
+        stored_PK, fresh_PK = _log_probs(targets.each(lambda array, b=block: array[b]), logits_PV[block])
+        counted_P = torch.ones(len(fresh_PK), dtype=torch.bool)
+        if label_P is not None:
+            counted_P = torch.from_numpy(label_P[block] != IGNORED)
+        difference_PK = (stored_PK.exp() - fresh_PK.exp()).abs()[counted_P]
+        if not len(difference_PK):
+            continue
+        found.sums.append(float(difference_PK.sum()))
+        found.values += difference_PK.numel()
+        found.positions += len(difference_PK)
+        found.largest_log = max(found.largest_log, float((stored_PK - fresh_PK).abs()[counted_P].nan_to_num(0).max()))
+        worst_P = difference_PK.amax(dim=1)
+        # What is not a number is as far away as can be.
+        worst = float(worst_P.nan_to_num(math.inf).max())
+        if worst > found.largest or not found.at:
+            place = int(torch.nonzero(counted_P)[int(worst_P.nan_to_num(math.inf).argmax())]) + block.start
+            position = f", position {place % each}" if each > 1 else ""
+            found.largest, found.at = worst, f"sample '{rows.sample_id[batch][place // each]}'{position}"
+
+
+def _log_probs(targets: Any, logits_PV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stored and fresh log p at T = 1 of the kept classes, [P, K] or [P, V], on the CPU in float64."""
+    import torch
+
+    fresh_PV = torch.log_softmax(logits_PV.float(), dim=1)
+    if isinstance(targets, TopKTargets):
+        ids_PK = torch.from_numpy(targets.ids_PK.astype(np.int64)).to(fresh_PV.device)
+        stored_PK = torch.from_numpy(targets.log_probs_PK.astype(np.float64))
+        return stored_PK, fresh_PV.gather(1, ids_PK).cpu().double()
+    z_PV = torch.from_numpy(targets.logits_PV.astype(np.float64) * targets.temperature_P[:, None])
+    return torch.log_softmax(z_PV, dim=1), fresh_PV.cpu().double()
+
+
+def told(answer: dict[str, Any]) -> str:
+    """An audit's answer as a paragraph."""
+    if "problem" in answer:
+        return answer["problem"]
+    spans = answer["spans"]
+    verdict = "as it was" if answer["ok"] else "NOT what was stored"
+    return (
+        f"{spans['audited']} of {spans['total']} spans, {answer['positions']:,} positions: the teacher's answers are "
+        f"{verdict}. Probabilities differ by {answer['mean']:.2g} on average and {answer['largest']:.2g} at most "
+        f"({answer['largest_at']}); the tolerance is {answer['tolerance']:g}."
+    )

@@ -1,0 +1,80 @@
+"""Logits to what an encoding keeps of them and what is said of each row, on the device that made them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from storage.encodings import Encoding
+from storage.encodings.dense import Dense
+from storage.encodings.topk import TopK
+from storage.targets import IGNORED, Targets
+from teacher_infer.soften.dense import soften_dense
+from teacher_infer.soften.parts import Parts
+from teacher_infer.soften.topk import soften_topk
+
+if TYPE_CHECKING:
+    import torch  # a job that has nothing to compute does without
+
+# How each encoding's targets are made. (logits [P, V], label [P] or None, encoding) -> Positions
+SOFTENERS: dict[type, Any] = {Dense: soften_dense, TopK: soften_topk}
+
+
+@dataclass(frozen=True)
+class Softened:
+    """R rows, on the host.
+
+    targets: as the encoding takes them, before its own rounding; of sequences of L positions [R, L, ...].
+    entropy_R: the teacher's at T = 1, in nats; of a sequence the mean over its positions with a target.
+    top1_R: the likeliest class; None of sequences. bad_R: whether a row has a NaN or infinite value.
+    positions: L, or None where a row is one position.
+    """
+
+    targets: Targets
+    entropy_R: np.ndarray[Any, np.dtype[np.float32]]
+    top1_R: np.ndarray[Any, np.dtype[np.int32]] | None
+    bad_R: np.ndarray[Any, np.dtype[np.bool_]]
+    positions: int | None = None
+
+    def only(self, kept_R: np.ndarray[Any, Any]) -> Softened:
+        top1_R = None if self.top1_R is None else self.top1_R[kept_R]
+        targets = self.targets.each(lambda array: array[kept_R])
+        return Softened(targets, self.entropy_R[kept_R], top1_R, self.bad_R[kept_R], self.positions)
+
+
+def soften(logits: torch.Tensor, encoding: Encoding, label: np.ndarray[Any, Any] | None = None) -> Softened:
+    """What `encoding` keeps of logits [R, V], or [R, L, V] of sequences.
+
+    label: [R] or [R, L], the class that is true, where one is known; a position whose label is IGNORED
+    has no target, so its entropy counts in no mean.
+    """
+    import torch
+
+    with torch.inference_mode():
+        *lead, classes = logits.shape
+        label_P = None if label is None else torch.from_numpy(np.array(label, np.int64)).to(logits.device).view(-1)
+        parts = SOFTENERS[type(encoding)](logits.reshape(-1, classes), label_P, encoding)
+        if len(lead) == 1:
+            host = _on_host(parts)
+            return Softened(host.targets, host.entropy_P, host.top1_P.astype(np.int32), host.bad_P)
+        counted_P = torch.ones_like(parts.entropy_P) if label_P is None else (label_P != IGNORED).to(torch.float32)
+        sums_R = (parts.entropy_P * counted_P).view(lead).sum(dim=1)
+        entropy_R = sums_R / counted_P.view(lead).sum(dim=1).clamp(min=1)
+        targets = parts.targets.each(lambda array: array.view(*lead, *array.shape[1:]))
+        host = _on_host(Parts(targets, entropy_R, parts.top1_P, parts.bad_P.view(lead).any(dim=1)))
+        return Softened(host.targets, host.entropy_P, None, host.bad_P, lead[1])
+
+
+def _on_host(parts: Parts) -> Parts:
+    """With arrays of numpy. Of a GPU they are copied all at once, to memory that it can write to by itself."""
+    import torch
+
+    if parts.bad_P.device.type != "cuda":
+        return parts.each(lambda array: array.cpu().numpy())
+    on_host = parts.each(
+        lambda array: torch.empty(array.shape, dtype=array.dtype, pin_memory=True).copy_(array, non_blocking=True)
+    )
+    torch.cuda.synchronize(parts.bad_P.device)
+    return on_host.each(lambda array: array.numpy())

@@ -1,0 +1,37 @@
+"""Softening for `dense`: every class's logit, centred and divided by the temperature."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from storage.encodings.dense import Dense
+from storage.targets import DenseTargets
+from teacher_infer.soften.parts import Parts, blocks
+
+if TYPE_CHECKING:
+    import torch
+
+
+def soften_dense(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding: Dense) -> Parts:
+    """(z - max z) / T in float32. Centring spends low precision on what is likely."""
+    import torch
+
+    z_PV = logits_PV.to(torch.float32, copy=True)  # the one copy, changed in place from here on
+    highest_P1, top1_P1 = z_PV.max(dim=1, keepdim=True)  # of equal ones torch gives the first
+    z_PV.sub_(highest_P1)
+    entropy_P = torch.cat([_entropy(z_PV[b], top1_P1[b]) for b in blocks(z_PV)] or [z_PV.new_zeros(0)])
+    z_PV.div_(encoding.temperature)
+    # Dividing can overflow too.
+    bad_P = torch.cat([~torch.isfinite(z_PV[b]).all(dim=1) for b in blocks(z_PV)] or [z_PV.new_zeros(0).bool()])
+    temperature_P = z_PV.new_full((len(z_PV),), encoding.temperature)
+    return Parts(DenseTargets(z_PV, temperature_P), entropy_P, top1_P1[:, 0], bad_P)
+
+
+def _entropy(centred_PV: torch.Tensor, top1_P1: torch.Tensor) -> torch.Tensor:
+    """[P] of softmax, in nats: log(1 + tail) - sum(e^z z) / (1 + tail), the tail being all but the top, whose e^z is 1.
+
+    Without the top in the sum, a sharp distribution's small tail is not lost beside 1.
+    """
+    e_PV = centred_PV.exp().scatter_(1, top1_P1, 0.0)
+    tail_P = e_PV.sum(dim=1)
+    return tail_P.log1p() - e_PV.mul_(centred_PV).sum(dim=1) / (1 + tail_P)

@@ -1,0 +1,171 @@
+"""A teacher that Hugging Face's transformers loads: a causal language model, or a classifier of sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from storage.errors import ModelError, SourceError, TeacherError
+from storage.hugging_face import HuggingFaceSpec
+
+# How far the logits of a document that follows another in its row may be from its own, in parts of their spread: four
+# times as far as those of the first one are, which nothing but rounding moves, within these bounds. Of SmolLM2-135M
+# rounding is 4e-6 in float32, 0.008 in float16 and 0.06 in bfloat16; with attention across documents it is 1.6.
+_ALLOWED = {"float32": (1e-3, 1e-3), "float16": (5e-3, 5e-2), "bfloat16": (1e-2, 0.25)}
+_ROUNDINGS = 4
+
+
+class TransformersTeacher:
+    """The model in eval mode, sdpa attention and an explicit dtype, from safetensors only, without code of its folder.
+
+    Documents that are packed into one row are told apart by position_ids, which begin at 0 with each. Whether a model
+    keeps them apart is tried when it is loaded. device: cpu, cuda, or auto, which lays it over all that this process
+    sees.
+    """
+
+    def __init__(self, spec: HuggingFaceSpec, *, dtype: str, seed: int, device: str) -> None:
+        import torch
+
+        self._torch, self._spec, self._dtype = torch, spec, dtype
+        self._model = _load(spec, getattr(torch, dtype), device)
+        self._device = _head_device(self._model, spec)
+        self._leak, self._allowed = self._probe() if spec.is_language_model else (0.0, 0.0)
+
+    def logits(self, inputs: list[np.ndarray[Any, Any]]) -> Any:
+        torch, spec = self._torch, self._spec
+        ids, second = inputs[0], inputs[1] if len(inputs) > 1 else None
+        self._refuse_ids(ids)
+        if second is not None and spec.is_language_model and self._leak > self._allowed and _holds_several(second):
+            raise TeacherError(
+                f"{spec.architecture} lets one packed document see another: its logits differ by {self._leak:.2g} of "
+                "their spread from those of the document alone.",
+                f"Up to {self._allowed:.2g} may be {self._dtype}'s rounding.",
+                "Give it rows of a single document each, or another teacher.",
+            )
+        with torch.inference_mode():
+            logits = self._ask(ids, second)[..., : spec.classes]
+        expected = (*ids.shape, spec.classes) if spec.is_language_model else (len(ids), spec.classes)
+        if tuple(logits.shape) != expected:
+            raise TeacherError(
+                f"{spec.architecture} gave logits {list(logits.shape)}.", f"Its config says {list(expected)}."
+            )
+        return logits
+
+    def answer_shape(self, example: pa.Table) -> tuple[int, ...] | None:
+        return self._spec.answer_shape(example)
+
+    def _ask(self, ids: np.ndarray[Any, Any], second: np.ndarray[Any, Any] | None) -> Any:
+        given: dict[str, Any] = {"input_ids": self._tensor(ids)}
+        if second is not None:
+            given["position_ids" if self._spec.is_language_model else "attention_mask"] = self._tensor(second)
+        # No mask beside position_ids: transformers makes the masks of packed documents only where it is given none.
+        return self._model(**given, **({"use_cache": False} if self._spec.is_language_model else {})).logits
+
+    def _refuse_ids(self, ids: np.ndarray[Any, Any]) -> None:
+        """On a GPU a foreign id would end the process's use of the device."""
+        known = (
+            self._spec.classes if self._spec.is_language_model else self._model.get_input_embeddings().num_embeddings
+        )
+        if ids.size and (ids.min() < 0 or ids.max() >= known):
+            raise SourceError(
+                f"The samples have token ids from {ids.min()} to {ids.max()}.",
+                f"The teacher's vocabulary has the ids 0 to {known - 1:,}.",
+                "Tokenise with the teacher's own tokenizer.",
+            )
+
+    def _probe(self) -> tuple[float, float]:
+        """How far the logits of packed documents are from their own, in parts of their spread, and how far they may."""
+        torch, context = self._torch, self._spec.context or 16
+        lengths = (max(1, min(9, context // 2)), max(1, min(7, context // 2)))
+        draw = np.random.default_rng(0)
+        documents = [draw.integers(0, self._spec.classes, length) for length in lengths]
+        orders = (0, 1), (1, 0)  # as two rows of a batch
+        with torch.inference_mode():
+            alone = [self._ask(document[None], None)[0] for document in documents]
+            packed = self._ask(
+                np.stack([np.concatenate([documents[at] for at in order]) for order in orders]),
+                np.stack([np.concatenate([np.arange(lengths[at]) for at in order]) for order in orders]),
+            )
+            firsts, seconds = [0.0], [0.0]
+            for row, (first, second) in zip(packed, orders, strict=True):
+                firsts.append(self._distance(row[: lengths[first]], alone[first]))
+                seconds.append(self._distance(row[lengths[first] :], alone[second]))
+        least, most = _ALLOWED[self._dtype]
+        return max(*firsts, *seconds), min(max(least, _ROUNDINGS * max(firsts)), most)
+
+    def _distance(self, found: Any, own: Any) -> float:
+        found, own = (logits[:, : self._spec.classes].float() for logits in (found, own))
+        return float((found - own).square().mean().sqrt() / own.std().clamp_min(1e-12))
+
+    def _tensor(self, array: np.ndarray[Any, Any]) -> Any:
+        return self._torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device)
+
+
+def _load(spec: HuggingFaceSpec, dtype: Any, device: str) -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise ModelError(
+            "Hugging Face's models are loaded by the package transformers, which is not installed.",
+            remedy="Install it with: pip install 'stillhouse[lm]'",
+        ) from None
+    kind = getattr(transformers, spec.architecture, None)
+    if kind is None:
+        raise ModelError(
+            f"transformers {transformers.__version__} has no {spec.architecture}.",
+            "The code that a folder brings along is not run.",
+            "Take a version of transformers that knows the model.",
+        )
+    spec.weights_files()
+    placed = {"device_map": "auto"} if device == "auto" else {}
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, found = kind.from_pretrained(
+            str(spec.folder),
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **placed,
+        )
+    except Exception as error:
+        raise ModelError(
+            f"transformers cannot load '{spec.folder}' as {spec.architecture} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]})."
+        ) from error
+    absent = sorted({*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])})
+    if absent:
+        raise ModelError(
+            f"The weights in '{spec.folder}' do not have {', '.join(absent[:3])}"
+            f"{f' and {len(absent) - 3} more' if len(absent) > 3 else ''} as {spec.architecture} has.",
+            "A teacher brings all its weights; transformers would draw these at random.",
+            "Name the folder of the whole model, with its head.",
+        )
+    if device == "auto":
+        import torch
+
+        elsewhere = {str(place) for place in model.hf_device_map.values()} & {"cpu", "disk"}
+        if elsewhere and torch.cuda.is_available():
+            raise TeacherError(
+                f"The teacher does not fit into the GPUs of an actor: a part of it would lie on {elsewhere.pop()}.",
+                "All of it lies on GPUs.",
+                "Raise ray.gpus_per_actor.",
+            )
+        return model.eval()
+    return model.to(device).eval()
+
+
+def _head_device(model: Any, spec: HuggingFaceSpec) -> Any:
+    """Where the logits are made. Inputs begin there, too: accelerate brings an answer back to its inputs' device."""
+    head = model.get_output_embeddings() if spec.is_language_model else None
+    return next(model.parameters()).device if head is None else head.weight.device
+
+
+def _holds_several(position_ids_PL: np.ndarray[Any, Any]) -> bool:
+    """Whether some row holds two documents; padding, of which every token begins anew, is none."""
+    begins = np.diff(position_ids_PL, axis=1, prepend=position_ids_PL[:, :1] - 1) != 1
+    return bool((begins[:, :-1] & (position_ids_PL[:, 1:] == 1)).any())

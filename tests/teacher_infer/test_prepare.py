@@ -1,0 +1,121 @@
+"""A language model's recipe with everything in it found and planned, or refused in a sentence, before anything runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.errors import Mismatch, SourceError
+from storage.folder import Folder
+from storage.sources import make_source
+from teacher_infer.config import TeacherRecipe
+from teacher_infer.prepare import Prepared, actor_settings, lineage_of, prepare, show_plan
+from teacher_infer.teachers import make_spec
+from tests.tiny_models import SIZE, WORDS, save_model, save_tokenizer
+
+L = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tokenizer(save_model(tmp_path_factory.mktemp("model"))))
+
+
+Ask = Callable[..., Prepared]
+
+
+@pytest.fixture
+def ask(tmp_path: Path, model: str) -> Ask:
+    """`ask(documents, pack, **recipe)`: a recipe over some texts, prepared."""
+
+    def prepared(documents: list[Any] = [*WORDS[2:]] * 4, pack: Any = None, **changed: Any) -> Prepared:
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+        packing = {"column": "text", "sequence_length": L, "tokenizer": model, "end_token": "<end>", **(pack or {})}
+        recipe = {
+            "name": "words",
+            "store": str(tmp_path / "store"),
+            "source": {"jsonl": str(tmp_path / "a.jsonl"), "pack": packing},
+            "teacher": {"path": model, "dtype": "float32", "batch_size": 4},
+            "targets": {"encoding": "dense"},
+            "tracking": {"uri": False},
+        }
+        found = TeacherRecipe.model_validate({**recipe, **changed})
+        return prepare(found, Folder(found.store))
+
+    return prepared
+
+
+def keys(prepared: Prepared) -> list[str]:
+    return [span.shard_key for part in prepared.parts for span in part.plan.spans]
+
+
+def test_a_plan_tells_positions_and_classes_without_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = ask()
+    monkeypatch.setattr("teacher_infer.teachers.transformers._load", None)
+    told = show_plan(prepared)
+    assert told["classes"] == SIZE
+    assert told["positions"] == told["forward_positions"] == prepared.parts[0].plan.rows * L == 240
+    assert told["expected_bytes"] >= 240 * SIZE * 2
+
+
+def test_a_tokenizer_counts_in_the_key_though_the_tokens_are_the_same(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = keys(ask())
+    assert keys(ask()) == before
+    other = save_tokenizer(tmp_path / "other", to=1000)
+    found = ask(pack={"tokenizer": str(other)})
+    assert [span.digest for span in found.parts[0].plan.spans] == [s.digest for s in ask().parts[0].plan.spans]
+    assert not set(keys(found)) & set(before)
+
+
+def test_an_actor_makes_the_same_teacher_and_source_of_plain_values(ask: Ask) -> None:
+    prepared = ask()
+    settings = json.loads(json.dumps(actor_settings(prepared, "leases/1")))
+    assert make_spec(settings["spec"]).digest("float32") == prepared.teacher_digest
+    [span] = prepared.parts[0].plan.spans
+    [source] = map(make_source, settings["sources"])
+    assert source.read(span.file, 0, 2).num_rows == 2
+
+
+def test_the_lineage_says_which_model_and_which_source(ask: Ask, model: str) -> None:
+    prepared = ask()
+    told = lineage_of(prepared, prepared.parts[0])
+    assert told["teacher"]["factory"] == "transformers:LlamaForCausalLM"
+    assert told["teacher"]["weights"] == model and told["teacher"]["vocabulary"] == SIZE
+    assert told["source"]["pack"]["tokenizer"] == model
+
+
+# Refused before any work
+
+
+def test_another_tokenizer_is_refused(ask: Ask, tmp_path: Path) -> None:
+    other = save_tokenizer(tmp_path / "other", [*WORDS[:2], *reversed(WORDS[2:])])
+    with pytest.raises(Mismatch, match=r"has another vocabulary .*Name the teacher's own tokenizer"):
+        ask(pack={"tokenizer": str(other)})
+
+
+def test_token_ids_outside_the_vocabulary_are_refused(ask: Ask) -> None:
+    with pytest.raises(SourceError, match=rf"has the token id {SIZE}\."):
+        ask([[3, SIZE]], {"tokenizer": None, "end_token": None})
+
+
+def test_sequences_beyond_the_context_are_refused(ask: Ask) -> None:
+    with pytest.raises(SourceError, match=r"takes 64 \(max_position_embeddings\)"):
+        ask(pack={"sequence_length": 65})
+
+
+def test_an_empty_document_is_refused(ask: Ask) -> None:
+    with pytest.raises(SourceError, match=r"The document 'a\.jsonl:1' .* has no tokens"):
+        ask(["w1", "", "w2"])
+
+
+def test_a_held_out_source_is_looked_at_too(ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"text": [99]}\n')
+    second = {"jsonl": str(tmp_path / "b.jsonl"), "pack": {"column": "text", "sequence_length": L}}
+    with pytest.raises(SourceError, match="has the token id 99"):
+        ask(held_out={"name": "held", "source": second})

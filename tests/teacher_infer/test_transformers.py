@@ -1,0 +1,305 @@
+"""Teachers that transformers loads: packed documents, the real vocabulary, and what is refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from storage.errors import Mismatch, ModelError, RecipeError, SourceError, TeacherError
+from storage.hugging_face import HuggingFaceSpec
+from storage.sources import make_source
+from teacher_infer.config import TeacherSection
+from teacher_infer.teachers import make_teacher
+from teacher_infer.teachers.transformers import TransformersTeacher
+from tests.tiny_models import SIZE, WORDS, save_model, save_tokenizer
+
+# Architectures, and what is set in their configs.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", {}),
+    "qwen2": ("Qwen2ForCausalLM", {}),
+    "gpt2": ("GPT2LMHeadModel", {}),
+    "mistral, window 4": ("MistralForCausalLM", {"sliding_window": 4}),
+    "llama of a padded head": ("LlamaForCausalLM", {"vocab_size": SIZE + 32}),
+}
+
+Save = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Save:
+    """`saved(name)`: the folder of one of MODELS, with a tokenizer; nobody writes to it."""
+    made: dict[str, str] = {}
+
+    def folder(name: str = "llama") -> str:
+        if name not in made:
+            architecture, config = MODELS[name]
+            made[name] = str(save_tokenizer(save_model(tmp_path_factory.mktemp("model"), architecture, **config)))
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture
+def own(saved: Save, tmp_path: Path) -> Save:
+    """The same, to be written to."""
+    return lambda name="llama": str(shutil.copytree(saved(name), tmp_path / "own"))
+
+
+def teacher_of(folder: str, dtype: str = "float32", **settings: Any) -> TransformersTeacher:
+    teacher = make_teacher(HuggingFaceSpec(folder, **settings), dtype=dtype, seed=0)
+    assert isinstance(teacher, TransformersTeacher)
+    return teacher
+
+
+def change_config(folder: str, **changed: Any) -> str:
+    path = Path(folder) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    return folder
+
+
+# Packed documents
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_packed_documents_give_the_logits_of_unpacked_ones(
+    saved: Save, tmp_path: Path, name: str, dtype: str, tolerance: float
+) -> None:
+    draw = np.random.default_rng(0)
+    documents = [draw.integers(2, SIZE, size).tolist() for size in (5, 1, 9, 24, 3, 40, 2, 7)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    source = make_source({"jsonl": str(tmp_path), "pack": {"column": "text", "sequence_length": 16}})
+    [file] = source.files()
+    rows = source.read(file, 0, file.rows)
+    packed = [
+        np.stack([np.frombuffer(v.as_py(), np.int32) for v in rows.column(c)]) for c in ("input_ids", "position_ids")
+    ]
+    teacher = teacher_of(saved(name), dtype)
+    found = teacher.logits(packed).float().reshape(-1, SIZE)
+    at = 0
+    for document in documents:
+        left = document
+        while left:  # what lies in one row is what is seen at once
+            piece, left = left[: 16 - at % 16], left[16 - at % 16 :]
+            alone = teacher.logits([np.array([piece])]).float()[0]
+            torch.testing.assert_close(found[at : at + len(piece)], alone, rtol=0, atol=tolerance)
+            at += len(piece)
+    assert at == sum(map(len, documents))
+
+
+@pytest.fixture
+def leaking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models whose attention crosses documents, since transformers looks for none."""
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
+
+
+@pytest.mark.usefixtures("leaking")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_model_whose_attention_crosses_documents_is_refused(saved: Save, dtype: str) -> None:
+    teacher = teacher_of(saved(), dtype)
+    ids, places = np.array([[3, 4, 5, 6, 7, 8]]), np.array([[0, 1, 2, 0, 1, 2]])
+    with pytest.raises(TeacherError, match=r"^LlamaForCausalLM lets one packed document see another: .*a single doc"):
+        teacher.logits([ids, places])
+    for single in ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 0, 0], [0, 0, 0, 0, 0, 0]):
+        assert teacher.logits([ids, np.array([single])]).shape == (1, 6, SIZE)
+    assert teacher.logits([ids]).shape == (1, 6, SIZE)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_model_whose_positions_run_on_is_refused(saved: Save, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import GPT2LMHeadModel
+
+    real = GPT2LMHeadModel.forward
+
+    def runs_on(self: Any, position_ids: Any = None, **given: Any) -> Any:
+        if position_ids is None or (position_ids.diff() == 1).all():
+            return real(self, position_ids=position_ids, **given)
+        mask = (position_ids.diff(prepend=position_ids[:, :1] - 1) != 1).cumsum(-1)
+        mask = (mask[:, :, None] == mask[:, None, :]).tril()[:, None]
+        places = torch.arange(position_ids.shape[1])[None].expand_as(position_ids)
+        return real(self, position_ids=places, attention_mask=mask, **given)
+
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", runs_on)
+    with pytest.raises(TeacherError, match="lets one packed document see another"):
+        teacher_of(saved("gpt2"), dtype).logits([np.array([[3, 4, 5, 6]]), np.array([[0, 1, 0, 1]])])
+
+
+# The real vocabulary
+
+
+def test_a_padded_head_is_cut_to_the_tokenizers_size(saved: Save) -> None:
+    folder = saved("llama of a padded head")
+    ids = np.array([[3, 4, 5]])
+    cut, whole = teacher_of(folder), teacher_of(folder, vocabulary=SIZE + 32)
+    assert cut.logits([ids]).shape == (1, 3, SIZE)
+    assert torch.equal(whole.logits([ids])[..., :SIZE], cut.logits([ids]))
+
+
+def test_without_a_tokenizer_the_head_is_whole(own: Save) -> None:
+    folder = own("llama of a padded head")
+    (Path(folder) / "tokenizer.json").unlink()
+    assert HuggingFaceSpec(folder).classes == SIZE + 32
+    assert HuggingFaceSpec(folder, vocabulary=9).classes == 9
+
+
+def test_a_vocabulary_beyond_the_head_is_refused(saved: Save) -> None:
+    with pytest.raises(RecipeError, match=rf"teacher\.vocabulary is 99\. The head of '.*' has {SIZE} columns"):
+        HuggingFaceSpec(saved(), vocabulary=99).digest("float32")
+
+
+# The recipe
+
+
+SECTION = {"dtype": "float32", "batch_size": 2}
+
+
+def test_a_folder_without_a_factory_is_hugging_faces(saved: Save) -> None:
+    assert TeacherSection(path=saved(), **SECTION).spec() == HuggingFaceSpec(saved())
+    assert TeacherSection(path=saved(), vocabulary=9, **SECTION).spec() == HuggingFaceSpec(saved(), vocabulary=9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({}, "exactly one of factory, hub and path"),
+        ({"path": "a", "hub": "b/c"}, "exactly one of factory, hub and path"),
+        ({"hub": "b/c"}, "revision is a commit"),
+        ({"path": "a", "revision": "0" * 40}, "hub and revision go together"),
+        ({"hub": "b/c", "revision": "main"}, "pattern"),
+        ({"hub": "b/c", "revision": "0" * 40, "weights": "w"}, "hub brings its own"),
+        ({"factory": "a:b", "vocabulary": 5}, "vocabulary belongs to"),
+    ],
+)
+def test_a_teacher_has_one_form(settings: dict[str, Any], found: str) -> None:
+    with pytest.raises(ValueError, match=found):
+        TeacherSection(**settings, **SECTION)
+
+
+# What a model cannot take
+
+
+def samples(tmp_path: Path, rows: list[Any], length: int = 8, **pack: Any) -> tuple[Any, pa.Table]:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    packing = {"column": "text", "sequence_length": length, **pack}
+    source = make_source({"jsonl": f"{tmp_path}/a.jsonl", "pack": packing})
+    [file] = source.files()
+    return source, source.read(file, 0, file.rows)
+
+
+def test_a_token_id_outside_the_vocabulary_is_named_with_its_sample(saved: Save, tmp_path: Path) -> None:
+    _, rows = samples(tmp_path, [[3, 4], [5, SIZE]])
+    found = rf"The sample 'a\.jsonl:0:0' \(in where\) has the token id {SIZE}\. .* ids 0 to {SIZE - 1}\."
+    with pytest.raises(SourceError, match=found):
+        HuggingFaceSpec(saved("llama of a padded head")).refuse_rows(rows, "where")
+
+
+@pytest.mark.parametrize("odd", [-1, SIZE])
+def test_a_foreign_id_is_refused_before_the_model_sees_it(saved: Save, odd: int) -> None:
+    with pytest.raises(SourceError, match="vocabulary has the ids 0 to"):
+        teacher_of(saved("llama of a padded head")).logits([np.array([[3, odd]])])
+
+
+def test_a_sequence_longer_than_the_context_is_refused(saved: Save, tmp_path: Path) -> None:
+    for name in ("llama", "gpt2"):
+        with pytest.raises(SourceError, match=r"have 65 tokens\. .* takes 64 .*Lower source\.pack\.sequence_length"):
+            HuggingFaceSpec(saved(name)).refuse_rows(samples(tmp_path, [[3]], 65)[1], "where")
+        HuggingFaceSpec(saved(name)).refuse_rows(samples(tmp_path, [[3]], 64)[1], "where")
+
+
+def test_other_inputs_are_refused(saved: Save) -> None:
+    from storage.samples import Columns, as_samples
+
+    for names in (["x"], ["input_ids", "x"], ["position_ids", "input_ids"]):
+        table = pa.table({"sample_id": [1], **{name: [[1, 2]] for name in names}})
+        with pytest.raises(SourceError, match="takes input_ids, and position_ids where it is there, in this order"):
+            HuggingFaceSpec(saved()).refuse_rows(as_samples(table, Columns(), "where"), "where")
+    table = as_samples(pa.table({"sample_id": [1], "input_ids": [7]}), Columns(), "where")
+    with pytest.raises(SourceError, match="a list of token ids, of one length"):
+        HuggingFaceSpec(saved()).refuse_rows(table, "where")
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(saved: Save, own: Save, tmp_path: Path) -> None:
+    spec = HuggingFaceSpec(saved())
+    spec.refuse_source(samples(tmp_path, ["w1"], tokenizer=saved())[0])
+    spec.refuse_source(samples(tmp_path, ["w1"], tokenizer=str(save_tokenizer(tmp_path / "trims", to=3)))[0])
+    spec.refuse_source(samples(tmp_path, [[1]])[0])
+    swapped = [*WORDS[:4], WORDS[5], WORDS[4], *WORDS[6:]]
+    source, _ = samples(tmp_path, ["w1"], tokenizer=str(save_tokenizer(tmp_path / "swapped", swapped)))
+    found = r"another vocabulary \(32 tokens; 'w2' is 5\)\. .* has 32 tokens, and 'w2' is 4\. Name the teacher's own"
+    with pytest.raises(Mismatch, match=found):
+        spec.refuse_source(source)
+
+
+def test_a_tokenizer_beyond_a_teacher_without_one_is_refused(own: Save, tmp_path: Path) -> None:
+    folder = own()
+    (Path(folder) / "tokenizer.json").unlink()
+    larger = save_tokenizer(tmp_path / "larger", [*WORDS, "more"])
+    source, _ = samples(tmp_path, ["w1"], tokenizer=str(larger))
+    with pytest.raises(Mismatch, match=r"has 33 tokens\. The teacher '.*' has a vocabulary of 32"):
+        HuggingFaceSpec(folder).refuse_source(source)
+
+
+# Folders that are not loaded
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "pytorch_model.bin", "weights.pt"])
+def test_weights_in_another_form_are_named(own: Save, name: str) -> None:
+    folder = Path(own())
+    (folder / "model.safetensors").rename(folder / name)
+    spec = TeacherSection(path=str(folder), **SECTION).spec()
+    found = rf"has its weights in {name}\. Weights are safetensors .*pickles are not opened.*save_pretrained\(FOLDER\)"
+    for attempt in (lambda: spec.digest("float32"), lambda: make_teacher(spec, dtype="float32", seed=0)):
+        with pytest.raises(ModelError, match=found):
+            attempt()
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.GGUF", "model.bin"])
+def test_a_path_to_weights_in_another_form_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"teacher\.path is a folder .*GGUF and pickles are not read"):
+        TeacherSection(path=str(tmp_path / name), **SECTION).spec()
+
+
+@pytest.mark.parametrize("architectures", [["LlamaModel"], ["BertForMaskedLM"], [], None])
+def test_a_model_that_gives_no_logits_is_refused(own: Save, architectures: Any) -> None:
+    spec = HuggingFaceSpec(change_config(own(), architectures=architectures))
+    with pytest.raises(ModelError, match=r"which gives no logits\. A teacher is a language model .*with its head"):
+        spec.digest("float32")
+
+
+def test_a_head_without_weights_is_refused(own: Save) -> None:
+    spec = HuggingFaceSpec(change_config(own(), architectures=["LlamaForSequenceClassification"]))
+    with pytest.raises(ModelError, match=r"do not have score\.weight as LlamaForSequenceClassification has\..*random"):
+        make_teacher(spec, dtype="float32", seed=0)
+
+
+def test_a_folders_own_code_is_not_run(own: Save) -> None:
+    folder = change_config(own(), architectures=["OwnForCausalLM"], auto_map={"AutoModelForCausalLM": "own.Own"})
+    (Path(folder) / "own.py").write_text("raise SystemExit('run')")
+    with pytest.raises(ModelError, match=r"transformers .* has no OwnForCausalLM\. The code that .* is not run"):
+        make_teacher(HuggingFaceSpec(folder), dtype="float32", seed=0)
+
+
+def test_damaged_weights_are_refused_in_a_sentence(own: Save) -> None:
+    folder = own()
+    (Path(folder) / "model.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(ModelError, match="transformers cannot load"):
+        make_teacher(HuggingFaceSpec(folder), dtype="float32", seed=0)
+
+
+@pytest.mark.parametrize("package", ["transformers", "huggingface_hub"])
+def test_without_the_package_the_extra_is_named(saved: Save, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, package, None)
+    spec = HuggingFaceSpec(saved()) if package == "transformers" else HuggingFaceSpec(hub="a/b", revision="0" * 40)
+    with pytest.raises(ModelError, match=r"pip install 'stillhouse\[lm\]'"):
+        make_teacher(spec, dtype="float32", seed=0)

@@ -1,4 +1,4 @@
-"""The language model recipe: its text, its recipes, its student, and what its export says where the wheel is missing."""
+"""The language model recipe: its text, recipes and student, and what its export says where the wheel is missing."""
 
 from __future__ import annotations
 

@@ -85,6 +85,7 @@ def _text_of(cache: Cache, tokenizer: str | None) -> tuple[Text, str | None]:
         from storage.tokenizers import TokenizerFile
 
         file = TokenizerFile.read(url)
+        file.text_of(0)  # what it holds is looked at only now
         return file.text_of, file.where
     except StillhouseError as error:
         return lambda _: None, f"Tokens are shown by number only: {error}"

@@ -159,12 +159,13 @@ def make_cache(tmp_path: Path, nets: str, write_source: Any) -> Any:
         classes: int = CLASSES,
         temperature: float = 2.0,
         inputs: Inputs = "stored",
+        dtype: str = "float16",
         **source: Any,
     ) -> str:
         parquet = make_source({"parquet": write_source(f"{name}.parquet", rows, **source)})
         spec = ModelSpec(f"{nets}:teacher", {"classes": classes})
         teacher = ModuleTeacher(spec, dtype="float32", seed=0, device="cpu")
-        encoding = make_encoding("dense", {"temperature": temperature})
+        encoding = make_encoding("dense", {"temperature": temperature, "dtype": dtype})
         digest = spec.digest("float32")
         # Spans shorter than the source: a cache of several shards.
         plan = make_plan(parquet, 16, Question.of(digest, encoding, 0, trained=True, inputs=inputs))

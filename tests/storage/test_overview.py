@@ -1,0 +1,63 @@
+"""What `storage show` says of a cache's teacher, against the logits that the cache was made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage.encodings import Encoding
+from storage.encodings.dense import Dense
+from storage.encodings.topk import TopK
+from storage.folder import Folder
+from storage.overview import overview
+from storage.show import lines, look
+from tests import tiny_models
+from tests.storage import sparse
+from tests.storage.test_unigram import exact
+
+
+@pytest.mark.parametrize("encoding", [Dense(dtype="float32"), TopK(5, (2.0,))], ids=str)
+def test_the_overview_is_that_of_the_logits(tmp_path: Path, encoding: Encoding) -> None:
+    facts, (p_PV, label_P) = overview(sparse.cache(Folder(str(tmp_path)), encoding)), exact()
+    assert facts["positions"] == len(p_PV) == 32 and facts["masked"] == pytest.approx(1 / 3)
+    entropy_P = -(p_PV * np.log(p_PV)).sum(axis=1)
+    assert facts["entropy"]["mean"] == pytest.approx(entropy_P.mean(), rel=1e-3)
+    assert sum(found["share"] for found in facts["entropy"]["histogram"]) == pytest.approx(1)
+    for found in facts["entropy"]["histogram"]:
+        inside = (entropy_P >= found["from"]) & (entropy_P < (found["to"] or np.inf))
+        assert found["share"] == pytest.approx(inside.mean())
+    assert facts["teacher_accuracy"] == pytest.approx((p_PV.argmax(axis=1) == label_P).mean())
+    cross_entropy = -np.log(p_PV[np.arange(len(label_P)), label_P]).mean()
+    assert facts["teacher_cross_entropy"] == pytest.approx(cross_entropy, rel=1e-3)
+    if isinstance(encoding, TopK):
+        kept_P = np.sort(p_PV, axis=1)[:, -5:].sum(axis=1)
+        assert facts["mass_kept"]["mean"] == pytest.approx(kept_P.mean(), rel=1e-3)
+        assert facts["mass_kept"]["lowest"] == pytest.approx(kept_P.min(), rel=1e-3)
+    else:
+        assert "mass_kept" not in facts
+
+
+def test_tokens_are_shown_as_text_where_the_tokenizer_is_at_hand(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    words = ["<unk>", "<end>", *(f"w{n}" for n in range(38))]
+    folder = tiny_models.save_tokenizer(tmp_path / "tokenizer", words)
+    cache = sparse.cache(Folder(str(tmp_path / "store")), TopK(5))
+    facts = look(cache, str(folder))
+    position = facts["rows"][0]["positions"][0]
+    assert position["text"] == words[position["token"]] and position["label_text"] == words[position["label"]]
+    assert [c["text"] for c in position["top"]] == [words[c["class"]] for c in position["top"]]
+    assert facts["rows"][0]["positions"][2]["label"] is None
+    told = "\n".join(lines(facts))
+    assert f"'{position['text']}' | next '{position['label_text']}'" in told and "no target" in told
+
+
+def test_a_tokenizer_that_cannot_be_read_is_told_of_and_numbers_are_shown(tmp_path: Path) -> None:
+    cache = sparse.cache(Folder(str(tmp_path / "store")), TopK(5))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tokenizer.json").write_text("{}")
+    for folder in ("absent", "broken"):
+        facts = look(cache, str(tmp_path / folder))
+        assert facts["text"].startswith("Tokens are shown by number only: ")
+        assert "text" not in facts["rows"][0]["positions"][0]

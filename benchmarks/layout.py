@@ -76,7 +76,7 @@ def kept_of(asked: argparse.Namespace) -> TopKTargets:
         np.concatenate([getattr(targets, name) for targets in found])
         for name in ("ids_PK", "log_probs_PK", "label_log_prob_P", "log_z_PG", "log_tail_PG", "entropy_PG")
     ]
-    return TopKTargets(*columns, found[0].temperatures, found[0].classes)
+    return TopKTargets(*columns, temperatures=found[0].temperatures, classes=found[0].classes)
 
 
 def layouts(kept: TopKTargets, k: int) -> dict[str, list[Array]]:

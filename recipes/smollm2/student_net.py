@@ -26,7 +26,6 @@ class StudentNet(nn.Module):
             num_key_value_heads=heads,
             pad_token_id=None,
             use_cache=False,
-            attn_implementation="sdpa",
         )
         self.body = LlamaModel(config)
 

@@ -99,8 +99,8 @@ def check_labels(rows: Rows, classes: int) -> None:
     outside = np.argwhere(((rows.label < 0) & (rows.label != IGNORED)) | (rows.label >= classes))
     if len(outside):
         at = [int(axis) for axis in outside[0]]
-        place = f" at position {at[1]}" if len(at) > 1 else ""
+        place, none = (f" at position {at[1]}", f"; {IGNORED} means that there is none") if len(at) > 1 else ("", "")
         raise SourceError(
             f"The sample '{rows.sample_id[at[0]]}' has the label {rows.label[tuple(at)]}{place}.",
-            f"The model has the classes 0 to {classes - 1}; {IGNORED} means that there is none.",
+            f"The model has the classes 0 to {classes - 1}{none}.",
         )

@@ -174,7 +174,9 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _short(name: str) -> str:
     """A run's name as it is; of a teacher that is known by its factory only, the function's module."""
-    return name.partition(":")[0].rpartition(".")[2] if ":" in name else name
+    module, colon, own = name.partition(":")
+    # Of a model in Hugging Face's form, its class says more.
+    return name if not colon else own if module == "transformers" else module.rpartition(".")[2]
 
 
 def write_picture(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:

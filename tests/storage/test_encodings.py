@@ -230,7 +230,7 @@ def test_dense_serves_any_temperature_whatever_it_was_stored_at(serve: float) ->
 
 
 def kept(classes: int, first_ids: list[int], lead: tuple[int, ...] = (2,)) -> TopKTargets:
-    """Two positions by hand; of the second the label is unknown, and its last is below what float16 holds."""
+    """Two positions by hand; of the second the label is unknown and the last below float16."""
     numbers: list[Any] = [
         [first_ids, [0, 1, 2]],
         [[-0.5, -1.0, -2.5], [0.0, -1e-5, -1e6]],

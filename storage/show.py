@@ -123,21 +123,23 @@ def lines(facts: dict[str, Any]) -> list[str]:
             told.append(f"    sample {row['sample_id']}:")
             told += [f"      {_position_line(position)}" for position in row["positions"]]
         else:
-            told.append(f"    sample {row['sample_id']}{_position_line(row)}")
+            label = "" if row["label"] is None else f", label {row['label']}"
+            told.append(f"    sample {row['sample_id']}{label}: {_likeliest(row)}")
     return [*told, *([f"  {facts['text']}"] if facts["text"] else [])]
 
 
-def _position_line(position: dict[str, Any]) -> str:
+def _likeliest(position: dict[str, Any]) -> str:
     top = ", ".join(f"{_name(c['class'], c.get('text'))} {c['probability']:.4f}" for c in position["top"])
     kept = f", kept {position['kept']:.4f}" if "kept" in position else ""
-    if "token" not in position and "positions" not in position:
-        label = "" if position["label"] is None else f", label {position['label']}"
-        return f"{label}: {top}; entropy {position['entropy']:.3f} nats{kept}"
-    token = _name(position["token"], position.get("text"))
+    return f"{top}; entropy {position['entropy']:.3f} nats{kept}"
+
+
+def _position_line(position: dict[str, Any]) -> str:
+    """Of inputs that lie elsewhere the tokens are not known, but the next ones are: they are labels."""
+    token = f"{_name(position['token'], position.get('text'))} | " if "token" in position else ""
     if position["label"] is None:
-        return f"{token} | no target"
-    label = _name(position["label"], position.get("label_text"))
-    return f"{token} | next {label} | {top}; entropy {position['entropy']:.3f} nats{kept}"
+        return f"{token}no target"
+    return f"{token}next {_name(position['label'], position.get('label_text'))} | {_likeliest(position)}"
 
 
 def _name(number: int, text: str | None) -> str:

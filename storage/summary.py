@@ -12,30 +12,18 @@ from storage.tensors import MEANING
 
 ENTROPY, TOP1 = "soft_entropy", "soft_top1"
 
+
+def _field(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+    return pa.field(name, kind, nullable=False, metadata={MEANING: meaning})
+
+
 # Of the teacher's own distribution, before a temperature and before any rounding.
 SUMMARY_FIELDS = (
-    pa.field(
-        ENTROPY,
-        pa.float32(),
-        nullable=False,
-        metadata={MEANING: "entropy of the teacher's softmax at temperature 1, in nats"},
-    ),
-    pa.field(
-        TOP1,
-        pa.int32(),
-        nullable=False,
-        metadata={MEANING: "the teacher's likeliest class, of several the lowest"},
-    ),
+    _field(ENTROPY, pa.float32(), "entropy of the teacher's softmax at temperature 1, in nats"),
+    _field(TOP1, pa.int32(), "the teacher's likeliest class, of several the lowest"),
 )
-
-SEQUENCE_FIELDS = (
-    pa.field(
-        ENTROPY,
-        pa.float32(),
-        nullable=False,
-        metadata={MEANING: "mean over the positions with a target of the teacher's entropy at temperature 1, in nats"},
-    ),
-)
+_MEAN = "mean over the positions with a target of the teacher's entropy at temperature 1, in nats"
+SEQUENCE_FIELDS = (_field(ENTROPY, pa.float32(), _MEAN),)
 
 
 def summary_fields(positions: int | None) -> tuple[pa.Field, ...]:

@@ -127,17 +127,7 @@ def train(
     if held_out is not None:
         check_fit(model, held_out, place.device)
     optimizer = _optimizer(recipe.optimizer, model)
-    order, reading = recipe.order or OrderSection(), recipe.reading.reading()
-    stream = Stream(
-        data,
-        batch_size=recipe.batch_size,
-        seed=seed,
-        rank=place.rank,
-        world=place.world,
-        lanes=order.lanes,
-        window=order.window,
-        reading=reading,
-    )
+    stream, reading = _stream(recipe, data, place, seed), recipe.reading.reading()
     first = 0
     if restored is not None:
         state = checkpoint.restore(restored, model, optimizer, recipe_digest=recipe.digest(), data_digest=data.digest)
@@ -188,6 +178,20 @@ def train(
         data.digest,
         first,
         time.monotonic() - started,
+    )
+
+
+def _stream(recipe: StudentRecipe, data: RowGroups, place: Place, seed: int) -> Stream:
+    order = recipe.order or OrderSection()
+    return Stream(
+        data,
+        batch_size=recipe.batch_size,
+        seed=seed,
+        rank=place.rank,
+        world=place.world,
+        lanes=order.lanes,
+        window=order.window,
+        reading=recipe.reading.reading(),
     )
 
 

@@ -6,16 +6,14 @@ python -m recipes.digits.demo (or make demo). It runs the commands that it print
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 
 import student_train.__main__ as student_train
 import teacher_infer.__main__ as teacher_infer
-from storage.console import say
+from recipes.story import Chapter, tell
 
 SEEDS = "seed=[0,1,2,3,4]"
 
-STORY: list[tuple[str, str, Callable[[list[str]], int], list[str]]] = [
+STORY: list[Chapter] = [
     (
         "A teacher learns from 300 labelled images.",
         "student_train",
@@ -48,19 +46,5 @@ STORY: list[tuple[str, str, Callable[[list[str]], int], list[str]]] = [
     ),
 ]
 
-
-def main() -> int:
-    started = time.monotonic()
-    for number, (what, module, command, arguments) in enumerate(STORY, 1):
-        say(f"\n[{number}/{len(STORY)}] {what}\n$ python -m {module} {' '.join(arguments)}")
-        begun = time.monotonic()
-        code = command(arguments)
-        say(f"({time.monotonic() - begun:.0f} s)")
-        if code:
-            return code
-    say(f"\nDone in {time.monotonic() - started:.0f} s. The picture: runs/compare.png. MLflow's pages: make ui.")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tell(STORY))

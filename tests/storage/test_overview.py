@@ -12,7 +12,7 @@ from storage.encodings.dense import Dense
 from storage.encodings.topk import TopK
 from storage.folder import Folder
 from storage.overview import overview
-from storage.show import lines, look
+from storage.show import _position_line, lines, look
 from tests import tiny_models
 from tests.storage import sparse
 from tests.storage.test_unigram import exact
@@ -61,3 +61,10 @@ def test_a_tokenizer_that_cannot_be_read_is_told_of_and_numbers_are_shown(tmp_pa
         facts = look(cache, str(tmp_path / folder))
         assert facts["text"].startswith("Tokens are shown by number only: ")
         assert "text" not in facts["rows"][0]["positions"][0]
+
+
+def test_where_inputs_lie_elsewhere_the_next_tokens_are_shown() -> None:
+    position = {"label": 3, "top": [{"class": 3, "probability": 0.5}], "entropy": 1.0, "kept": 0.75}
+    assert _position_line(position) == "next 3 | 3 0.5000; entropy 1.000 nats, kept 0.7500"
+    assert _position_line({**position, "token": 7}).startswith("7 | next 3 | ")
+    assert _position_line({**position, "label": None, "token": 7}) == "7 | no target"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from storage.cache import Cache, seal
-from storage.commits import Commit, commit_shard, new_attempt
+from storage.commits import Commit, Quarantined, commit_shard, new_attempt
 from storage.converted import convert
 from storage.digest import sha256_of
 from storage.encodings import Encoding
@@ -47,7 +48,7 @@ def targets_of(encoding: Encoding, z_RLV: np.ndarray[Any, Any], label_RL: np.nda
     return dense if isinstance(encoding, Dense) else convert(dense, label_RL, encoding)
 
 
-def shard(store: Folder, encoding: Encoding, rows: int, first: int) -> Commit:
+def shard(store: Folder, encoding: Encoding, rows: int, first: int, quarantined: Sequence[Quarantined] = ()) -> Commit:
     table = sequences(rows, first)
     key = sha256_of(["sequences", encoding.to_dict(), first])
     header = ShardHeader(FORMAT_VERSION, key, encoding, CLASSES, "teacher", f"span {first}", positions=LENGTH)
@@ -60,11 +61,18 @@ def shard(store: Folder, encoding: Encoding, rows: int, first: int) -> Commit:
     batch = pa.record_batch([arrays[name] for name in schema.names], schema=schema)
     # Two row groups a shard.
     count = write_shard(staged, schema, [batch], group_row_bytes=(16 << 20) // max(1, rows // 2))
-    return commit_shard(store, key, new_attempt(), staged, count)
+    return commit_shard(store, key, new_attempt(), staged, count, quarantined)
 
 
-def cache(store: Folder, encoding: Encoding, name: str = "corpus", shards: int = 2, rows: int = 4) -> Cache:
-    commits = [shard(store, encoding, rows, first * rows) for first in range(shards)]
+def cache(
+    store: Folder,
+    encoding: Encoding,
+    name: str = "corpus",
+    shards: int = 2,
+    rows: int = 4,
+    quarantined: Sequence[Quarantined] = (),
+) -> Cache:
+    commits = [shard(store, encoding, rows, first * rows, quarantined) for first in range(shards)]
     teacher = {"digest": "teacher", "factory": "made:up", "arguments": {}, "dtype": "float32", "weights": None}
     lineage = {"teacher": teacher, "source": {"function": "made:rows"}, "targets": encoding.to_dict()}
     lineage |= {"sealed_at": "then", "software": {"python": "3"}, "recipe_digest": "0"}

@@ -12,6 +12,7 @@ import pytest
 from storage.__main__ import main
 from storage.cache import Cache, open_cache
 from storage.catalog import verify
+from storage.commits import Quarantined
 from storage.converted import convert
 from storage.derive import derive, derived_encoding
 from storage.encodings import Encoding
@@ -74,17 +75,27 @@ def test_a_derived_cache_holds_what_the_teachers_own_run_would_have(tmp_path: Pa
     assert columns.table(0, ["soft_entropy"]).column(0).to_pylist()[:2] == [0.0, 1.0]
 
 
-def test_deriving_again_computes_nothing_and_gc_takes_nothing_of_it(tmp_path: Path) -> None:
+def test_deriving_again_computes_nothing_and_gc_takes_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Folder(str(tmp_path))
     parent = sparse.cache(store, TopK(9))
     one = derive(parent, TopK(3), "small")
     paths = [shard.path for shard in one.shards]
-    again = derive(parent, TopK(3), "other-name")
+    with monkeypatch.context() as patched:
+        patched.setattr("storage.derive._derive_shard", None)
+        again = derive(parent, TopK(3), "other-name")
     assert (again.key, again.digest) == (one.key, one.digest) and [s.path for s in again.shards] == paths
     collect(store, 0.0, dry_run=False)
     assert verify(open_cache(f"{store.url}/other-name"))["ok"]
     # A derived cache is a parent like any other.
     assert derive(one, TopK(2), "smaller").lineage["derived_from"]["cache_key"] == one.key
+
+
+def test_samples_that_were_left_out_are_still_told_of(tmp_path: Path) -> None:
+    bad = [Quarantined("d99:0", "its logits are NaN or infinite")]
+    cache = derive(sparse.cache(Folder(str(tmp_path)), TopK(9), quarantined=bad), TopK(3), "small")
+    assert cache.quarantined == 2 and all(list(shard.quarantined) == bad for shard in cache.shards)
 
 
 def test_what_falls_out_of_the_ids_is_added_to_the_tail() -> None:

@@ -166,7 +166,7 @@ def told(answer: dict[str, Any]) -> str:
     if "problem" in answer:
         return answer["problem"]
     spans = answer["spans"]
-    verdict = "as it was" if answer["ok"] else "NOT what was stored"
+    verdict = "as they were" if answer["ok"] else "NOT what was stored"
     return (
         f"{spans['audited']} of {spans['total']} spans, {answer['positions']:,} positions: the teacher's answers are "
         f"{verdict}. Probabilities differ by {answer['mean']:.2g} on average and {answer['largest']:.2g} at most "

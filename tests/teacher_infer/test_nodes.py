@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 # A process of its own, since a Ray of several nodes and the session's own Ray do not go together.
 SCRIPT = """
-    import json, os, random, signal, sys, threading, time
+    import os, random, signal, subprocess, sys, threading, time
     from pathlib import Path
     import yaml
     from benchmarks import chaos
@@ -21,11 +21,21 @@ SCRIPT = """
     folder = Path(sys.argv[1])
     nodes = chaos.Nodes()
     os.environ["RAY_ADDRESS"] = nodes.address
-    calls, answers = folder / "calls", []
+    calls = folder / "calls"
     calls.touch()
 
     def wait_for_calls(count):
         while len(calls.read_text().splitlines()) < count:
+            time.sleep(0.02)
+
+    def worker_of_a_node_that_lives():
+        # A worker outlives its node's raylet by some seconds and computes on: its death would be no crash.
+        raylets = {str(node.all_processes["raylet"][0].process.pid) for node in nodes._nodes}
+        while True:
+            pid = calls.read_text().splitlines()[-1].split()[0]
+            parent = subprocess.run(["ps", "-o", "ppid=", "-p", pid], capture_output=True, text=True).stdout.strip()
+            if parent in raylets:
+                return int(pid)
             time.sleep(0.02)
 
     def trouble():
@@ -33,7 +43,7 @@ SCRIPT = """
         nodes.kill_one(random.Random(0))
         before = len(calls.read_text().splitlines())
         wait_for_calls(before + 8)
-        os.kill(int(calls.read_text().splitlines()[-1].split()[0]), signal.SIGKILL)
+        os.kill(worker_of_a_node_that_lives(), signal.SIGKILL)
 
     recipe = chaos._recipe(str(folder / "store"), str(calls))
     recipe["teacher"]["arguments"]["delay_s"] = 0.2

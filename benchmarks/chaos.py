@@ -47,6 +47,14 @@ SLACK_S = {"file": 0.5, "s3": 1.5}
 
 ATTEMPTS = 8
 
+# A lost node is noticed after two seconds instead of thirteen: as often, and with less of the time spent waiting.
+HEALTH_CHECKS = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 5000,
+    "health_check_failure_threshold": 4,
+}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -69,6 +77,7 @@ def main() -> int:
         endpoint = stack.enter_context(seaweed(folder / "s3"))
         make_bucket(endpoint, "chaos")
         proxy = Proxy(endpoint)
+        proxy.slow_s = 0.2
         stack.callback(proxy.close)
         os.environ |= environment(proxy.endpoint)
         nodes = Nodes()
@@ -123,7 +132,13 @@ class Nodes:
 
         self._size: dict[str, Any] = {"object_store_memory": 100 << 20}
         self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **self._size}
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "_system_config": HEALTH_CHECKS,
+                **self._size,
+            },
         )
         self._nodes = [self._cluster.add_node(num_cpus=1, **self._size) for _ in range(2)]
         self.address: str = self._cluster.address

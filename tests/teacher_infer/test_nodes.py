@@ -71,7 +71,8 @@ def test_a_lost_node_is_told_from_a_worker_that_died(tmp_path: Path) -> None:
         [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    answer = json.loads(done.stdout[done.stdout.index("{\n") :])
+    # Ray's own words may stand on both sides: the command ends before its process does.
+    answer = json.JSONDecoder().raw_decode(done.stdout, done.stdout.index("{\n"))[0]
     # Until Ray misses a node it may place another actor there, which goes the same way.
     assert answer["work"]["crashes"] == 1, done.stderr[-4000:]
     assert 1 <= answer["work"]["preemptions"] <= 3

@@ -148,7 +148,9 @@ def _load(spec: HuggingFaceSpec, dtype: Any, device: str) -> Any:
     if device == "auto":
         import torch
 
-        elsewhere = {str(place) for place in model.hf_device_map.values()} & {"cpu", "disk"}
+        # Absent where all of it found room on one device.
+        placed_on = getattr(model, "hf_device_map", {})
+        elsewhere = {str(place) for place in placed_on.values()} & {"cpu", "disk"}
         if elsewhere and torch.cuda.is_available():
             raise TeacherError(
                 f"The teacher does not fit into the GPUs of an actor: a part of it would lie on {elsewhere.pop()}.",

@@ -132,6 +132,33 @@ def test_a_model_whose_positions_run_on_is_refused(saved: Save, dtype: str, monk
         teacher_of(saved("gpt2"), dtype).logits([np.array([[3, 4, 5, 6]]), np.array([[0, 1, 0, 1]])])
 
 
+# Several devices
+
+
+def test_a_model_laid_over_what_there_is_answers_as_on_one_device(saved: Save) -> None:
+    spec, ids = HuggingFaceSpec(saved()), [np.array([[3, 4, 5]])]
+    spread, one = (TransformersTeacher(spec, dtype="float32", seed=0, device=device) for device in ("auto", "cpu"))
+    torch.testing.assert_close(spread.logits(ids), one.logits(ids), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_a_model_that_the_gpus_do_not_hold_is_refused(saved: Save, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaForCausalLM
+
+    placed = {"model.embed_tokens": 0, "model.layers.1": place}
+    monkeypatch.setattr(LlamaForCausalLM, "hf_device_map", placed, raising=False)
+    load = LlamaForCausalLM.from_pretrained
+
+    def on_a_machine_with_gpus(*given: Any, device_map: str, **more: Any) -> Any:
+        assert device_map == "auto"
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        return load(*given, **more)
+
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", on_a_machine_with_gpus)
+    with pytest.raises(TeacherError, match=rf"a part of it would lie on {place}.*Raise ray\.gpus_per_actor"):
+        TransformersTeacher(HuggingFaceSpec(saved()), dtype="float32", seed=0, device="auto")
+
+
 # The real vocabulary
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import NOBODY, Proxy, environment, lead_to, make_bucket, seaweed
+
 # Before anything imports Ray or MLflow: no token file in HOME, no usage reports, no wait for a server that is down.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -102,24 +104,47 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def one_ray(toys: Path) -> Iterator[str]:
-    """One embedded Ray of two CPUs for the whole session; gives its address."""
-    with warnings.catch_warnings():
+def line() -> Iterator[Proxy]:
+    """What the environment of the session's Ray leads S3 clients to; to nobody until a test sets its `upstream`."""
+    proxy = Proxy(NOBODY)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture(scope="session")
+def ray_session(toys: Path, line: Proxy) -> Iterator[dict[str, str]]:
+    """One embedded Ray of two CPUs for the whole session; gives its addresses and folders."""
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
         import logging
 
         import ray
 
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield ray.get_runtime_context().gcs_address
+        # Ray's workers have for good what is in the environment now.
+        for name, value in environment(line.endpoint).items():
+            patch.setenv(name, value)
+        started = ray.init(
+            "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
+    yield started.address_info
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def one_ray(ray_session: dict[str, str]) -> str:
+    """The address of the session's Ray."""
+    return ray_session["gcs_address"]
+
+
+@pytest.fixture(scope="session")
+def ray_logs(ray_session: dict[str, str]) -> Path:
+    """Where the workers of the session's Ray write what they print."""
+    return Path(ray_session["session_dir"]) / "logs"
 
 
 @pytest.fixture(scope="session")
 def seaweed_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A SeaweedFS S3 server for the whole session, with a bucket named 'bucket'."""
-    from tests.servers import make_bucket, seaweed
-
     with seaweed(tmp_path_factory.mktemp("seaweed")) as endpoint:
         make_bucket(endpoint, "bucket")
         yield endpoint
@@ -128,8 +153,6 @@ def seaweed_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def bucket(seaweed_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a bucket on SeaweedFS, which this process's environment leads to."""
-    from tests.servers import lead_to
-
     lead_to(seaweed_endpoint, monkeypatch)
     return "bucket"
 

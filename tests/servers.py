@@ -18,6 +18,9 @@ from typing import Any
 
 KEY, SECRET = "stillhouse-tests", "planted-secret-4f1b9"
 
+# Where nobody listens.
+NOBODY = "http://127.0.0.1:9"
+
 Fault = Callable[[str, str], str | None]
 FAULTS = ("refused", "slow", "cut", "repeated", "lost")
 
@@ -133,6 +136,8 @@ def make_bucket(endpoint: str, name: str) -> None:
 class Proxy:
     """An HTTP proxy before one server. `fault(method, path)` names what happens to a request, None for nothing.
 
+    `upstream` and `fault` may be set at any time; they hold from the next request on.
+
     refused: 503, the server is not asked. slow: a second late. cut: half of the answer's body.
     repeated: the server is asked twice. lost: the server is asked, the answer never comes.
     """
@@ -142,7 +147,6 @@ class Proxy:
         self.upstream = upstream
         self.seen: Counter[str] = Counter()
         self.slow_s = 1.0
-        host, _, port = upstream.removeprefix("http://").partition(":")
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -168,8 +172,9 @@ class Proxy:
                 self.answer(*answer, cut=fault == "cut")
 
             def ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-                # Closed also where the server goes away in the middle.
-                with closing(http.client.HTTPConnection(host, int(port), timeout=60)) as connection:
+                # A connection of its own, closed also where the server goes away in the middle.
+                server = proxy.upstream.removeprefix("http://")
+                with closing(http.client.HTTPConnection(server, timeout=60)) as connection:
                     connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                     for name, value in self.headers.items():
                         if name.lower() not in ("connection", "expect"):
@@ -212,6 +217,11 @@ class Proxy:
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
+
+    def reset(self) -> None:
+        """No fault, nothing seen, and no server behind it until `upstream` is set."""
+        self.fault, self.upstream, self.slow_s = (lambda method, path: None), NOBODY, 1.0
+        self.seen.clear()
 
     def close(self) -> None:
         self._server.shutdown()

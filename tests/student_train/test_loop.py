@@ -338,8 +338,9 @@ def test_where_a_cache_lies_does_not_make_a_checkpoint_foreign(
 
 
 def test_a_student_of_other_classes_is_refused(make_cache: Any, make_recipe: Any) -> None:
-    with pytest.raises(Mismatch, match=r"was written for 3 classes, this student has 5.*number of classes"):
+    with pytest.raises(Mismatch, match=r"was written for 3 classes, this student has 5.*number of classes") as caught:
         train(make_recipe(cache=make_cache(), arguments={"classes": 5}), Place())
+    assert caught.value.exit_code == 2
 
 
 def test_a_student_that_takes_other_inputs_is_refused(make_cache: Any, make_recipe: Any) -> None:
@@ -374,8 +375,10 @@ def test_a_label_outside_the_classes_is_an_error_that_names_the_sample(
     label: int, write_source: Any, make_recipe: Any
 ) -> None:
     source = {"parquet": write_source("data.parquet", 8, labels=[0, 1, 2, 0, 1, label, 0, 1])}
-    with pytest.raises(SourceError, match=f"sample 's5' has the label {label}.*classes 0 to 2"):
+    sentence = rf"The sample 's5' has the label {label}\. The model has the classes 0 to 2\."
+    with pytest.raises(SourceError, match=sentence) as caught:
         train(make_recipe(source=source, steps=1, batch_size=8), Place())
+    assert caught.value.exit_code == 2
 
 
 def test_a_run_has_one_seed(make_cache: Any, make_recipe: Any) -> None:

@@ -19,8 +19,9 @@ from storage.digest import sha256_file, sha256_of
 from storage.errors import Mismatch, ModelError, RecipeError, SourceError
 from storage.folder import Folder
 from storage.models import CONFIG_FILE, OTHER_WEIGHTS, SAVE_ANEW, WEIGHTS_FILE, read_config
-from storage.samples import SAMPLE_ID, input_names
+from storage.samples import LABEL, SAMPLE_ID, input_names
 from storage.sources.packed import INPUT_IDS, POSITION_IDS
+from storage.targets import IGNORED
 from storage.tokenizers import TOKENIZER_FILE, TokenizerFile
 
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
@@ -123,8 +124,7 @@ class HuggingFaceSpec:
         if not self.is_language_model:
             if self.vocabulary is not None:
                 raise RecipeError(f"teacher.vocabulary is {self.vocabulary}, and the teacher is a classifier.")
-            labels = self.config.get("id2label") or range(self.config.get("num_labels", 2))
-            return len(labels)
+            return self._labels()
         head = self._number("vocab_size")
         if head is None:
             raise ModelError(f"{CONFIG_FILE} in '{self.folder}' names no vocab_size.", "A language model has one.")
@@ -135,6 +135,22 @@ class HuggingFaceSpec:
                 )
             return self.vocabulary
         return head if self.tokenizer is None else min(head, self.tokenizer.size)
+
+    def _labels(self) -> int:
+        """How many classes a classifier tells apart. Raises ModelError for one whose answers are no distribution."""
+        kind, names = self.config.get("problem_type"), self.config.get("id2label")
+        if kind not in (None, "single_label_classification"):
+            raise ModelError(
+                f"{CONFIG_FILE} in '{self.folder}' has the problem_type {kind}.",
+                "Soft targets are a softmax over classes of which one is right.",
+            )
+        labels = len(names) if isinstance(names, dict) else self.config.get("num_labels", 2)
+        if not isinstance(labels, int) or labels < 2:
+            raise ModelError(
+                f"{CONFIG_FILE} in '{self.folder}' names {labels!r} labels.",
+                "A classifier has two or more; the softmax of a single number is 1 whatever the teacher thinks.",
+            )
+        return labels
 
     @property
     def context(self) -> int | None:
@@ -166,8 +182,12 @@ class HuggingFaceSpec:
             )
         try:
             files = sorted(set(json.loads((self.folder / INDEX_FILE).read_bytes())["weight_map"].values()))
+            if not all(isinstance(name, str) for name in files):
+                raise ValueError
         except (ValueError, KeyError, AttributeError, TypeError):
-            raise ModelError(f"{INDEX_FILE} in '{self.folder}' has no weight_map.") from None
+            raise ModelError(
+                f"{INDEX_FILE} in '{self.folder}' has no weight_map of names of files.", remedy="Copy the whole folder."
+            ) from None
         missing = [name for name in files if name not in names or not name.endswith(".safetensors")]
         if missing or not files:
             raise ModelError(
@@ -228,6 +248,8 @@ class HuggingFaceSpec:
                 "Lower source.pack.sequence_length.",
             )
         ids_PL = tensors.unpack(samples.column(INPUT_IDS), field)
+        if self.is_language_model:
+            _refuse_own_tokens(samples, ids_PL, where)
         size = self.classes if self.is_language_model else self._number("vocab_size")
         if not ids_PL.size or size is None or (ids_PL.min() >= 0 and ids_PL.max() < size):
             return
@@ -259,13 +281,20 @@ def _fetched(hub: str, revision: str) -> Path:
             remedy="Install it with: pip install 'stillhouse[lm]'",
         ) from None
     wanted = [CONFIG_FILE, WEIGHTS_FILE, "*.safetensors", INDEX_FILE, TOKENIZER_FILE]
+    here = None
     try:
         try:
             # A commit stays what it is, so what was fetched once is not asked for again.
-            return _whole(Path(snapshot_download(hub, revision=revision, allow_patterns=wanted, local_files_only=True)))
+            here = _whole(Path(snapshot_download(hub, revision=revision, allow_patterns=wanted, local_files_only=True)))
         except FileNotFoundError:
-            return Path(snapshot_download(hub, revision=revision, allow_patterns=wanted))
+            pass
+        # Who fetched the weights alone may have left the tokenizer, which says how much of the head is meant.
+        if here is not None and (here / TOKENIZER_FILE).exists():
+            return here
+        return Path(snapshot_download(hub, revision=revision, allow_patterns=wanted))
     except Exception as error:
+        if here is not None:
+            return here
         raise ModelError(
             f"The model '{hub}' at {revision[:12]} cannot be had from the hub ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:300]}).",
@@ -284,6 +313,23 @@ def _whole(folder: Path) -> Path:
             if not (folder / name).exists():
                 raise FileNotFoundError(folder / name)
     return folder
+
+
+def _refuse_own_tokens(samples: pa.Table, ids_PL: np.ndarray[Any, Any], where: str) -> None:
+    """Raises SourceError where every label is the very token that it lies at, as transformers' own trainer has them."""
+    field = samples.schema.field(LABEL) if LABEL in samples.schema.names else None
+    if field is None or not tensors.is_tensor(field) or tensors.form(field)[1] != ids_PL.shape[1:]:
+        return
+    label_PL = tensors.unpack(samples.column(LABEL), field)
+    counted_PL = label_PL != IGNORED
+    # Of a row of one token again and again the next one is the same.
+    varied = np.array([len(np.unique(row)) > 1 for row in ids_PL], bool)
+    if (counted_PL[varied].sum() > 1) and (label_PL == ids_PL)[counted_PL].all():
+        raise SourceError(
+            f"{where}: the labels are the tokens at their own positions.",
+            "The label of position t is token t + 1, which the logits at t are about; -100 where there is none.",
+            "Shift them by one, or leave them out and pack the documents with source.pack.",
+        )
 
 
 def _length(samples: pa.Table) -> int:

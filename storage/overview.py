@@ -79,7 +79,7 @@ def overview(cache: Cache) -> dict[str, Any]:
         seen.append(view(targets, label_P))
         if label_P is not None:
             right.append(seen[-1].top_Pn[:, 0] == label_P)
-    entropy_P = np.concatenate([v.entropy_P for v in seen])
+    entropy_P = np.concatenate([v.entropy_P for v in seen]) if seen else np.zeros(0)
     count = len(entropy_P)
     facts: dict[str, Any] = {"positions": count, "masked": masked / max(1, count + masked)}
     if not count:

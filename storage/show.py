@@ -36,6 +36,8 @@ def first_rows(cache: Cache, text: Text = lambda _: None, count: int = 3) -> lis
 
     entropy in nats; kept: the mass of what topk kept; text: of a class, a token's.
     """
+    if not cache.samples:
+        return []
     parts = ["inputs", "targets"] if "input_ids" in cache.inputs else ["targets"]
     rows = head(CacheRows(cache, parts), count)
     assert rows.targets is not None

@@ -57,7 +57,10 @@ class TokenizerFile:
             tokens: Any = facts["model"]["vocab"]
             # A unigram model's tokens stand in a list, each with its score.
             known = dict(tokens) if isinstance(tokens, dict) else {token: at for at, (token, _) in enumerate(tokens)}
-            return {**known, **{added["content"]: added["id"] for added in facts.get("added_tokens") or []}}
+            known |= {added["content"]: added["id"] for added in facts.get("added_tokens") or []}
+            if not all(isinstance(at, int) for at in known.values()):
+                raise TypeError("an id is no number")
+            return known
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(
                 f"'{self.where}' is no tokenizer ({type(error).__name__}: {error}).",

@@ -31,7 +31,10 @@ def unigram(groups: RowGroups) -> np.ndarray[Any, np.dtype[np.float32]]:
         if rows.targets is None:
             raise Mismatch(f"{groups.where} has no soft targets.", "A mean is taken of a cache's.")
         counted.add(rows.targets.flat(), None if rows.label is None else rows.label.reshape(-1))
-    return counted.mean()
+    mean_V = counted.mean()
+    if not len(mean_V):
+        raise Mismatch(f"{groups.where} has no rows.", "A mean is taken of some.")
+    return mean_V
 
 
 class _Counted:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from storage.errors import Mismatch, SourceError
+from storage.errors import Mismatch, SourceError, StillhouseError
 from storage.shard import Rows
 from storage.stream import RowGroups, head
 from storage.targets import IGNORED
@@ -52,9 +52,13 @@ def _output(model: torch.nn.Module, batch: Rows, data: RowGroups) -> Output:
     try:
         with torch.inference_mode():
             output = model(*batch.inputs.values())
-    except (TypeError, RuntimeError, IndexError) as error:
+    except StillhouseError:
+        raise
+    except Exception as error:  # whatever a model's own checks raise
         shapes = ", ".join(f"{name} {list(value.shape[1:])} {value.dtype}" for name, value in batch.inputs.items())
-        raise Mismatch(f"The model does not take the inputs of {data.where} ({shapes}): {error}.") from error
+        raise Mismatch(
+            f"The model does not take the inputs of {data.where} ({shapes}): {type(error).__name__}: {error}."
+        ) from error
     if not isinstance(output, Unprojected) and not (isinstance(output, torch.Tensor) and output.ndim in (2, 3)):
         raise Mismatch(
             f"The model gave {type(output).__name__}.",

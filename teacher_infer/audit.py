@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,10 +97,9 @@ def spec_of(teacher: dict[str, Any]) -> Spec:
             "Put the weights where no secret is part of the URL.",
         )
     if teacher.get("kind") == HuggingFaceSpec.kind:
-        vocabulary = teacher["vocabulary"] if HuggingFaceSpec(teacher["weights"]).is_language_model else None
-        if "hub" in teacher:
-            return HuggingFaceSpec(hub=teacher["hub"], revision=teacher["revision"], vocabulary=vocabulary)
-        return HuggingFaceSpec(teacher["weights"], vocabulary=vocabulary)
+        at_the_hub = {key: teacher[key] for key in ("hub", "revision") if key in teacher}
+        spec = HuggingFaceSpec(**(at_the_hub or {"path": teacher["weights"]}))
+        return replace(spec, vocabulary=teacher["vocabulary"]) if spec.is_language_model else spec
     return ModelSpec(teacher["factory"], teacher["arguments"], teacher["weights"])
 
 

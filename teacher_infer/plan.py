@@ -73,11 +73,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Plan:
-    """All spans of a source in order; sample_bytes: what is stored of their samples, before anything is added."""
+    """All spans of a source in order.
+
+    sample_bytes: what is stored of their samples, before anything is added. length: L of sequences, where the teacher
+    says that they are some; without it labelled ones are known by their labels.
+    """
 
     spans: tuple[Span, ...]
     sample_bytes: int
     example: pa.Table
+    length: int | None = None
 
     @property
     def rows(self) -> int:
@@ -89,7 +94,9 @@ class Plan:
 
     @property
     def positions_a_row(self) -> int:
-        """L of labelled sequences, and 1 of what is classified as a whole."""
+        """L of sequences, and 1 of what is classified as a whole."""
+        if self.length is not None:
+            return self.length
         field = self.example.schema.field(LABEL) if LABEL in self.example.schema.names else None
         return tensors.form(field)[1][0] if field is not None and tensors.is_tensor(field) else 1
 

@@ -73,6 +73,8 @@ def _part(name: str, settings: dict[str, Any], span_rows: int, question: Questio
         refuse = spec.refuse_rows
     asked = replace(question, preprocessing=source.preprocessing())
     plan = make_plan(source, span_rows, asked, refuse)
+    if isinstance(spec, HuggingFaceSpec) and spec.is_language_model:
+        plan = replace(plan, length=spec.answer_shape(plan.example)[0])
     done = committed_keys(store, [span.shard_key for span in plan.spans])
     return Part(name, settings, plan, plan.missing(done))
 

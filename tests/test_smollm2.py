@@ -63,6 +63,14 @@ def test_a_model_that_is_there_is_left_alone(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "config.json").read_text() == "{}"
 
 
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("precious")
+    for folder in (tmp_path, tmp_path / "weights"):
+        with pytest.raises(ModelError, match=r"is there already and holds no model\. Name a folder that is new"):
+            export(folder)
+    assert (tmp_path / "weights").read_text() == "precious"
+
+
 def test_what_programs_wrote_and_what_is_this_machines_is_left_out() -> None:
     ids = [*documents("train").column("sample_id").to_pylist(), *documents("held_out").column("sample_id").to_pylist()]
     assert not [name for name in ids if name.startswith(("encodings/", "pydoc_data/", "_sysconfig"))]

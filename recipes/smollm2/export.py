@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,6 +25,10 @@ def export(folder: Path) -> bool:
     """Write the model folder, whole or not at all; False when it is there already. Raises ModelError."""
     if (folder / "config.json").exists():
         return False
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ModelError(
+            f"'{folder}' is there already and holds no model.", remedy="Name a folder that is new or empty."
+        )
     gguf = _gguf()
     import torch
     import transformers
@@ -46,7 +49,7 @@ def export(folder: Path) -> bool:
         for path in Path(made).iterdir():
             path.chmod(0o644)  # for whoever else reads a shared disk
         if folder.exists():
-            shutil.rmtree(folder)  # without a config.json it is no model
+            folder.rmdir()  # empty, as was seen above
         Path(made).rename(folder)
         Path(made).mkdir()  # for TemporaryDirectory to remove
     return True

@@ -11,6 +11,7 @@ import pyarrow as pa
 from storage import tensors
 from storage.errors import RecipeError
 from storage.targets import DenseTargets
+from storage.temperatures import BOUNDS, is_temperature
 
 COLUMN = "soft_logits"
 
@@ -30,8 +31,8 @@ class Dense:
     draws = False
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.temperature, int | float) and 0 < self.temperature < float("inf")):
-            raise RecipeError(f"targets.temperature is {self.temperature!r}.", "It is a number above 0.")
+        if not is_temperature(self.temperature):
+            raise RecipeError(f"targets.temperature is {self.temperature!r}.", f"It is a number {BOUNDS}.")
         if self.dtype not in ("float16", "float32"):
             raise RecipeError(f"targets.dtype is '{self.dtype}'.", "Dense logits are kept as float16 or float32.")
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from storage import planes, tensors
 from storage.errors import RecipeError
 from storage.targets import TopKTargets
+from storage.temperatures import BOUNDS, is_temperature
 
 IDS, LOG_PROBS, LABEL_LOG_PROB = "soft_ids", "soft_log_probs", "soft_label_log_prob"
 LOG_Z, LOG_TAIL, ENTROPIES = "soft_log_z", "soft_log_tail", "soft_entropies"
@@ -35,8 +36,8 @@ class TopK:
         grid: Any = self.temperatures
         if isinstance(grid, int | float):
             grid = (grid,)
-        if not isinstance(grid, list | tuple) or not all(_is_temperature(t) for t in grid):
-            raise RecipeError(f"targets.temperatures is {self.temperatures!r}.", "It is a list of numbers above 0.")
+        if not isinstance(grid, list | tuple) or not all(is_temperature(t) for t in grid):
+            raise RecipeError(f"targets.temperatures is {self.temperatures!r}.", f"It is a list of numbers {BOUNDS}.")
         object.__setattr__(self, "temperatures", tuple(sorted({1.0, *map(float, grid)})))
 
     def key(self) -> dict[str, Any]:
@@ -91,10 +92,6 @@ class TopK:
 
 def _ids_type(classes: int) -> type[np.unsignedinteger[Any]]:
     return np.uint16 if classes <= 1 << 16 else np.uint32
-
-
-def _is_temperature(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def _field(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], meaning: str) -> pa.Field:

@@ -51,6 +51,11 @@ def plain_table(cache: Cache, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def _no_column(cache: Cache, name: str, there: Sequence[str], without: int) -> RecipeError:
+    if name == TOP1 and cache.positions > cache.samples:
+        return RecipeError(
+            f"The cache {cache.url} holds sequences, which have a likeliest class a position and none as a whole.",
+            f"Rows are chosen by: {', '.join(there)}.",
+        )
     if without:
         return RecipeError(
             f"The cache {cache.url} cannot tell '{name}' of every row: {without} of its {len(cache.index)} shards "

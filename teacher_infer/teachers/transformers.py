@@ -32,6 +32,10 @@ class TransformersTeacher:
         self._model = _load(spec, getattr(torch, dtype), device)
         self._device = _head_device(self._model, spec)
         self._leak, self._allowed = self._probe() if spec.is_language_model else (0.0, 0.0)
+        if spec.is_language_model:
+            self._refuse_foresight()
+        else:
+            self._refuse_single_rows()
 
     def logits(self, inputs: list[np.ndarray[Any, Any]]) -> Any:
         torch, spec = self._torch, self._spec
@@ -94,6 +98,35 @@ class TransformersTeacher:
                 seconds.append(self._distance(row[lengths[first] :], alone[second]))
         least, most = _ALLOWED[self._dtype]
         return max(*firsts, *seconds), min(max(least, _ROUNDINGS * max(firsts)), most)
+
+    def _refuse_foresight(self) -> None:
+        """Raises ModelError for a model that reads on: the target of a position would be known to its inputs."""
+        length = max(2, min(16, self._spec.context or 16))
+        first, *others = np.random.default_rng(1).integers(0, self._spec.classes, 1 + 2 * (length - 1)).tolist()
+        halves = others[: length - 1], others[length - 1 :]
+        with self._torch.inference_mode():
+            one, two = (self._ask(np.array([[first, *half]]), None)[0, :1] for half in halves)
+            moved = self._distance(one, two)
+        # Experts that other tokens share round otherwise; what a model sees moves it by far more.
+        if moved > _ALLOWED[self._dtype][1]:
+            raise ModelError(
+                f"{self._spec.architecture} sees the tokens that follow: others move the logits before them by "
+                f"{moved:.2g} of their spread.",
+                "The logits of a causal language model at position t know the tokens up to t.",
+                "Set is_decoder in config.json where the model was trained as a decoder, or take another teacher.",
+            )
+
+    def _refuse_single_rows(self) -> None:
+        """Raises ModelError for a classifier that finds no padding, and so takes no batch."""
+        try:
+            with self._torch.inference_mode():
+                self._ask(np.zeros((2, 2), np.int64), None)
+        except ValueError as error:
+            raise ModelError(
+                f"{self._spec.architecture} takes no batch of two rows ({error}).",
+                "A teacher is asked many rows at once.",
+                "Set pad_token_id in its config.json.",
+            ) from error
 
     def _distance(self, found: Any, own: Any) -> float:
         found, own = (logits[:, : self._spec.classes].float() for logits in (found, own))

@@ -31,7 +31,11 @@ def sequences(rows: int, first: int = 0) -> pa.Table:
     label_RL = np.where(position_RL == 2, IGNORED, np.roll(ids_RL, -1, axis=1)).astype(np.int32)
     columns = {"input_ids": ids_RL, "position_ids": position_RL, "label": label_RL}
     lists = {name: pa.FixedSizeListArray.from_arrays(a.ravel(), LENGTH) for name, a in columns.items()}
-    return as_samples(pa.table({"sample_id": [f"d{first + r}:0" for r in range(rows)], **lists}), Columns(), "made")
+    return as_samples(
+        pa.table({"sample_id": pa.array([f"d{first + r}:0" for r in range(rows)], pa.string()), **lists}),
+        Columns(),
+        "made",
+    )
 
 
 def logits(rows: int, first: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -40,7 +44,7 @@ def logits(rows: int, first: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def labels(table: pa.Table) -> np.ndarray[Any, np.dtype[np.int32]]:
-    return np.stack([np.frombuffer(value, "<i4") for value in table.column("label").to_pylist()])
+    return np.frombuffer(b"".join(table.column("label").to_pylist()), "<i4").reshape(-1, LENGTH)
 
 
 def targets_of(encoding: Encoding, z_RLV: np.ndarray[Any, Any], label_RL: np.ndarray[Any, Any]) -> Targets:

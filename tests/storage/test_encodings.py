@@ -200,9 +200,9 @@ def test_a_temperature_written_as_an_integer_is_the_same_temperature() -> None:
     )
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), "4", None, [1.0]])
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), 10**400, 1e-38, True, "4", None, [1.0]])
 def test_dense_refuses_a_temperature_that_is_none(temperature: Any) -> None:
-    with pytest.raises(RecipeError, match=r"^targets\.temperature is .*\. It is a number above 0\."):
+    with pytest.raises(RecipeError, match=r"^targets\.temperature is .*\. It is a number from 0\.001 to 1000\."):
         make_encoding("dense", {"temperature": temperature})
 
 

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from storage.errors import ModelError
+from storage.errors import ModelError, SourceError
 from storage.hugging_face import HuggingFaceSpec
+from storage.samples import Columns, as_samples
 from tests.tiny_models import WORDS, save_model, save_tokenizer
 
 
@@ -178,3 +180,92 @@ def test_without_a_network_the_folder_form_is_named(hub: Any) -> None:
     assert said.startswith("The model 'someone/model' at 0123456789ab cannot be had from the hub (LocalEntry")
     assert "copy the model's folder (config.json, *.safetensors, tokenizer.json)" in said
     assert "teacher.path" in said and "\n" not in said
+
+
+def test_a_snapshot_without_its_tokenizer_is_completed_where_the_hub_answers(
+    hub: Any, saved: Path, copy: Callable[[str], Path]
+) -> None:
+    """Otherwise the key would depend on what somebody fetched to this machine before."""
+    part = copy("weights alone")
+    (part / "tokenizer.json").unlink()
+    calls = hub(lambda settings: str(part if settings.get("local_files_only") else saved))
+    assert HuggingFaceSpec(**HUB).digest("float32") == HuggingFaceSpec(str(saved)).digest("float32")
+    assert len(calls) == 2
+
+    def no_network(settings: Any) -> str:
+        if settings.get("local_files_only"):
+            return str(part)
+        raise OSError("no route to host")
+
+    hub(no_network)
+    assert HuggingFaceSpec(**HUB).folder == part
+
+
+# What a config says
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"id2label": {"0": "score"}}, "names 1 labels. A classifier has two or more"),
+        ({"num_labels": 0}, "names 0 labels"),
+        ({"num_labels": "3"}, "names '3' labels"),
+        ({"id2label": 3, "num_labels": 1}, "names 1 labels"),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, "has the problem_type multi_label"),
+        ({"num_labels": 3, "problem_type": "regression"}, "has the problem_type regression"),
+    ],
+    ids=str,
+)
+def test_a_classifier_whose_answers_are_no_distribution_is_refused(
+    config: dict[str, Any], found: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertForSequenceClassification"], **config}))
+    with pytest.raises(ModelError) as caught:
+        HuggingFaceSpec(str(tmp_path)).classes  # noqa: B018
+    assert found in str(caught.value)
+
+
+def test_a_classifiers_labels_are_counted(tmp_path: Path) -> None:
+    for config, classes in (({"num_labels": 3}, 3), ({"id2label": {"0": "a", "1": "b"}}, 2), ({}, 2)):
+        about = {"architectures": ["BertForSequenceClassification"], "problem_type": "single_label_classification"}
+        (tmp_path / "config.json").write_text(json.dumps({**about, **config}))
+        assert HuggingFaceSpec(str(tmp_path)).classes == classes
+
+
+def test_an_index_of_no_names_and_a_tokenizer_of_no_numbers_are_sentences(copy: Callable[[str], Path]) -> None:
+    folder = split(copy("odd"))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": 1}}))
+    with pytest.raises(ModelError, match="has no weight_map of names of files"):
+        HuggingFaceSpec(str(folder)).weights_files()
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": "x"}}}))
+    with pytest.raises(ModelError, match=r"is no tokenizer .*an id is no number"):
+        HuggingFaceSpec(str(folder)).classes  # noqa: B018
+
+
+# What the rows say
+
+
+@pytest.mark.parametrize(
+    ("ids", "label", "refused"),
+    [
+        ([[3, 4, 5], [6, 7, 8]], [[3, 4, 5], [6, 7, 8]], True),
+        ([[3, 4, 5], [6, 7, 8]], [[-100, 4, 5], [6, -100, 8]], True),
+        ([[3, 4, 5], [6, 7, 8]], [[4, 5, -100], [7, 8, -100]], False),
+        ([[3, 3, 3], [6, 6, 6]], [[3, 3, -100], [6, 6, -100]], False),
+        ([[3, 3, 4], [6, 6, 6]], [[3, 4, -100], [6, 6, -100]], False),
+        ([[3, 4, 5], [6, 7, 8]], [[-100] * 3] * 2, False),
+    ],
+    ids=["own", "own, some masked", "next", "one token again and again", "a repeated one", "none"],
+)
+def test_labels_that_are_the_tokens_at_their_own_place_are_refused(
+    saved: Path, ids: list[list[int]], label: list[list[int]], refused: bool
+) -> None:
+    lists = {"input_ids": ids, "label": label}
+    columns = {name: pa.array(rows, pa.list_(pa.int32(), 3)) for name, rows in lists.items()}
+    samples = as_samples(pa.table({"sample_id": ["a", "b"], **columns}), Columns(), "here")
+    spec = HuggingFaceSpec(str(saved))
+    if not refused:
+        spec.refuse_rows(samples, "here")
+        return
+    with pytest.raises(SourceError, match=r"^here: the labels are the tokens at their own positions\. .*Shift them"):
+        spec.refuse_rows(samples, "here")

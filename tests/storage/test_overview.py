@@ -10,9 +10,12 @@ import pytest
 from storage.encodings import Encoding
 from storage.encodings.dense import Dense
 from storage.encodings.topk import TopK
+from storage.errors import Mismatch
 from storage.folder import Folder
 from storage.overview import overview
 from storage.show import _position_line, lines, look
+from storage.stream import CacheRows
+from storage.unigram import unigram
 from tests import tiny_models
 from tests.storage import sparse
 from tests.storage.test_unigram import exact
@@ -68,3 +71,14 @@ def test_where_inputs_lie_elsewhere_the_next_tokens_are_shown() -> None:
     assert _position_line(position) == "next 3 | 3 0.5000; entropy 1.000 nats, kept 0.7500"
     assert _position_line({**position, "token": 7}).startswith("7 | next 3 | ")
     assert _position_line({**position, "label": None, "token": 7}) == "7 | no target"
+
+
+@pytest.mark.parametrize("encoding", [Dense(), TopK(5)], ids=str)
+def test_a_cache_without_rows_is_shown(tmp_path: Path, encoding: Encoding) -> None:
+    """All its samples were left out."""
+    cache = sparse.cache(Folder(str(tmp_path)), encoding, shards=1, rows=0)
+    shown = look(cache)
+    assert shown["overview"] == {"positions": 0, "masked": 0.0} and shown["rows"] == []
+    assert lines(shown)
+    with pytest.raises(Mismatch, match="has no rows"):
+        unigram(CacheRows(cache))

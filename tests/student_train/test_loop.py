@@ -349,6 +349,11 @@ def test_a_student_that_takes_other_inputs_is_refused(make_cache: Any, make_reci
         train(make_recipe(cache=make_cache(), factory="torch.nn:Linear", arguments=arguments), Place())
 
 
+def test_whatever_a_student_says_of_its_inputs_is_told_in_a_sentence(make_cache: Any, make_recipe: Any) -> None:
+    with pytest.raises(Mismatch, match=r"does not take the inputs .*ValueError: four numbers are too few\."):
+        train(make_recipe(cache=make_cache(), factory="choosy"), Place())
+
+
 def test_a_student_that_gives_no_logits_is_refused(make_cache: Any, make_recipe: Any) -> None:
     with pytest.raises(Mismatch, match=r"gave tuple.*logits"):
         train(make_recipe(cache=make_cache(), factory="pair"), Place())

@@ -14,9 +14,10 @@ import pytest
 
 from storage.cache import Cache, open_cache, seal
 from storage.folder import Folder
+from storage.hugging_face import HuggingFaceSpec
 from storage.sources import make_source
 from teacher_infer.__main__ import main
-from teacher_infer.audit import Settings, audit
+from teacher_infer.audit import Settings, audit, spec_of
 from teacher_infer.config import TeacherRecipe
 from teacher_infer.label import Work, label_span
 from teacher_infer.prepare import lineage_of, prepare
@@ -121,3 +122,16 @@ def test_a_module_of_ones_own_is_audited_too(recipe: Callable[..., dict[str, Any
     cache = labelled(recipe())
     answer = audit(open_cache(cache.url), Settings(fraction=1.0))
     assert answer["ok"] and answer["positions"] == cache.samples
+
+
+def test_a_teacher_of_the_hub_is_found_there(corpus: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    folder = corpus["teacher"]["path"]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **settings: folder)
+    spec = HuggingFaceSpec(hub="someone/model", revision="0123456789abcdef" * 2 + "01234567")
+    found = spec_of(spec.lineage())
+    assert isinstance(found, HuggingFaceSpec)
+    assert (found.hub, found.revision, found.vocabulary) == (spec.hub, spec.revision, tiny_models.SIZE)
+    assert found.digest("float32") == spec.digest("float32")
+    assert spec_of(HuggingFaceSpec(folder).lineage()) == HuggingFaceSpec(folder, vocabulary=tiny_models.SIZE)

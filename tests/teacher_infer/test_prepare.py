@@ -62,6 +62,13 @@ def test_a_plan_tells_positions_and_classes_without_the_weights(ask: Ask, monkey
     assert told["expected_bytes"] >= 240 * SIZE * 2
 
 
+def test_positions_of_sequences_without_labels_are_counted_too(ask: Ask, tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"sample_id": f"r{n}", "input_ids": [2 + n, 3, 4, 5]}) + "\n" for n in range(6))
+    (tmp_path / "ids.jsonl").write_text(rows)
+    told = show_plan(ask(source={"jsonl": str(tmp_path / "ids.jsonl")}))
+    assert told["positions"] == told["forward_positions"] == 24
+
+
 def test_a_tokenizer_counts_in_the_key_though_the_tokens_are_the_same(
     ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

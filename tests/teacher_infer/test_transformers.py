@@ -132,6 +132,25 @@ def test_a_model_whose_positions_run_on_is_refused(saved: Save, dtype: str, monk
         teacher_of(saved("gpt2"), dtype).logits([np.array([[3, 4, 5, 6]]), np.array([[0, 1, 0, 1]])])
 
 
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_a_model_that_sees_the_tokens_that_follow_is_refused(tmp_path: Path, is_decoder: bool) -> None:
+    spec = HuggingFaceSpec(str(save_model(tmp_path, "RobertaForCausalLM", is_decoder=is_decoder)))
+    if is_decoder:
+        assert TransformersTeacher(spec, dtype="float32", seed=0, device="cpu").logits([np.array([[3, 4]])]).ndim == 3
+        return
+    with pytest.raises(ModelError, match=r"^RobertaForCausalLM sees the tokens that follow: .*Set is_decoder"):
+        TransformersTeacher(spec, dtype="float32", seed=0, device="cpu")
+
+
+def test_a_classifier_that_takes_no_batch_is_refused(tmp_path: Path) -> None:
+    folder = str(save_model(tmp_path, "GPT2ForSequenceClassification", num_labels=3))
+    with pytest.raises(ModelError, match=r"^GPT2ForSequenceClassification takes no batch .*Set pad_token_id"):
+        TransformersTeacher(HuggingFaceSpec(folder), dtype="float32", seed=0, device="cpu")
+    change_config(folder, pad_token_id=0)
+    teacher = TransformersTeacher(HuggingFaceSpec(folder), dtype="float32", seed=0, device="cpu")
+    assert teacher.logits([np.array([[3, 4], [5, 6]])]).shape == (2, 3)
+
+
 # Several devices
 
 

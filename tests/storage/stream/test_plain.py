@@ -15,9 +15,11 @@ import pytest
 
 from storage.cache import Cache, open_cache, seal
 from storage.digest import range_digest
+from storage.encodings.topk import TopK
 from storage.errors import CorruptShard, RecipeError, StoreError, StoreFull
 from storage.folder import Folder
 from storage.stream import plain_table
+from tests.storage import sparse
 from tests.storage.stream.caches import entropy_of, put_cache, put_rows, section_bytes, top1_of, watch
 from tests.storage.stream.fakes import Make
 
@@ -175,3 +177,13 @@ def test_a_shard_without_rows_adds_none(local: Folder) -> None:
     check(plain_table(cache), 5)
     empty = seal(local, "empty", [put_rows(local, [])], {})
     assert plain_table(empty).num_rows == 0
+
+
+def test_sequences_have_no_likeliest_class_as_a_whole(local: Folder) -> None:
+    cache = sparse.cache(local, TopK(3))
+    assert "soft_entropy" in plain_table(cache).column_names
+    with pytest.raises(
+        RecipeError, match=r"holds sequences, which have a likeliest class a position.*sample_id"
+    ) as said:
+        plain_table(cache, ["soft_top1"])
+    assert "label the samples anew" not in str(said.value)

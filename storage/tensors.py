@@ -31,6 +31,15 @@ def form(field: pa.Field) -> tuple[np.dtype[Any], tuple[int, ...]]:
     return np.dtype(field.metadata[DTYPE].decode()), tuple(json.loads(field.metadata[SHAPE]))
 
 
+def described(schema: pa.Schema) -> str:
+    """Columns for people: a tensor's dtype and shape, which its storage's width does not tell."""
+    told = []
+    for field in schema:
+        dtype, shape = form(field) if is_tensor(field) else (field.type, "")
+        told.append(f"{field.name} {dtype}{list(shape) if shape else ''}")
+    return ", ".join(told)
+
+
 def tensor_field(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], meaning: str) -> pa.Field:
     """The Arrow field of a column whose every row is a tensor [*shape] of `dtype`, little-endian."""
     width = dtype.itemsize * math.prod(shape)

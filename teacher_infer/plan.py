@@ -127,8 +127,8 @@ def make_plan(
             example = table.slice(0, 1)
         elif not table.schema.equals(example.schema, check_metadata=True):
             raise SourceError(
-                f"{file.name} has the columns {_columns(table.schema)}.",
-                f"The files before it have {_columns(example.schema)}.",
+                f"{file.name} has the columns {tensors.described(table.schema)}.",
+                f"The files before it have {tensors.described(example.schema)}.",
                 "All files of a source have the same columns, types and shapes.",
             )
         if refuse is not None:
@@ -150,7 +150,3 @@ def added_fields(inputs: Inputs, positions: int | None = None) -> list[pa.Field]
     """
     fields = summary_fields(positions)
     return [*fields, INPUTS_XXH3_FIELD] if inputs == "referenced" else [*fields]
-
-
-def _columns(schema: pa.Schema) -> str:
-    return ", ".join(f"{f.name} {f.type}" for f in schema)

@@ -1,14 +1,16 @@
 """Samples in files of JSON lines behind any fsspec URL: an object a line, its keys the columns.
 
 Lines are read one by one with Python's own json: pyarrow's reader guesses types block by block (a text that looks
-like a date becomes one) and names no line. Empty lines hold no row.
+like a date becomes one) and names no line. Empty lines hold no row. A column has one type in all of a file, whichever
+of its lines are read.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +27,8 @@ KIND, ENDINGS = "JSONL", (".jsonl", ".ndjson")
 
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 _CHUNK = 1 << 23
+_ROWS = 4096  # whose types are looked at together
+_REFUSED = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, UnicodeEncodeError, OverflowError)
 _NEWLINE, _SPACE = b"\n "
 
 
@@ -78,7 +82,13 @@ class JsonlSource:
 
     def _keys(self, name: str) -> list[str]:
         """The keys of the first line, which are a file's columns."""
-        return list(next(self._objects(name, 0, 1), {}))
+        keys = list(next(self._objects(name, 0, 1), {}))
+        for key in keys:
+            try:
+                key.encode()
+            except UnicodeEncodeError as error:
+                raise SourceError(f"{self._line(name, 0)} has a key that is no text: {error}.") from None
+        return keys
 
     def _table(self, name: str, start: int, stop: int, wanted: Sequence[str], all_of_them: bool = False) -> pa.Table:
         values: dict[str, list[Any]] = {key: [] for key in wanted}
@@ -91,21 +101,51 @@ class JsonlSource:
                 )
             for key, column in values.items():
                 column.append(found.get(key))
-        return pa.table({key: self._column(name, key, column, start) for key, column in values.items()})
+        types = self._types(name, wanted)
+        return pa.table(
+            {
+                key: self._made(name, key, column, start, functools.partial(pa.array, type=types[key]))
+                for key, column in values.items()
+            }
+        )
 
-    def _column(self, name: str, key: str, column: list[Any], start: int) -> pa.Array:
+    def _types(self, name: str, wanted: Sequence[str]) -> dict[str, pa.DataType]:
+        """The type of each column that holds the values of all lines: whole numbers among fractions are fractions."""
+        fs, _ = open_filesystem(self.jsonl)
+        with told(name, KIND):
+            known = self._typed.setdefault((name, fs.size(name)), {})
+        types = dict.fromkeys((key for key in wanted if key not in known), pa.null())
+        if types:
+            rows = len(self._lines(name)) - 1
+            found = self._objects(name, 0, rows)
+            for start in range(0, rows, _ROWS):
+                some = list(itertools.islice(found, _ROWS))
+                for key, kind in types.items():
+                    column = [one.get(key) for one in some]
+                    types[key] = self._made(name, key, column, start, functools.partial(_widened, kind))
+            known |= types
+        return known
+
+    def _made(self, name: str, key: str, column: list[Any], start: int, make: Callable[[list[Any]], Any]) -> Any:
+        """What `make` makes of a column. Raises SourceError with the first line at which it cannot."""
         try:
-            return pa.array(column)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError):
-            for at in range(len(column)):
+            return make(column)
+        except _REFUSED:
+            good, bad = 0, len(column)  # so many values can be used, and so many cannot
+            while bad - good > 1:
+                middle = (good + bad) // 2
                 try:
-                    pa.array([column[0], column[at]])
-                except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError) as error:
-                    raise SourceError(
-                        f"{self._line(name, start + at)}: the value of '{key}' cannot be used: {error}.",
-                        "A column's values are all of one type, as Arrow has it.",
-                    ) from None
-            raise
+                    make(column[:middle])
+                    good = middle
+                except _REFUSED:
+                    bad = middle
+            try:
+                return make(column[:bad])
+            except _REFUSED as error:
+                raise SourceError(
+                    f"{self._line(name, start + good)} has a value of '{key}' that cannot be used: {error}.",
+                    "A column's values are all of one type, as Arrow has it.",
+                ) from None
 
     def _objects(self, name: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
         """The objects of rows [start, stop). Raises SourceError with the line of one that is broken."""
@@ -122,7 +162,7 @@ class JsonlSource:
             line = data[lines[row] - lines[first] : lines[row + 1] - lines[first]]
             try:
                 found = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise SourceError(
                     f"{self._line(name, row)} is no JSON: {error}.", "Every line of a JSONL file is a JSON object."
                 ) from None
@@ -155,8 +195,21 @@ class JsonlSource:
         return found
 
     @functools.cached_property
+    def _typed(self) -> dict[tuple[str, int], dict[str, pa.DataType]]:
+        return {}
+
+    @functools.cached_property
     def _found(self) -> dict[tuple[str, int], np.ndarray[Any, Any]]:
         return {}
+
+
+def _widened(known: pa.DataType, column: list[Any]) -> pa.DataType:
+    """
+    >>> _widened(pa.int64(), [1.5, None]), _widened(pa.null(), [[1], [0.5]])
+    (DataType(double), ListType(list<item: double>))
+    """
+    schemas = [pa.schema({"": kind}) for kind in (known, pa.array(column).type)]
+    return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
 
 
 def _starts(handle: Any, size: int) -> np.ndarray[Any, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,8 +39,8 @@ class SourceRows:
             schema = table.schema if schema is None else schema
             if not table.schema.equals(schema, check_metadata=True):
                 raise SourceError(
-                    f"{span[0].name} has the columns {_told(table.schema)}.",
-                    f"The files before it have {_told(schema)}.",
+                    f"{span[0].name} has the columns {tensors.described(table.schema)}.",
+                    f"The files before it have {tensors.described(schema)}.",
                     "All files of a source have the same columns, types and shapes.",
                 )
             digests.append(rows_digest(table))
@@ -74,7 +73,3 @@ class SourceRows:
 
     def rows_of(self, group_B: Ints, columns: Arrays) -> Rows:
         return plain_rows(columns, self._inputs)
-
-
-def _told(schema: pa.Schema) -> Any:
-    return ", ".join(f"{field.name} {field.type}" for field in schema)

@@ -269,7 +269,7 @@ def test_lines_are_found_across_pieces_of_a_file(tmp_path: Path, monkeypatch: py
         ('{"sample_id": 3, "x": ', r"is no JSON: Expecting value"),
         ("[1, 2]", r"is a JSON list\. Every line of a JSONL file is a JSON object"),
         (b'{"sample_id": 3, "x": "\xff"}', "is no JSON: .*utf-8"),
-        ('{"sample_id": 3, "x": "text"}', "the value of 'x' cannot be used"),
+        ('{"sample_id": 3, "x": "text"}', "has a value of 'x' that cannot be used"),
         (
             '{"sample_id": 3, "x": 1, "y": 1}',
             r"has the key 'y', which the first line has not\..*source\.columns\.inputs",
@@ -285,8 +285,52 @@ def test_a_broken_line_is_named_with_its_number(tmp_path: Path, broken: str | by
 
 def test_a_lone_surrogate_is_no_text(tmp_path: Path) -> None:
     source = lines(tmp_path / "a.jsonl", '{"sample_id": "a", "x": 1}\n{"sample_id": "\\ud800", "x": 2}\n')
-    with pytest.raises(SourceError, match="line 2,: the value of 'sample_id' cannot be used"):
+    with pytest.raises(SourceError, match="line 2, has a value of 'sample_id' that cannot be used"):
         read_all(source)
+
+
+VALUES = {
+    "a fraction later": ([1, 2, 3], [0.5, 1, 2], "float64"),
+    "a fraction first": ([0.5, 1, 2], [3, 4, 5], "float64"),
+    "whole numbers": ([1, 2, 3], [4, 5, 6], "int64"),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_row_has_one_type_whichever_rows_are_read_with_it(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.sources.jsonl._ROWS", 2)
+    one, other, dtype = VALUES[name]
+    text = "".join(json.dumps({"sample_id": n, "x": other if n == 4 else one}) + "\n" for n in range(6))
+    source = lines(tmp_path / "a.jsonl", text)
+    [file], whole = source.files(), read_all(source)
+    assert tensors.form(whole.schema.field("x")) == (np.dtype(dtype), (3,))
+    for start in range(6):
+        for stop in range(start + 1, 7):
+            assert source.read(file, start, stop).equals(whole.slice(start, stop - start))
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [([None, 1, "t"], 3), ([1, 0.5, 2**60 + 1], 3), ([1, 2, 3, "t"], 4), ([None, None, [1], 2], 4)],
+    ids=str,
+)
+@pytest.mark.parametrize("together", [1, 2, 100])
+def test_the_first_value_that_fits_no_other_is_named(
+    tmp_path: Path, values: list[Any], line: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.sources.jsonl._ROWS", together)
+    text = "".join(json.dumps({"sample_id": n, "x": value}) + "\n" for n, value in enumerate(values))
+    with pytest.raises(SourceError, match=rf"^{tmp_path}/a\.jsonl, line {line}, has a value of 'x' that cannot"):
+        read_all(lines(tmp_path / "a.jsonl", text))
+
+
+def test_a_key_that_is_no_text_and_a_line_that_never_ends_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="line 1, has a key that is no text"):
+        read_all(lines(tmp_path / "a.jsonl", '{"sample\\ud800": 1}\n'))
+    with pytest.raises(SourceError, match="line 1, is no JSON"):
+        read_all(lines(tmp_path / "b.jsonl", "[" * 100_000))
 
 
 def test_a_text_that_looks_like_a_date_stays_text(tmp_path: Path) -> None:

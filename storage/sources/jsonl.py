@@ -54,22 +54,14 @@ class JsonlSource:
         return as_samples(self.raw(file, start, stop), self.columns, file.name, self._keys(file.name))
 
     def raw(self, file: SourceFile, start: int, stop: int) -> pa.Table:
-        keys, columns = self._keys(file.name), self.columns
-        if columns.inputs is None:
-            return self._table(file.name, start, stop, keys, all_of_them=True)
-        label = columns.label if isinstance(columns.label, str) else LABEL
-        # Columns that are not there are reported by who knows what each was wanted for.
-        wanted = [key for key in keys if key in {columns.sample_id, *columns.inputs, label}]
-        return self._table(file.name, start, stop, wanted)
+        return self._table(file.name, start, stop, self._wanted(file.name), all_of_them=self.columns.inputs is None)
 
     def ids(self, file: SourceFile) -> pa.ChunkedArray:
         wanted = [name for name in self._keys(file.name) if name == self.columns.sample_id]
         return sample_ids(self._table(file.name, 0, file.rows, wanted), self.columns, file.name)
 
     def stamp(self, file: SourceFile) -> int:
-        fs, _ = open_filesystem(self.jsonl)
-        with told(file.name, KIND):
-            return fs.size(file.name)
+        return self._size(file.name)
 
     def place_of(self, file: SourceFile) -> str:
         return inside(self.jsonl, file.name)
@@ -79,6 +71,14 @@ class JsonlSource:
 
     def to_dict(self) -> dict[str, Any]:
         return {"jsonl": self.jsonl, "columns": asdict(self.columns)}
+
+    def _wanted(self, name: str) -> list[str]:
+        keys, columns = self._keys(name), self.columns
+        if columns.inputs is None:
+            return keys
+        label = columns.label if isinstance(columns.label, str) else LABEL
+        # Columns that are not there are reported by who knows what each was wanted for.
+        return [key for key in keys if key in {columns.sample_id, *columns.inputs, label}]
 
     def _keys(self, name: str) -> list[str]:
         """The keys of the first line, which are a file's columns."""
@@ -95,13 +95,13 @@ class JsonlSource:
         for row, found in enumerate(self._objects(name, start, stop), start):
             if all_of_them and (odd := found.keys() - values.keys()):
                 raise SourceError(
-                    f"{self._line(name, row)} has the key '{min(odd)}', which the first line has not.",
+                    f"{self._line(name, row)} has the key {min(odd)!r}, which the first line has not.",
                     f"The columns of a file are its first line's keys: {', '.join(wanted)}.",
                     "Name those that you want in source.columns.inputs.",
                 )
             for key, column in values.items():
                 column.append(found.get(key))
-        types = self._types(name, wanted)
+        types = self._types(name)
         return pa.table(
             {
                 key: self._made(name, key, column, start, functools.partial(pa.array, type=types[key]))
@@ -109,22 +109,25 @@ class JsonlSource:
             }
         )
 
-    def _types(self, name: str, wanted: Sequence[str]) -> dict[str, pa.DataType]:
-        """The type of each column that holds the values of all lines: whole numbers among fractions are fractions."""
-        fs, _ = open_filesystem(self.jsonl)
-        with told(name, KIND):
-            known = self._typed.setdefault((name, fs.size(name)), {})
-        types = dict.fromkeys((key for key in wanted if key not in known), pa.null())
-        if types:
-            rows = len(self._lines(name)) - 1
-            found = self._objects(name, 0, rows)
-            for start in range(0, rows, _ROWS):
-                some = list(itertools.islice(found, _ROWS))
+    def _types(self, name: str) -> dict[str, pa.DataType]:
+        """The type of each wanted column that holds all its values: 1 is a fraction where another line has 0.5.
+
+        All columns are looked at together, since a file is read once for it.
+        """
+        lines, size = self._lines(name), self._size(name)
+        found = self._typed.get((name, size))
+        if found is None:
+            types = dict.fromkeys(self._wanted(name), pa.null())
+            start, rows = 0, len(lines) - 1
+            objects = self._objects(name, 0, rows)
+            while start < rows:
+                some = list(itertools.islice(objects, min(_ROWS, _held(lines, start, rows) - start)))
                 for key, kind in types.items():
                     column = [one.get(key) for one in some]
                     types[key] = self._made(name, key, column, start, functools.partial(_widened, kind))
-            known |= types
-        return known
+                start += len(some)
+            found = self._typed[(name, size)] = types
+        return found
 
     def _made(self, name: str, key: str, column: list[Any], start: int, make: Callable[[list[Any]], Any]) -> Any:
         """What `make` makes of a column. Raises SourceError with the first line at which it cannot."""
@@ -155,7 +158,7 @@ class JsonlSource:
         data, first, last = b"", start, start  # the lines [first, last) that are held
         for row in range(start, stop):
             if row == last:
-                first, last = row, min(stop, max(row + 1, int(np.searchsorted(lines, lines[row] + _CHUNK))))
+                first, last = row, _held(lines, row, stop)
                 with told(name, KIND), fs.open(name, "rb") as handle:
                     handle.seek(int(lines[first]))
                     data = handle.read(int(lines[last] - lines[first]))
@@ -184,15 +187,19 @@ class JsonlSource:
 
     def _lines(self, name: str) -> np.ndarray[Any, Any]:
         """Where each line that is not empty begins, and last where the file ends."""
+        # Another size means another file under the same name; its rows are digested where that matters.
+        size = self._size(name)
+        found = self._found.get((name, size))
+        if found is None:
+            fs, _ = open_filesystem(self.jsonl)
+            with told(name, KIND), fs.open(name, "rb") as handle:
+                found = self._found[(name, size)] = _starts(handle, size)
+        return found
+
+    def _size(self, name: str) -> int:
         fs, _ = open_filesystem(self.jsonl)
         with told(name, KIND):
-            # Another size means another file under the same name; its rows are digested where that matters.
-            size = fs.size(name)
-            found = self._found.get((name, size))
-            if found is None:
-                with fs.open(name, "rb") as handle:
-                    found = self._found[(name, size)] = _starts(handle, size)
-        return found
+            return fs.size(name)
 
     @functools.cached_property
     def _typed(self) -> dict[tuple[str, int], dict[str, pa.DataType]]:
@@ -210,6 +217,11 @@ def _widened(known: pa.DataType, column: list[Any]) -> pa.DataType:
     """
     schemas = [pa.schema({"": kind}) for kind in (known, pa.array(column).type)]
     return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+
+
+def _held(lines: np.ndarray[Any, Any], row: int, stop: int) -> int:
+    """Where the lines from `row` on end that are held in memory together."""
+    return min(stop, max(row + 1, int(np.searchsorted(lines, lines[row] + _CHUNK))))
 
 
 def _starts(handle: Any, size: int) -> np.ndarray[Any, Any]:

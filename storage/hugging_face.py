@@ -18,13 +18,12 @@ from storage import tensors
 from storage.digest import sha256_file, sha256_of
 from storage.errors import Mismatch, ModelError, RecipeError, SourceError
 from storage.folder import Folder
+from storage.hub import INDEX_FILE, fetched
 from storage.models import CONFIG_FILE, OTHER_WEIGHTS, SAVE_ANEW, WEIGHTS_FILE, read_config
 from storage.samples import LABEL, SAMPLE_ID, input_names
 from storage.sources.packed import INPUT_IDS, POSITION_IDS
 from storage.targets import IGNORED
 from storage.tokenizers import TOKENIZER_FILE, TokenizerFile
-
-INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 
 _LANGUAGE_MODELS, _CLASSIFIERS = ("ForCausalLM", "LMHeadModel"), ("ForSequenceClassification",)
 
@@ -81,7 +80,7 @@ class HuggingFaceSpec:
     def folder(self) -> Path:
         """The folder on this machine; what the hub has is fetched once. Raises ModelError."""
         if self.hub is not None:
-            return _fetched(self.hub, str(self.revision))
+            return fetched(self.hub, str(self.revision))
         assert self.path is not None
         folder = Folder(self.path)
         if not folder.is_local:
@@ -270,49 +269,6 @@ class HuggingFaceSpec:
 
     def _number(self, *keys: str) -> int | None:
         return next((self.config[key] for key in keys if isinstance(self.config.get(key), int)), None)
-
-
-def _fetched(hub: str, revision: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ModelError(
-            "Models are fetched from the hub by the package huggingface_hub, which is not installed.",
-            remedy="Install it with: pip install 'stillhouse[lm]'",
-        ) from None
-    wanted = [CONFIG_FILE, WEIGHTS_FILE, "*.safetensors", INDEX_FILE, TOKENIZER_FILE]
-    here = None
-    try:
-        try:
-            # A commit stays what it is, so what was fetched once is not asked for again.
-            here = _whole(Path(snapshot_download(hub, revision=revision, allow_patterns=wanted, local_files_only=True)))
-        except FileNotFoundError:
-            pass
-        # Who fetched the weights alone may have left the tokenizer, which says how much of the head is meant.
-        if here is not None and (here / TOKENIZER_FILE).exists():
-            return here
-        return Path(snapshot_download(hub, revision=revision, allow_patterns=wanted))
-    except Exception as error:
-        if here is not None:
-            return here
-        raise ModelError(
-            f"The model '{hub}' at {revision[:12]} cannot be had from the hub ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}).",
-            "teacher.hub and teacher.revision name a model and a commit on huggingface.co, which this machine reaches.",
-            "Without a network, copy the model's folder (config.json, *.safetensors, tokenizer.json) to this machine "
-            "and name it in teacher.path, in place of hub and revision.",
-        ) from None
-
-
-def _whole(folder: Path) -> Path:
-    """Raises FileNotFoundError for a folder that was fetched in part."""
-    if not (folder / CONFIG_FILE).exists() or not any((folder / n).exists() for n in (WEIGHTS_FILE, INDEX_FILE)):
-        raise FileNotFoundError(folder)
-    if (folder / INDEX_FILE).exists():
-        for name in json.loads((folder / INDEX_FILE).read_bytes())["weight_map"].values():
-            if not (folder / name).exists():
-                raise FileNotFoundError(folder / name)
-    return folder
 
 
 def _refuse_own_tokens(samples: pa.Table, ids_PL: np.ndarray[Any, Any], where: str) -> None:

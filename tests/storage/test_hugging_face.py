@@ -183,7 +183,7 @@ def test_without_a_network_the_folder_form_is_named(hub: Any) -> None:
 
 
 def test_a_snapshot_without_its_tokenizer_is_completed_where_the_hub_answers(
-    hub: Any, saved: Path, copy: Callable[[str], Path]
+    hub: Any, saved: Path, copy: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Otherwise the key would depend on what somebody fetched to this machine before."""
     part = copy("weights alone")
@@ -198,7 +198,9 @@ def test_a_snapshot_without_its_tokenizer_is_completed_where_the_hub_answers(
         raise OSError("no route to host")
 
     hub(no_network)
+    caplog.set_level("WARNING", "stillhouse.hub")
     assert HuggingFaceSpec(**HUB).folder == part
+    assert "has no tokenizer.json: all of its head is taken for classes" in caplog.text
 
 
 # What a config says

@@ -134,11 +134,11 @@ def _loop(spec: Any, source_settings: dict[str, Any], samples: int) -> float:
     [file] = source.files()
     image = sample_rows(source.read(file, 0, samples)).inputs["image"]
     batches = [image[start : start + BATCH_SIZE] for start in range(0, samples, BATCH_SIZE)]
-    teacher.logits([batches[0]])
+    teacher.logits({"image": batches[0]})
     Path(spec.arguments["mark"]).unlink()
     begun = time.perf_counter()
     for batch in batches:
-        teacher.logits([batch]).sum().item()
+        teacher.logits({"image": batch}).sum().item()
     seconds = time.perf_counter() - begun
     Path(spec.arguments["mark"]).unlink()
     return seconds

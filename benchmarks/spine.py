@@ -80,7 +80,10 @@ def measure(folder: Path, samples: int, rounds: int) -> dict[str, Any]:
         spans = prepared.parts[0].plan.spans
         batches = _inputs(work, samples)
         timed(
-            "bare", lambda teacher=teacher, batches=batches: [teacher.logits([batch]).sum().item() for batch in batches]
+            "bare",
+            lambda teacher=teacher, batches=batches: [
+                teacher.logits({"image": batch}).sum().item() for batch in batches
+            ],
         )
         timed("label", lambda work=work, teacher=teacher, spans=spans: [label_span(work, teacher, s) for s in spans])
         timed("job", lambda prepared=prepared: run(prepared))

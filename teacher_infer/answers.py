@@ -50,7 +50,7 @@ class Questioner:
     def _ask_whole_or_halves(self, batch: pa.Table) -> Iterator[Answers]:
         try:
             rows = sample_rows(batch)
-            logits = self._teacher.logits(list(rows.inputs.values()))
+            logits = self._teacher.logits(rows.inputs)
             _refuse_foreign_labels(rows, tuple(logits.shape), self._where)
             softened = soften(logits, self._encoding, rows.label)
         except StillhouseError:

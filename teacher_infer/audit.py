@@ -121,7 +121,7 @@ def _compare(teacher: Teacher, rows: Rows, batch: slice, found: _Found) -> None:
     import torch
 
     assert rows.targets is not None
-    logits = teacher.logits([array[batch] for array in rows.inputs.values()])
+    logits = teacher.logits({name: array[batch] for name, array in rows.inputs.items()})
     logits_PV = logits.reshape(-1, logits.shape[-1])
     each = logits_PV.shape[0] // len(rows.sample_id[batch])
     targets: Any = rows.targets.each(lambda array: array[batch]).flat()

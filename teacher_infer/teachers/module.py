@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from storage import tensors
-from storage.errors import TeacherError
+from storage.errors import StillhouseError, TeacherError
+from storage.model_call import apply_model
 from storage.models import ModelSpec
 from storage.samples import input_names
 
 
 class ModuleTeacher:
-    """The module in eval mode and an explicit dtype; it takes the inputs as its arguments, in their order."""
+    """The module in eval mode and an explicit dtype; its forward takes the inputs by name (see `apply_model`)."""
 
     def __init__(self, spec: ModelSpec, *, dtype: str, seed: int, device: str) -> None:
         import torch
@@ -23,14 +24,14 @@ class ModuleTeacher:
         self._torch, self._device, self._dtype = torch, device, getattr(torch, dtype)
         self._model = spec.build(seed).to(device=device, dtype=self._dtype).eval()
 
-    def logits(self, inputs: list[np.ndarray[Any, Any]]) -> Any:
-        torch = self._torch
+    def logits(self, inputs: dict[str, np.ndarray[Any, Any]]) -> Any:
+        torch, rows = self._torch, len(next(iter(inputs.values())))
         with torch.inference_mode():
-            logits = self._model(*(self._tensor(array) for array in inputs))
-        if not isinstance(logits, torch.Tensor) or logits.ndim not in (2, 3) or len(logits) != len(inputs[0]):
+            logits = apply_model(self._model, {name: self._tensor(array) for name, array in inputs.items()})
+        if not isinstance(logits, torch.Tensor) or logits.ndim not in (2, 3) or len(logits) != rows:
             found = f"shape {list(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise TeacherError(
-                f"The teacher gave {found} for {len(inputs[0])} samples.",
+                f"The teacher gave {found} for {rows} samples.",
                 "It gives logits [samples, classes], or of sequences [samples, positions, classes].",
             )
         return logits
@@ -39,10 +40,13 @@ class ModuleTeacher:
         torch = self._torch
         try:
             model = copy.deepcopy(self._model).to("meta")
-            arrays = [tensors.unpack(example.column(n), example.schema.field(n)) for n in input_names(example.schema)]
+            names = input_names(example.schema)
+            arrays = {name: tensors.unpack(example.column(name), example.schema.field(name)) for name in names}
             with torch.inference_mode():
-                logits = model(*(self._tensor(array).to("meta") for array in arrays))
+                logits = apply_model(model, {name: self._tensor(array).to("meta") for name, array in arrays.items()})
             return tuple(int(size) for size in logits.shape[1:])
+        except StillhouseError:
+            raise
         except Exception:
             # A model may look at values, which meta tensors have none of: then the shape shows when it runs.
             return None

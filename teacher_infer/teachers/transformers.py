@@ -37,9 +37,10 @@ class TransformersTeacher:
         else:
             self._refuse_single_rows()
 
-    def logits(self, inputs: list[np.ndarray[Any, Any]]) -> Any:
+    def logits(self, inputs: dict[str, np.ndarray[Any, Any]]) -> Any:
         torch, spec = self._torch, self._spec
-        ids, second = inputs[0], inputs[1] if len(inputs) > 1 else None
+        ids = inputs["input_ids"]
+        second = inputs.get("position_ids" if spec.is_language_model else "attention_mask")
         self._refuse_ids(ids)
         if second is not None and spec.is_language_model and self._leak > self._allowed and _holds_several(second):
             raise TeacherError(

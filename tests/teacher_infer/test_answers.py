@@ -21,8 +21,8 @@ class Picky:
     def __init__(self, raises: tuple[int, ...] = (), nan: tuple[int, ...] = ()) -> None:
         self.raises, self.nan, self.asked = raises, nan, list[list[int]]()
 
-    def logits(self, inputs: list[np.ndarray[Any, Any]]) -> torch.Tensor:
-        x = inputs[0][:, 0].astype(int).tolist()
+    def logits(self, inputs: dict[str, np.ndarray[Any, Any]]) -> torch.Tensor:
+        x = inputs["x"][:, 0].astype(int).tolist()
         self.asked.append(x)
         if set(x) & set(self.raises):
             raise ValueError("the tokenizer met s3://key:planted-4711@bucket/file")
@@ -123,7 +123,7 @@ def test_as_many_as_are_allowed_do_not() -> None:
 
 def test_an_error_about_the_answers_shape_is_no_samples_fault() -> None:
     class Wrong(Picky):
-        def logits(self, inputs: list[np.ndarray[Any, Any]]) -> torch.Tensor:
+        def logits(self, inputs: dict[str, np.ndarray[Any, Any]]) -> torch.Tensor:
             super().logits(inputs)
             raise TeacherError("The teacher gave shape [3].")
 
@@ -149,7 +149,7 @@ class OutOfMemoryError(RuntimeError):
 )
 def test_what_a_machine_lacks_or_loses_quarantines_nobody(error: Exception, told: type[Exception], said: str) -> None:
     class Broken(Picky):
-        def logits(self, inputs: list[np.ndarray[Any, Any]]) -> torch.Tensor:
+        def logits(self, inputs: dict[str, np.ndarray[Any, Any]]) -> torch.Tensor:
             super().logits(inputs)
             raise error
 

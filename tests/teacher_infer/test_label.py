@@ -56,7 +56,7 @@ def test_a_shard_holds_the_teachers_answers_for_its_rows(toys: Path, tmp_path: P
     assert rows.label is not None
     assert rows.sample_id.tolist() == [f"s{i}" for i in range(10, 20)]
     assert rows.label.tolist() == [i % 3 for i in range(10, 20)]
-    logits = teacher.logits(list(rows.inputs.values())).double()
+    logits = teacher.logits(rows.inputs).double()
     expected = logits / 2 - (logits / 2).amax(1, keepdim=True)
     np.testing.assert_allclose(rows.targets.logits_PV.astype(np.float64), expected, rtol=2**-11, atol=1e-7)
 

@@ -58,7 +58,7 @@ def test_rows_of_a_cache_have_what_the_source_has_and_the_teachers_logits(tmp_pa
     assert found["id"].tolist() == [name for file in source.files() for name in source.ids(file).to_pylist()]
     assert found["input_ids"].shape == found["position_ids"].shape == found["label"].shape == (len(found["id"]), L)
     teacher = make_teacher(HuggingFaceSpec(model), dtype="float32", seed=0)
-    logits = teacher.logits([found["input_ids"], found["position_ids"]])
+    logits = teacher.logits({name: found[name] for name in ("input_ids", "position_ids")})
     assert logits.shape == found["logits"].shape == (len(found["id"]), L, SIZE)
     centred = (logits - logits.amax(-1, keepdim=True)).numpy()
     np.testing.assert_allclose(found["logits"], centred, atol=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,15 @@ class Kind:
     """A teacher to be made, and inputs for it."""
 
     spec: Spec
-    inputs: list[np.ndarray]
+    inputs: dict[str, np.ndarray]
     shape: tuple[int, ...]
-    names: list[str] = field(default_factory=lambda: ["x"])
 
     def make(self, dtype: str = "float32", seed: int = 0) -> Any:
         return make_teacher(self.spec, dtype=dtype, seed=seed)
 
     @property
     def example(self) -> pa.Table:
-        columns = {name: array.tolist() for name, array in zip(self.names, self.inputs, strict=True)}
+        columns = {name: array.tolist() for name, array in self.inputs.items()}
         return as_samples(pa.table({"sample_id": range(32), **columns}), Columns(), "toys").slice(0, 1)
 
 
@@ -66,18 +65,18 @@ KINDS = ["module", "module of sequences", "language model", "packed language mod
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest, toys: Path, models: Callable[[str], str]) -> Kind:
     if request.param == "module":
-        return Kind(ModelSpec("stillhouse_toys:linear", {"classes": 5}), [X], (5,))
+        return Kind(ModelSpec("stillhouse_toys:linear", {"classes": 5}), {"x": X}, (5,))
     if request.param == "module of sequences":
         sequences = X.reshape(32, 2, 2)
-        return Kind(ModelSpec("stillhouse_toys:linear", {"features": 2, "classes": 7}), [sequences], (2, 7))
+        return Kind(ModelSpec("stillhouse_toys:linear", {"features": 2, "classes": 7}), {"x": sequences}, (2, 7))
     if request.param == "classifier":
         spec = HuggingFaceSpec(models("LlamaForSequenceClassification"))
-        return Kind(spec, [IDS + (IDS == 0), np.ones_like(IDS)], (2,), ["input_ids", "attention_mask"])
+        return Kind(spec, {"input_ids": IDS + (IDS == 0), "attention_mask": np.ones_like(IDS)}, (2,))
     spec = HuggingFaceSpec(models("LlamaForCausalLM"))
     if request.param == "language model":
-        return Kind(spec, [IDS], (6, SIZE), ["input_ids"])
+        return Kind(spec, {"input_ids": IDS}, (6, SIZE))
     places = np.tile(np.array([0, 1, 0, 1, 2, 0], np.int32), (32, 1))
-    return Kind(spec, [IDS, places], (6, SIZE), ["input_ids", "position_ids"])
+    return Kind(spec, {"input_ids": IDS, "position_ids": places}, (6, SIZE))
 
 
 def test_every_backend_is_tried_here() -> None:
@@ -96,7 +95,9 @@ def test_the_same_seed_gives_the_same_answer(kind: Kind) -> None:
 
 def test_batch_size_changes_the_answer_within_rounding_only(kind: Kind) -> None:
     teacher = kind.make()
-    one_by_one = torch.cat([teacher.logits([array[i : i + 1] for array in kind.inputs]) for i in range(6)])
+    one_by_one = torch.cat(
+        [teacher.logits({name: array[i : i + 1] for name, array in kind.inputs.items()}) for i in range(6)]
+    )
     torch.testing.assert_close(one_by_one, teacher.logits(kind.inputs)[:6], rtol=1e-5, atol=1e-5)
 
 
@@ -114,7 +115,7 @@ def test_a_modules_inputs_are_of_its_dtype(toys: Path) -> None:
 
     teacher: Any = make_teacher(ModelSpec("stillhouse_toys:linear"), dtype="float16", seed=0)
     teacher._model = Probe()
-    teacher.logits([X])
+    teacher.logits({"x": X})
 
 
 def test_the_shape_is_told_without_running(kind: Kind) -> None:
@@ -148,4 +149,4 @@ def test_a_module_that_gives_no_logits_is_named(toys: Path, shape: tuple[int, ..
     teacher: Any = make_teacher(ModelSpec("stillhouse_toys:linear"), dtype="float32", seed=0)
     teacher._model = lambda x: torch.zeros(shape)
     with pytest.raises(TeacherError, match=r"gave shape \[.*\[samples, positions, classes\]"):
-        teacher.logits([X])
+        teacher.logits({"x": X})

@@ -79,9 +79,10 @@ def test_packed_documents_give_the_logits_of_unpacked_ones(
     source = make_source({"jsonl": str(tmp_path), "pack": {"column": "text", "sequence_length": 16}})
     [file] = source.files()
     rows = source.read(file, 0, file.rows)
-    packed = [
-        np.stack([np.frombuffer(v.as_py(), np.int32) for v in rows.column(c)]) for c in ("input_ids", "position_ids")
-    ]
+    packed = {
+        name: np.stack([np.frombuffer(value.as_py(), np.int32) for value in rows.column(name)])
+        for name in ("input_ids", "position_ids")
+    }
     teacher = teacher_of(saved(name), dtype)
     found = teacher.logits(packed).float().reshape(-1, SIZE)
     at = 0
@@ -89,7 +90,7 @@ def test_packed_documents_give_the_logits_of_unpacked_ones(
         left = document
         while left:  # what lies in one row is what is seen at once
             piece, left = left[: 16 - at % 16], left[16 - at % 16 :]
-            alone = teacher.logits([np.array([piece])]).float()[0]
+            alone = teacher.logits({"input_ids": np.array([piece])}).float()[0]
             torch.testing.assert_close(found[at : at + len(piece)], alone, rtol=0, atol=tolerance)
             at += len(piece)
     assert at == sum(map(len, documents))
@@ -107,10 +108,10 @@ def test_a_model_whose_attention_crosses_documents_is_refused(saved: Save, dtype
     teacher = teacher_of(saved(), dtype)
     ids, places = np.array([[3, 4, 5, 6, 7, 8]]), np.array([[0, 1, 2, 0, 1, 2]])
     with pytest.raises(TeacherError, match=r"^LlamaForCausalLM lets one packed document see another: .*a single doc"):
-        teacher.logits([ids, places])
+        teacher.logits({"input_ids": ids, "position_ids": places})
     for single in ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 0, 0], [0, 0, 0, 0, 0, 0]):
-        assert teacher.logits([ids, np.array([single])]).shape == (1, 6, SIZE)
-    assert teacher.logits([ids]).shape == (1, 6, SIZE)
+        assert teacher.logits({"input_ids": ids, "position_ids": np.array([single])}).shape == (1, 6, SIZE)
+    assert teacher.logits({"input_ids": ids}).shape == (1, 6, SIZE)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -129,14 +130,21 @@ def test_a_model_whose_positions_run_on_is_refused(saved: Save, dtype: str, monk
 
     monkeypatch.setattr(GPT2LMHeadModel, "forward", runs_on)
     with pytest.raises(TeacherError, match="lets one packed document see another"):
-        teacher_of(saved("gpt2"), dtype).logits([np.array([[3, 4, 5, 6]]), np.array([[0, 1, 0, 1]])])
+        teacher_of(saved("gpt2"), dtype).logits(
+            {"input_ids": np.array([[3, 4, 5, 6]]), "position_ids": np.array([[0, 1, 0, 1]])}
+        )
 
 
 @pytest.mark.parametrize("is_decoder", [False, True])
 def test_a_model_that_sees_the_tokens_that_follow_is_refused(tmp_path: Path, is_decoder: bool) -> None:
     spec = HuggingFaceSpec(str(save_model(tmp_path, "RobertaForCausalLM", is_decoder=is_decoder)))
     if is_decoder:
-        assert TransformersTeacher(spec, dtype="float32", seed=0, device="cpu").logits([np.array([[3, 4]])]).ndim == 3
+        assert (
+            TransformersTeacher(spec, dtype="float32", seed=0, device="cpu")
+            .logits({"input_ids": np.array([[3, 4]])})
+            .ndim
+            == 3
+        )
         return
     with pytest.raises(ModelError, match=r"^RobertaForCausalLM sees the tokens that follow: .*Set is_decoder"):
         TransformersTeacher(spec, dtype="float32", seed=0, device="cpu")
@@ -148,14 +156,14 @@ def test_a_classifier_that_takes_no_batch_is_refused(tmp_path: Path) -> None:
         TransformersTeacher(HuggingFaceSpec(folder), dtype="float32", seed=0, device="cpu")
     change_config(folder, pad_token_id=0)
     teacher = TransformersTeacher(HuggingFaceSpec(folder), dtype="float32", seed=0, device="cpu")
-    assert teacher.logits([np.array([[3, 4], [5, 6]])]).shape == (2, 3)
+    assert teacher.logits({"input_ids": np.array([[3, 4], [5, 6]])}).shape == (2, 3)
 
 
 # Several devices
 
 
 def test_a_model_laid_over_what_there_is_answers_as_on_one_device(saved: Save) -> None:
-    spec, ids = HuggingFaceSpec(saved()), [np.array([[3, 4, 5]])]
+    spec, ids = HuggingFaceSpec(saved()), {"input_ids": np.array([[3, 4, 5]])}
     spread, one = (TransformersTeacher(spec, dtype="float32", seed=0, device=device) for device in ("auto", "cpu"))
     torch.testing.assert_close(spread.logits(ids), one.logits(ids), rtol=0, atol=1e-6)
 
@@ -185,8 +193,8 @@ def test_a_padded_head_is_cut_to_the_tokenizers_size(saved: Save) -> None:
     folder = saved("llama of a padded head")
     ids = np.array([[3, 4, 5]])
     cut, whole = teacher_of(folder), teacher_of(folder, vocabulary=SIZE + 32)
-    assert cut.logits([ids]).shape == (1, 3, SIZE)
-    assert torch.equal(whole.logits([ids])[..., :SIZE], cut.logits([ids]))
+    assert cut.logits({"input_ids": ids}).shape == (1, 3, SIZE)
+    assert torch.equal(whole.logits({"input_ids": ids})[..., :SIZE], cut.logits({"input_ids": ids}))
 
 
 def test_without_a_tokenizer_the_head_is_whole(own: Save) -> None:
@@ -250,7 +258,7 @@ def test_a_token_id_outside_the_vocabulary_is_named_with_its_sample(saved: Save,
 @pytest.mark.parametrize("odd", [-1, SIZE])
 def test_a_foreign_id_is_refused_before_the_model_sees_it(saved: Save, odd: int) -> None:
     with pytest.raises(SourceError, match="vocabulary has the ids 0 to"):
-        teacher_of(saved("llama of a padded head")).logits([np.array([[3, odd]])])
+        teacher_of(saved("llama of a padded head")).logits({"input_ids": np.array([[3, odd]])})
 
 
 def test_a_sequence_longer_than_the_context_is_refused(saved: Save, tmp_path: Path) -> None:

@@ -45,16 +45,19 @@ def test_packed_documents_have_the_logits_of_unpacked_ones(
     folder = str(save_model(tmp_path / "model", architecture))
     draw, lengths = np.random.default_rng(0), (5, 1, 9, 17)
     documents = [draw.integers(2, SIZE, length) for length in lengths]
-    row = [np.concatenate(documents)[None], np.concatenate([np.arange(length) for length in lengths])[None]]
+    row = {
+        "input_ids": np.concatenate(documents)[None],
+        "position_ids": np.concatenate([np.arange(length) for length in lengths])[None],
+    }
     teacher = teacher_on(device, folder, dtype)
     found = teacher.logits(row)
     assert found.is_cuda and found.dtype == getattr(torch, dtype)
-    alone = torch.cat([teacher.logits([document[None]])[0] for document in documents])
+    alone = torch.cat([teacher.logits({"input_ids": document[None]})[0] for document in documents])
     torch.testing.assert_close(found[0].float(), alone.float(), rtol=0, atol=tolerance)
     cpu = teacher_on("cpu", folder).logits(row)
     torch.testing.assert_close(found.float().cpu(), cpu, rtol=0, atol=tolerance)
     with pytest.raises(SourceError, match=r"The teacher's vocabulary has the ids"):
-        teacher.logits([np.array([[SIZE]])])
+        teacher.logits({"input_ids": np.array([[SIZE]])})
 
 
 def test_a_span_that_a_gpu_labelled_is_that_of_a_cpu(tmp_path: Path) -> None:

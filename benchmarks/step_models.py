@@ -190,7 +190,7 @@ class Step:
             return torch.log_softmax((known[piece] @ head.t()).float() / TEMPERATURE, dim=1)
 
         value = Term(Ask(TEMPERATURE, mean=rows), lambda picked: picked.mean_log_m_P - picked.mean_log_q_P)
-        return alone(output, value)
+        return TEMPERATURE**2 * alone(output, value, slice(None))
 
     def _given(self, source: str) -> Any:
         if source not in self.targets:

@@ -11,14 +11,15 @@ from storage.errors import Mismatch
 
 
 def apply_model(model: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
-    """`model(**inputs, **options)`, with every input checked against the parameters of the model's `forward`.
+    """The logits of `model(**inputs, **options)`, with every input checked against the parameters of its `forward`.
 
     inputs: tensors by the names of their columns, as in `batch.inputs`. A single input may have any name: it is
     passed by position where `forward` has no parameter of that name. `forward(*inputs)` gets all inputs in their
     order, `forward(**inputs)` all by name. A model of the transformers library takes only the names that its
     `forward` spells out, although it would swallow others.
 
-    DistributedDataParallel, FullyShardedDataParallel and torch.compile wrappers are looked through.
+    DistributedDataParallel, FullyShardedDataParallel and torch.compile wrappers are looked through. Of an output with
+    `logits`, as the transformers library gives, these are returned; any other output as it is.
     Raises Mismatch for an input that `forward` does not take, and for a parameter without an input or default.
     """
     inner = _inner(model)
@@ -26,7 +27,7 @@ def apply_model(model: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
     try:
         parameters = dict(inspect.signature(forward).parameters)
     except (TypeError, ValueError):  # some compiled modules have no signature
-        return model(*inputs.values(), **options)
+        return _logits(model(*inputs.values(), **options))
     kinds = {parameter.kind for parameter in parameters.values()}
     named = {
         name: parameter
@@ -37,11 +38,11 @@ def apply_model(model: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
     if unknown and Parameter.VAR_KEYWORD in kinds and not _is_transformers_model(model):
         unknown = []
     if unknown and not named and Parameter.VAR_POSITIONAL in kinds:
-        return model(*inputs.values(), **options)
+        return _logits(model(*inputs.values(), **options))
     if unknown and len(inputs) == 1 and _takes_position(parameters):
         first = next(iter(parameters))
         _refuse_missing(model, {n: p for n, p in named.items() if n != first}, inputs, options)
-        return model(*inputs.values(), **options)
+        return _logits(model(*inputs.values(), **options))
     if unknown:
         raise Mismatch(
             f"The data has the inputs {', '.join(inputs)}, and {_name(model)}.forward takes no '{unknown[0]}'.",
@@ -49,7 +50,7 @@ def apply_model(model: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
             "Rename the column or the parameter, or choose the columns with source.columns.inputs.",
         )
     _refuse_missing(model, named, inputs, options)
-    return model(**inputs, **options)
+    return _logits(model(**inputs, **options))
 
 
 def _refuse_missing(
@@ -63,6 +64,11 @@ def _refuse_missing(
             "Inputs are passed by name; every parameter without a default needs one.",
             "Rename the columns or the parameters, or add the column with source.columns.inputs.",
         )
+
+
+def _logits(output: Any) -> Any:
+    found = getattr(output, "logits", None)
+    return output if found is None else found
 
 
 def _inner(model: Any) -> Any:

@@ -21,7 +21,7 @@ from storage.encodings import Encoding, make_encoding
 from storage.errors import CorruptShard, RecipeError
 from storage.samples import LABEL, SAMPLE_ID
 from storage.sections import ByteRange, Section, section_of, section_stops
-from storage.targets import Targets
+from storage.targets import Targets, with_mask
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"stillhouse"
@@ -81,6 +81,17 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.sample_id)
+
+    def __getitem__(self, rows: slice) -> Rows:
+        """Some of the rows, `rows[8:16]`."""
+        if not isinstance(rows, slice):
+            raise TypeError(f"rows are sliced, as in rows[8:16]; found rows[{rows!r}]")
+        return Rows(
+            self.sample_id[rows],
+            {name: array[rows] for name, array in self.inputs.items()},
+            None if self.label is None else self.label[rows],
+            None if self.targets is None else self.targets[rows],
+        )
 
 
 def read_header(schema: pa.Schema, where: str) -> ShardHeader:
@@ -277,7 +288,8 @@ def decode(table: pa.Table, header: ShardHeader) -> Rows:
     names = {field.name for field in targets_fields}
     columns = {f.name: tensors.unpack(table.column(f.name), table.schema.field(f.name)) for f in targets_fields}
     rows = sample_rows(table.select([name for name in table.schema.names if name not in names]))
-    return Rows(rows.sample_id, rows.inputs, rows.label, header.encoding.decode(columns, header.classes))
+    targets = with_mask(header.encoding.decode(columns, header.classes), rows.label)
+    return Rows(rows.sample_id, rows.inputs, rows.label, targets)
 
 
 def sample_rows(samples: pa.Table) -> Rows:

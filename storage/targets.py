@@ -3,6 +3,9 @@
 Legend: P positions, V classes (a vocabulary's tokens, a classifier's classes), K kept ids, G temperatures.
 Of rows that are sequences of L positions, P is [R, L] until `flat` makes one axis of both.
 Arrays are numpy when they come from a stream, torch after `storage.torch`.
+
+`mask_P`, [P] bool, says which positions have a target; None means all. It is set where rows are decoded (see
+`with_mask`). What the other arrays hold where it is False has no meaning.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from storage.errors import RecipeError
 
@@ -27,9 +32,19 @@ class DenseTargets:
 
     logits_PV: Any
     temperature_P: Any
+    mask_P: Any = None
 
     def __len__(self) -> int:
         return len(self.logits_PV)
+
+    def __getitem__(self, rows: slice) -> DenseTargets:
+        """The targets of some rows, `targets[8:16]`."""
+        return self.each(_slicer(rows))
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The axes of positions: (R,) of classified samples, (R, L) of sequences."""
+        return tuple(self.temperature_P.shape)
 
     @property
     def classes(self) -> int:
@@ -37,11 +52,13 @@ class DenseTargets:
 
     def each(self, change: Callable[[Any], Any]) -> DenseTargets:
         """The same with every array put through `change`."""
-        return DenseTargets(change(self.logits_PV), change(self.temperature_P))
+        mask_P = None if self.mask_P is None else change(self.mask_P)
+        return DenseTargets(change(self.logits_PV), change(self.temperature_P), mask_P)
 
     def flat(self) -> DenseTargets:
         """One axis of positions, whatever the axes before the classes were."""
-        return DenseTargets(self.logits_PV.reshape(-1, self.classes), self.temperature_P.reshape(-1))
+        mask_P = None if self.mask_P is None else self.mask_P.reshape(-1)
+        return DenseTargets(self.logits_PV.reshape(-1, self.classes), self.temperature_P.reshape(-1), mask_P)
 
 
 @dataclass(frozen=True)
@@ -65,9 +82,19 @@ class TopKTargets:
     entropy_PG: Any
     temperatures: tuple[float, ...]
     classes: int
+    mask_P: Any = None
 
     def __len__(self) -> int:
         return len(self.ids_PK)
+
+    def __getitem__(self, rows: slice) -> TopKTargets:
+        """The targets of some rows, `targets[8:16]`."""
+        return self.each(_slicer(rows))
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The axes of positions: (R,) of classified samples, (R, L) of sequences."""
+        return tuple(self.label_log_prob_P.shape)
 
     def each(self, change: Callable[[Any], Any]) -> TopKTargets:
         """The same with every array put through `change`."""
@@ -79,6 +106,7 @@ class TopKTargets:
             log_z_PG=change(self.log_z_PG),
             log_tail_PG=change(self.log_tail_PG),
             entropy_PG=change(self.entropy_PG),
+            mask_P=None if self.mask_P is None else change(self.mask_P),
         )
 
     def flat(self) -> TopKTargets:
@@ -98,3 +126,19 @@ class TopKTargets:
 
 
 Targets = DenseTargets | TopKTargets
+
+
+def with_mask(targets: Targets, label: np.ndarray[Any, Any] | None) -> Targets:
+    """Targets of decoded rows with their mask: of sequences, where the label [R, L] is not IGNORED; otherwise all.
+
+    A classified sample has a target whether or not it has a label. So has every position of unlabelled sequences.
+    """
+    if label is not None and len(targets.lead) > 1:
+        return replace(targets, mask_P=label != IGNORED)
+    return replace(targets, mask_P=np.ones(targets.lead, bool))
+
+
+def _slicer(rows: slice) -> Callable[[Any], Any]:
+    if not isinstance(rows, slice):
+        raise TypeError(f"targets are sliced, as in targets[8:16]; found targets[{rows!r}]")
+    return lambda array: array[rows]

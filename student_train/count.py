@@ -1,4 +1,4 @@
-"""How many positions of a batch count, over all workers: what makes their sums one mean."""
+"""How many positions of a global batch count, over all workers: what makes their sums one mean."""
 
 from __future__ import annotations
 
@@ -8,33 +8,47 @@ from typing import Any
 import torch
 
 from storage.stream.batches import Batch
-from student_train.positions import lead
+from student_train.positions import Needs, lead, mask_of
+
+_KINDS: tuple[Needs, Needs] = ("targets", "label")
 
 
 class Count:
-    """How many positions of a global batch count. Every worker makes one at each step, and asks once it needs it."""
+    """The positions of a global batch that count, for soft losses and for labels.
 
-    def __init__(self, batch: Batch, at: torch.Tensor | slice, world: int, device: str) -> None:
-        """at: `counted` of this worker's part."""
-        self._world, self._asked = world, None
-        if world == 1 or batch.rows.label is None:
-            masked = isinstance(at, torch.Tensor)
-            self._count: Any = len(at) if masked else batch.global_size * math.prod(lead(batch.rows)[1:])
+    Every worker makes one at each step; its all-reduce runs while the model's forward does.
+    """
+
+    def __init__(self, batch: Batch, world: int, device: str) -> None:
+        """batch: this worker's part, in numpy."""
+        self._world, self._work = world, None
+        mine = [_count(batch, needs) for needs in _KINDS]
+        self._counts: Any = mine
+        if world == 1:
             return
-        # A worker cannot see whether another one's labels are masked, so all ask; the answer comes during the forward.
-        mine = len(at) if isinstance(at, torch.Tensor) else batch.rows.label.size
-        self._count = torch.tensor(mine, device=device)
-        self._asked = torch.distributed.all_reduce(self._count, async_op=True)
+        if batch.rows.label is None:
+            # Nothing is masked on any worker.
+            self._counts = [batch.global_size * math.prod(lead(batch.rows)[1:])] * 2
+            return
+        # A worker cannot see whether another one's labels are masked.
+        self._counts = torch.tensor(mine, device=device)
+        self._work = torch.distributed.all_reduce(self._counts, async_op=True)
 
-    def all(self) -> torch.Tensor | int:
-        if self._asked is not None:
-            self._asked.wait()
-            self._asked = None
-        return self._count
+    def of(self, needs: Needs) -> torch.Tensor | int:
+        """The positions of all workers that count for a loss that needs this."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return self._counts[_KINDS.index(needs)]
 
-    def scale(self) -> torch.Tensor | float:
+    def scale(self, needs: Needs) -> torch.Tensor | float:
         """What makes the sum over a worker's positions the mean over all, once it is averaged over workers."""
-        count = self.all()
+        count = self.of(needs)
         if isinstance(count, int):
             return self._world / max(count, 1)
         return (self._world / count.clamp(min=1).double()).float()
+
+
+def _count(batch: Batch, needs: Needs) -> int:
+    mask = mask_of(batch.rows, needs)
+    return math.prod(lead(batch.rows)) if mask is None else int(mask.sum())

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 
 from storage.errors import Mismatch, SourceError, StillhouseError
+from storage.model_call import apply_model
 from storage.shard import Rows
 from storage.stream import RowGroups, head
 from storage.targets import IGNORED
 from storage.torch import to_torch
-from student_train.losses import LOSSES, Output, Unprojected, Weighted, terms_of
+from student_train.losses import LOSSES, Output, Weighted, terms_of
+from student_train.losses.checks import output_shape
 from student_train.positions import kept, lead
 
 
@@ -32,8 +34,7 @@ def check_fit(
                 f"The loss {name} needs them.",
                 "Leave that loss out, or give data with labels.",
             )
-    output = _output(model, batch, data)
-    classes, found = _shape(output)
+    found, classes = output_shape(_output(model, batch, data))
     if found != lead(batch):
         raise Mismatch(
             f"The model gives logits for positions {list(found)} where the labels or targets of {data.where} "
@@ -51,7 +52,7 @@ def _output(model: torch.nn.Module, batch: Rows, data: RowGroups) -> Output:
     model.eval()
     try:
         with torch.inference_mode():
-            output = model(*batch.inputs.values())
+            return apply_model(model, batch.inputs)
     except StillhouseError:
         raise
     except Exception as error:  # whatever a model's own checks raise
@@ -59,27 +60,6 @@ def _output(model: torch.nn.Module, batch: Rows, data: RowGroups) -> Output:
         raise Mismatch(
             f"The model does not take the inputs of {data.where} ({shapes}): {type(error).__name__}: {error}."
         ) from error
-    if not isinstance(output, Unprojected) and not (isinstance(output, torch.Tensor) and output.ndim in (2, 3)):
-        raise Mismatch(
-            f"The model gave {type(output).__name__}.",
-            "It gives logits [samples, classes] or [samples, positions, classes], or student_train.losses.Unprojected.",
-        )
-    return output
-
-
-def _shape(output: Output) -> tuple[int, tuple[int, ...]]:
-    """The classes, and the axes of positions, of a student's output. Raises Mismatch."""
-    if not isinstance(output, Unprojected):
-        return int(output.shape[-1]), tuple(output.shape[:-1])
-    weight = tuple(output.weight.shape)
-    bias = () if output.bias is None else tuple(output.bias.shape)
-    if len(weight) != 2 or weight[1] != output.hidden.shape[-1] or bias not in ((), weight[:1]):
-        raise Mismatch(
-            f"The model gave hidden states {list(output.hidden.shape)} with a weight {list(weight)}"
-            f"{f' and a bias {list(bias)}' if bias else ''}.",
-            "Hidden states [..., d] go with a weight [classes, d] and a bias [classes].",
-        )
-    return output.classes, output.lead
 
 
 def _other_classes(where: str, theirs: int, mine: int, sequences: bool) -> Mismatch:

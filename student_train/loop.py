@@ -15,6 +15,7 @@ import torch
 
 from storage.digest import canonical_json, sha256_of
 from storage.errors import RecipeError, TrainingError
+from storage.model_call import apply_model
 from storage.recipes import SourceSection
 from storage.shard import Rows
 from storage.sources import make_source
@@ -27,9 +28,9 @@ from student_train.count import Count
 from student_train.evaluate import evaluate, rows_a_batch
 from student_train.fit import check_fit, check_labels
 from student_train.journal import Point
-from student_train.losses import combine
+from student_train.losses import LOSSES, factor, loss_parts, needed
 from student_train.means import Means
-from student_train.positions import counted, lead
+from student_train.positions import indices, lead, mask_of
 
 
 @dataclass(frozen=True)
@@ -139,25 +140,28 @@ def train(
 
     model.train()
     unigram = _unigram(sections, data, place.device)
-    means = Means()
+    factors = {name: factor(name, section) for name, section in sections.items()}
+    means = Means(factors)
     for step, batch in zip(range(first, recipe.steps), stream.endless(), strict=False):
         torch.manual_seed(step_seed(seed, step, place.rank))
-        # Where labels still are on the CPU, so that a GPU is not waited for.
-        at = counted(batch.rows.label)
-        count = Count(batch, at, place.world, place.device)
+        # Where masks still are on the CPU, so that a GPU is not waited for.
+        at = indices(mask_of(batch.rows, needed(sections)))
+        count = Count(batch, place.world, place.device)
         rows = to_torch(batch.rows, place.device)
         at = at if isinstance(at, slice) else at.to(place.device, non_blocking=True)
-        output = wrapped(*rows.inputs.values())
+        output = apply_model(wrapped, rows.inputs)
         check_labels(batch.rows, classes)
-        total_P, parts = combine(sections, output, rows, at=at, unigram=unigram)
+        parts = loss_parts(sections, output, rows, at=at, unigram=unigram)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe.optimizer, step, recipe.steps)
         optimizer.zero_grad(set_to_none=True)
-        # DDP averages over ranks whatever their share of the batch; this makes it the batch's mean.
-        (total_P.sum() * count.scale()).backward()
+        # DDP averages over ranks whatever their share of the batch; the scale makes it the batch's mean.
+        loss = torch.stack(
+            [factors[name] * part.sum() * count.scale(LOSSES[name].needs) for name, part in parts.items()]
+        ).sum()
+        loss.backward()
         optimizer.step()
-        losses = {"loss": total_P, **{f"loss_{name}": part for name, part in parts.items()}}
-        means.add(losses, count.all(), batch.global_size)
+        means.add(parts, {name: count.of(LOSSES[name].needs) for name in parts}, batch.global_size)
         done, last = step + 1, step + 1 == recipe.steps
         resumable = done % recipe.checkpoint_every == 0 or last
         # A checkpoint closes a log window too, so that a resumed run logs the same means.
@@ -234,7 +238,7 @@ def _evaluate(
             check_labels(rows, classes)
             yield to_torch(rows, place.device)
 
-    return evaluate(lambda rows: model(*rows.inputs.values()), batches())
+    return evaluate(lambda rows: apply_model(model, rows.inputs), batches())
 
 
 def parameters_digest(model: torch.nn.Module) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 import torch
 
@@ -12,20 +13,29 @@ from student_train.journal import Point
 
 
 class Means:
-    """Sums stay on the device until `take`, which every worker calls at the same steps."""
+    """Sums stay on the device until `take`, which every worker calls at the same steps.
 
-    def __init__(self) -> None:
+    Each loss is reported as it is: per position, without its weight and its power of the temperature. `loss` is the
+    objective: the sum of the losses times their factors.
+    """
+
+    def __init__(self, factors: Mapping[str, float]) -> None:
+        """factors: of each loss in the objective."""
+        self._factors = dict(factors)
+        self._begin()
+
+    def _begin(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._positions: torch.Tensor | int = 0
+        self._counts: dict[str, torch.Tensor | int] = dict.fromkeys(self._factors, 0)
         self._rows, self._since = 0, time.monotonic()
 
-    def add(self, values: dict[str, torch.Tensor], positions: torch.Tensor | int, rows: int) -> None:
-        """One step's losses, [P] each for this worker's P positions; positions, rows: those of all workers."""
+    def add(self, parts: Mapping[str, torch.Tensor], counts: Mapping[str, torch.Tensor | int], rows: int) -> None:
+        """One step's losses, [P] each for this worker's positions; counts, rows: positions and rows of all workers."""
         self._rows += rows
-        self._positions = self._positions + positions
-        for name, value_P in values.items():
+        for name, value_P in parts.items():
             total = value_P.detach().double().sum()
             self._sums[name] = self._sums[name] + total if name in self._sums else total
+            self._counts[name] = self._counts[name] + counts[name]
 
     def take(self, step: int, lr: float) -> list[Point]:
         """One point a metric, and begin anew. Raises TrainingError for what is not a number, on every worker."""
@@ -34,8 +44,9 @@ class Means:
                 torch.distributed.all_reduce(total)
         now, seconds = int(time.time() * 1000), max(time.monotonic() - self._since, 1e-9)
         # Of steps in which nothing counts, sums are 0 too.
-        count = max(int(self._positions), 1)
-        values = {f"train/{name}": float(total) / count for name, total in self._sums.items()}
+        means = {name: float(total) / max(int(self._counts[name]), 1) for name, total in self._sums.items()}
+        objective = sum(self._factors[name] * mean for name, mean in means.items())
+        values = {"train/loss": objective, **{f"train/loss_{name}": mean for name, mean in means.items()}}
         for name, value in values.items():
             if not math.isfinite(value):
                 raise TrainingError(
@@ -44,5 +55,5 @@ class Means:
                     "Lower optimizer.lr, or look at the inputs.",
                 )
         values |= {"train/lr": lr, "train/samples_per_s": self._rows / seconds}
-        self._sums, self._positions, self._rows, self._since = {}, 0, 0, time.monotonic()
+        self._begin()
         return [(name, value, step, now) for name, value in values.items()]

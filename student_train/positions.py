@@ -1,15 +1,19 @@
-"""Which positions of a batch count: those that have a label, or all where nothing is labelled."""
+"""Which positions count: those with a target for soft losses, those with a label for cross entropy."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from storage.shard import Rows
-from storage.targets import IGNORED, DenseTargets
+from storage.targets import IGNORED, Targets
+
+# What a loss compares the student with.
+Needs = Literal["targets", "label"]
 
 # Wide enough for any id; torch does little with these as they are.
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
@@ -17,34 +21,57 @@ _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 def lead(rows: Rows) -> tuple[int, ...]:
     """The axes of positions: (R,) of classified samples, (R, L) of sequences."""
-    if rows.label is not None:
-        return tuple(rows.label.shape)
-    targets: Any = rows.targets
-    if targets is None:
-        return (len(rows),)
-    first = targets.temperature_P if isinstance(targets, DenseTargets) else targets.label_log_prob_P
-    return tuple(first.shape)
+    if rows.targets is not None:
+        return rows.targets.lead
+    return (len(rows),) if rows.label is None else tuple(rows.label.shape)
 
 
-def counted(label: Any) -> torch.Tensor | slice:
-    """Indices of the positions whose label is not IGNORED, all axes made one; slice(None) where that is all.
+def mask_of(rows: Rows, needs: Needs) -> Any:
+    """[R] or [R, L] bool, numpy or torch as the rows are: the positions that count for a loss; None means all."""
+    if needs == "targets":
+        return None if rows.targets is None else rows.targets.mask_P
+    return None if rows.label is None else rows.label != IGNORED
 
-    label: numpy or torch, [R], [R, L] or None; the indices are where the label is.
-    """
-    if label is None:
+
+def indices(mask: Any) -> torch.Tensor | slice:
+    """Where a mask is True, all axes made one; slice(None) where that is everywhere. A GPU waits for the answer."""
+    if mask is None:
         return slice(None)
-    counts = torch.as_tensor(label != IGNORED).reshape(-1)
-    return slice(None) if bool(counts.all()) else counts.nonzero()[:, 0]
+    mask_P = torch.as_tensor(mask).reshape(-1)
+    return slice(None) if bool(mask_P.all()) else mask_P.nonzero()[:, 0]
+
+
+def take(targets: Targets, at: torch.Tensor | slice) -> Targets:
+    """Targets of some positions, one axis of them."""
+    return targets.flat().each(lambda array: _taken(array, at))
 
 
 def kept(rows: Rows, at: torch.Tensor | slice) -> Rows:
     """Label and targets of some positions, one axis of them; the inputs are left out."""
-
-    def take(value: torch.Tensor) -> torch.Tensor:
-        if isinstance(at, slice):
-            return value[at]
-        return (value.long() if value.dtype in _UNSIGNED else value)[at]
-
-    label: Any = None if rows.label is None else take(torch.as_tensor(rows.label).reshape(-1))
-    targets = None if rows.targets is None else rows.targets.flat().each(take)
+    label: Any = None if rows.label is None else _taken(torch.as_tensor(rows.label).reshape(-1), at)
+    targets = None if rows.targets is None else take(rows.targets, at)
     return replace(rows, sample_id=np.empty(0), inputs={}, label=label, targets=targets)
+
+
+def _taken(value: torch.Tensor, at: torch.Tensor | slice) -> torch.Tensor:
+    if isinstance(at, slice):
+        return value[at]
+    return (value.long() if value.dtype in _UNSIGNED else value)[at]
+
+
+def count_positions(of: Targets | torch.Tensor) -> torch.Tensor:
+    """How many positions of the global batch count, summed over all ranks: [] int64, at least 1.
+
+    of: what the loss is given: `batch.targets`, whose mask counts, or `batch.label`, whose labels other than -100
+    count. With `loss_P.sum() * world / count_positions(batch.targets)` DistributedDataParallel, which averages over
+    ranks, has the gradient of the mean over the global batch. Every rank calls it once a step, with the batch on the
+    device of its process group.
+    """
+    mask = of != IGNORED if isinstance(of, torch.Tensor) else of.mask_P
+    if mask is None:
+        assert not isinstance(of, torch.Tensor)
+        mask = torch.ones(math.prod(of.lead), dtype=torch.bool)
+    count = torch.as_tensor(mask).sum()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+    return count.clamp(min=1)

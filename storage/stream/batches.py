@@ -6,10 +6,10 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from operator import index
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Batch:
     """One rank's part of a global batch, in memory of its own.
 
     places: [B] the place of each row. first: the first place of the global batch; global_size: the
-    positions of all ranks together.
+    rows of all ranks together.
     """
 
     first: int
@@ -48,6 +48,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getitem__(self, rows: slice) -> Self:
+        """Some rows of this rank's part, `batch[8:16]`, for gradient accumulation; `first` and `global_size` stay."""
+        return replace(self, places=self.places[rows], rows=self.rows[rows])
 
     @property
     def sample_id(self) -> np.ndarray[Any, Any]:

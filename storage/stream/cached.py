@@ -24,7 +24,7 @@ from storage.samples import LABEL, SAMPLE_ID
 from storage.shard import RangeFile, Rows, chunk_start, read_header
 from storage.stream.groups import Arrays, Column, Ints, plain_rows
 from storage.stream.landing import Chunk, Landing
-from storage.targets import Targets
+from storage.targets import Targets, with_mask
 
 log = logging.getLogger("stillhouse.stream")
 T = TypeVar("T")
@@ -179,7 +179,7 @@ class CacheRows:
                 for kind, at in zip(kinds, places, strict=True)
             ]
             targets = _joined(parts, places)
-        return Rows(rows.sample_id, rows.inputs, rows.label, targets)
+        return Rows(rows.sample_id, rows.inputs, rows.label, with_mask(targets, rows.label))
 
 
 def _told(columns: Sequence[Column]) -> str:

@@ -32,8 +32,8 @@ class Unprojected(NamedTuple):
 
 Output = torch.Tensor | Unprojected
 
-# A teacher's log probabilities [C, V] of a slice of the positions: finite, their exponentials sum to one, and in new
-# memory, which is written over.
+# A teacher's log probabilities [C, V] of a slice of the positions: finite (the lowest number where a class has
+# probability 0), their exponentials sum to one, and in new memory, which is written over.
 LogProbs = Callable[[slice], torch.Tensor]
 
 

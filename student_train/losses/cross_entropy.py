@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import torch
 
+from storage.targets import IGNORED
 from student_train.losses.asks import Ask, Output, Term
+from student_train.losses.checks import check_label
 from student_train.losses.picks import alone
+from student_train.positions import indices
+
+# Cross entropy has no temperature.
+TEMPERATURE_POWER = 0
 
 
 def term(label_P: torch.Tensor) -> Term:
-    """-log q(label), q = softmax(logits); [P] in nats."""
-    return Term(Ask(ids_PK=label_P[:, None]), lambda picked: -picked.log_q_PK[:, 0])
+    """-log q(label), q = softmax(logits); [P] in nats, and 0 where the label is IGNORED."""
+    counts_P = label_P != IGNORED
+    ask = Ask(ids_PK=label_P.clamp(min=0)[:, None])
+    return Term(ask, lambda picked: torch.where(counts_P, -picked.log_q_PK[:, 0], 0.0))
 
 
-def cross_entropy(output: Output, label_P: torch.Tensor) -> torch.Tensor:
+def cross_entropy(output: Output, label: torch.Tensor) -> torch.Tensor:
     """-log q(label), q = softmax(logits); [P] in nats, in float32 or the logits' higher precision.
 
-    output: logits [P, V], or Unprojected; of [R, L, V] the positions are one axis of R L. label_P: as many classes.
+    output: logits [R, V] or [R, L, V], or Unprojected; label: integers [R] or [R, L]. P is R or R * L: of sequences
+    the positions are one axis. The value is 0, without a gradient, where the label is -100, as in
+    torch.nn.functional.cross_entropy. Divide its sum by `count_positions(label)` for a mean.
+    Raises Mismatch for shapes that do not fit, SourceError for a label that is no class.
     """
-    return alone(output, term(label_P.reshape(-1)))
+    check_label(output, label)
+    label_P = label.reshape(-1)
+    at = indices(label_P != IGNORED)
+    return alone(output, term(label_P[at]), at)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from storage.errors import RecipeError
 from storage.names import nearest
 from storage.targets import DenseTargets, Targets, TopKTargets
 from student_train.losses.asks import Ask, Output, Picked, Term
+from student_train.losses.checks import check_targets
 from student_train.losses.passes import outside
 from student_train.losses.picks import alone
+from student_train.positions import indices, take
+
+# The gradient of the KL divergence shrinks by 1 / T^2 (Hinton, Vinyals & Dean 2015, section 2).
+TEMPERATURE_POWER = 2
 
 TAILS = ("bucket", "unigram", "renormalise", "none")
 
@@ -22,10 +29,12 @@ def forward_kl(
     tail: str | None = None,
     unigram: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """KL(p^T || q^T) with p^T = softmax(z_teacher / T), q^T = softmax(z_student / T); [P] in nats.
+    """T^2 KL(p^T || q^T) with p^T = softmax(z_teacher / T), q^T = softmax(z_student / T); [P] in nats.
 
-    output: logits [P, V], or Unprojected; of [R, L, V] the positions are one axis of R L. The value is in float32 or
-    the logits' higher precision, and not multiplied by T^2 (see `combine`).
+    The factor T^2 keeps the size of the gradient at every temperature; `kl_divergence` is the same without it.
+    output: logits [R, V] or [R, L, V], or Unprojected; targets: of the same rows. P is R or R * L: of sequences the
+    positions are one axis. The value is in float32 or the logits' higher precision. It is 0, without a gradient, where
+    the targets' mask is False. Divide its sum by `count_positions(targets)` for a mean.
     tail: what is made of the mass tau that the teacher has outside its kept ids S; only where a teacher has ids:
       bucket (as None): all other classes are one,
         sum_S p (log p - log q) + tau (log tau - log tau_q);
@@ -35,15 +44,32 @@ def forward_kl(
       renormalise: S is all there is, sum_S p/a (log p/a - log q) with a = sum_S p; the gradient is q - p/a.
       none: the others are left out, sum_S p (log p - log q); the gradient is a q - p. No divergence: less than 0 where
         a student has more of S than its teacher.
+    A class that the teacher rules out (logit -inf) has p = 0 and adds nothing. One that only the student rules out
+    makes the value infinite.
     Formulas: Hinton, Vinyals & Dean 2015, equation 1; of sparse targets `storage.targets` and w = p in
-    dL/dy = (sum w) q - w. Raises RecipeError for a tail that is not known or that the targets do not have, and for a
-    temperature outside their grid.
+    dL/dy = (sum w) q - w. Raises Mismatch for shapes and classes that do not fit, RecipeError for a tail that is not
+    known or that the targets do not have, and for a temperature outside their grid.
     """
-    return alone(output, term(targets.flat(), temperature=temperature, tail=tail, unigram=unigram))
+    more: dict[str, Any] = {"temperature": temperature, "tail": tail, "unigram": unigram}
+    return temperature**TEMPERATURE_POWER * kl_divergence(output, targets, **more)
+
+
+def kl_divergence(
+    output: Output,
+    targets: Targets,
+    *,
+    temperature: float = 1.0,
+    tail: str | None = None,
+    unigram: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """KL(p^T || q^T) [P] in nats, as `forward_kl` without its factor T^2: what training and evaluation report."""
+    check_targets(output, targets, temperature)
+    at = indices(targets.mask_P)
+    return alone(output, term(take(targets, at), temperature=temperature, tail=tail, unigram=unigram), at)
 
 
 def term(targets: Targets, *, temperature: float, tail: str | None = None, unigram: torch.Tensor | None = None) -> Term:
-    """What `forward_kl` asks for, and its value; of targets with one axis of positions. Raises RecipeError."""
+    """What `kl_divergence` asks for, and its value; of targets with one axis of positions. Raises RecipeError."""
     if tail is not None and tail not in TAILS:
         raise RecipeError(
             f"The tail '{tail}' is not known.{nearest(tail, TAILS)}", f"It is one of: {', '.join(TAILS)}."
@@ -68,7 +94,9 @@ def _sparse(targets: TopKTargets, temperature: float, tail: str, unigram: torch.
     weight_PK = p_PK
 
     def value(picked: Picked) -> torch.Tensor:
-        return (weight_PK * (log_p_PK - picked.log_q_PK)).sum(dim=1)
+        # A class of probability 0 adds nothing; 0 times -inf is no number.
+        terms_PK = torch.where(weight_PK > 0, weight_PK * (log_p_PK - picked.log_q_PK), 0.0)
+        return terms_PK.sum(dim=1)
 
     def with_tail(log_rest_P: torch.Tensor) -> torch.Tensor:
         """tau (log tau - log_rest), and nothing where there is no tail: 0 times -inf is no number."""
@@ -103,14 +131,16 @@ def _sparse(targets: TopKTargets, temperature: float, tail: str, unigram: torch.
 def teacher_log_probs(targets: DenseTargets, temperature: float) -> torch.Tensor:
     """log p^T [P, V] of dense targets, in float32 or their own higher precision.
 
-    The stored logits are divided by their own T_c already, so T_c / T brings them to T.
+    The stored logits are divided by their own T_c already, so T_c / T brings them to T. A class of probability 0 has
+    the lowest finite number.
     """
     return _log_probs(targets, temperature, slice(None))
 
 
 def _log_probs(targets: DenseTargets, temperature: float, piece: slice) -> torch.Tensor:
     stored = _wide(targets.logits_PV[piece])
-    return torch.log_softmax(stored * (targets.temperature_P[piece, None] / temperature), dim=1)
+    log_p = torch.log_softmax(stored * (targets.temperature_P[piece, None] / temperature), dim=1)
+    return log_p.clamp_(min=torch.finfo(log_p.dtype).min)
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:

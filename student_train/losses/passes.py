@@ -92,7 +92,11 @@ def look(
 def _mean(
     y: torch.Tensor, owner: Ask, out: torch.Tensor | None, piece: slice
 ) -> tuple[torch.Tensor, torch.Tensor | float, torch.Tensor | None]:
-    """The sum of m y, of m, and of m log m [C]; y [C, V] is -inf at the ids `out`, and left so."""
+    """The sum of m y, of m, and of m log m [C]; y [C, V] is -inf at the ids `out`, and left so.
+
+    Where a student rules a class out (y = -inf) that the teacher rules out too (m = 0), it adds nothing; where only
+    the student does, the sum is -inf.
+    """
     if isinstance(owner.mean, torch.Tensor):
         m = owner.mean.to(y.dtype)
         if out is None:
@@ -103,7 +107,10 @@ def _mean(
     assert owner.mean is not None
     log_m = owner.mean(piece).to(y.dtype)
     m = log_m.exp()
-    return torch.linalg.vecdot(m, y), 1.0, torch.linalg.vecdot(m, log_m)
+    impossible_P = (y.isneginf() & (m > 0)).any(dim=1)
+    # 0 times -inf is no number, and 0 times a finite one is 0.
+    total = torch.linalg.vecdot(m, y.clamp_(min=torch.finfo(y.dtype).min / 4))
+    return total.masked_fill(impossible_P, -torch.inf), 1.0, torch.linalg.vecdot(m, log_m)
 
 
 def outside(weights_V: torch.Tensor, ids_PK: torch.Tensor) -> torch.Tensor:

@@ -113,6 +113,11 @@ def _fill(
     return filled
 
 
-def alone(output: Output, term: Term) -> torch.Tensor:
-    """The value [P] of a loss that is taken by itself."""
-    return term.value(pick(output, [term.ask])[0])
+def alone(output: Output, term: Term, at: Positions) -> torch.Tensor:
+    """The value [P] of a loss that is taken by itself, at the positions `at` of all P; 0 at the others."""
+    output = flat(output)
+    value = term.value(pick(output, [term.ask], at)[0])
+    if isinstance(at, slice):
+        return value
+    positions = len(output.hidden if isinstance(output, Unprojected) else output)
+    return value.new_zeros(positions).index_copy(0, at, value)

@@ -11,7 +11,7 @@ import torch
 from storage.samples import LABEL, SAMPLE_ID
 from storage.shard import Rows
 from storage.stream.groups import Arrays, Column, Ints
-from storage.targets import IGNORED, DenseTargets, TopKTargets
+from storage.targets import IGNORED, DenseTargets, TopKTargets, with_mask
 from tests.student_train.sparse import GRID, top_k
 
 VOCABULARY, LENGTH, KEPT = 13, 6, 4
@@ -80,7 +80,7 @@ class SequenceRows:
             targets = DenseTargets(columns["dense"], np.ones(columns["dense"].shape[:2], np.float32))
         else:
             targets = TopKTargets(*(columns[name] for name in TOPK), temperatures=GRID, classes=VOCABULARY)
-        return Rows(columns[SAMPLE_ID], inputs, columns[LABEL], targets)
+        return Rows(columns[SAMPLE_ID], inputs, columns[LABEL], with_mask(targets, columns[LABEL]))
 
     def whole(self) -> Rows:
         return self.rows_of(np.zeros(len(self._arrays[SAMPLE_ID]), np.int64), self._arrays)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,13 +11,13 @@ import pytest
 import torch
 
 from storage.encodings.dense import COLUMN, Dense
-from storage.errors import RecipeError
+from storage.errors import Mismatch, RecipeError, SourceError
 from storage.shard import Rows
-from storage.targets import IGNORED, DenseTargets
-from student_train.losses import LOSSES, Unprojected, combine
+from storage.targets import IGNORED, DenseTargets, with_mask
+from student_train.losses import LOSSES, Unprojected, count_positions, factor, loss_parts
 from student_train.losses.cross_entropy import cross_entropy
-from student_train.losses.forward_kl import TAILS, forward_kl, teacher_log_probs
-from student_train.positions import counted
+from student_train.losses.forward_kl import TAILS, forward_kl, kl_divergence, teacher_log_probs
+from student_train.positions import indices
 from tests.student_train.sparse import GRID, top_k
 
 P, V = 12, 7
@@ -173,6 +174,7 @@ def test_of_sparse_losses_those_with_a_tail_vanish_where_student_and_teacher_agr
     tau_P = top_k(formed_PV, KEPT).log_tail_PG[:, GRID.index(temperature)].exp()
     # renormalise: KL(p / a || p) = -log a; none: the terms are 0 one by one.
     expected_P = -torch.log1p(-tau_P) if tail == "renormalise" else torch.zeros(P, dtype=torch.float64)
+    expected_P = temperature**2 * expected_P
     torch.testing.assert_close(loss_P, expected_P, rtol=1e-9, atol=1e-12)
     other_PV = formed_PV.clone()
     other_PV.scatter_add_(1, ids_PK[:, :1], torch.full((P, 1), -0.5, dtype=torch.float64))
@@ -209,12 +211,13 @@ def test_dense_targets_have_no_tail() -> None:
 @pytest.mark.parametrize("kind", ["topk", "dense"])
 @pytest.mark.parametrize("fused", [True, False])
 def test_positions_without_a_label_are_left_out_of_every_loss_and_gradient(kind: str, fused: bool) -> None:
-    """Sequences of 4 positions, three of them: what `combine` makes is what it makes of the positions that count."""
+    """Three sequences of 4 positions: their losses are those of the positions that count."""
     label = torch.arange(P) % V
     label[[1, 6, 11]] = IGNORED
     targets: Any = top_k(draw(41), KEPT) if kind == "topk" else stored(draw(41))
-    keep = counted(label)
+    keep = indices(label != IGNORED)
     shaped = targets.each(lambda array: array.reshape(3, 4, *array.shape[1:]))
+    shaped = replace(shaped, mask_P=label.reshape(3, 4) != IGNORED)
     sections = {"forward_kl": Weight(0.7, 2.0), "cross_entropy": Weight(0.3)}
     gradients = []
     for rows, some in (
@@ -225,7 +228,8 @@ def test_positions_without_a_label_are_left_out_of_every_loss_and_gradient(kind:
         hidden, weight = draw(42)[:, :5].clone().requires_grad_(), draw(43, V)[:, :5].clone().requires_grad_()
         given = hidden.reshape(3, 4, 5) if len(rows.label.shape) == 2 else hidden[keep]  # type: ignore[union-attr]
         output = Unprojected(given, weight) if fused else given @ weight.t()
-        total_P, parts = combine(sections, output, rows, at=some)
+        parts = loss_parts(sections, output, rows, at=some)
+        total_P = objective(sections, parts)
         assert total_P.shape == parts["cross_entropy"].shape == (P - 3,)
         total_P.sum().backward()
         assert hidden.grad is not None and (hidden.grad[[1, 6, 11]] == 0).all()
@@ -246,7 +250,8 @@ def test_the_temperature_of_storage_moves_the_loss_by_rounding_only(name: str, s
     kl_P1 = (log_p.exp() * (log_p - log_q)).sum(dim=1, keepdim=True)
     kept_to = ROUNDING * (teacher_PV - teacher_PV.amax(dim=1, keepdim=True)).abs() / temperature
     bound_P = 2 * (log_p.exp() * (log_p - log_q - kl_P1).abs() * kept_to).sum(dim=1)
-    assert ((first_P - second_P).abs() <= 1.1 * bound_P + 1e-6).all()
+    power = LOSSES[name].temperature_power
+    assert ((first_P - second_P).abs() <= temperature**power * (1.1 * bound_P + 1e-6)).all()
     assert first_P.min() > 0.01
 
 
@@ -274,8 +279,10 @@ def test_forward_kl_by_hand(
     teacher: list[float], stored_at: float, student: list[float], temperature: float, expected: float
 ) -> None:
     logits_PV = torch.tensor([student], dtype=torch.float64).log() + 4.0
-    loss_P = forward_kl(logits_PV, targets_of(teacher, stored_at), temperature=temperature)
-    assert float(loss_P[0]) == pytest.approx(expected, abs=1e-14)
+    targets = targets_of(teacher, stored_at)
+    assert float(kl_divergence(logits_PV, targets, temperature=temperature)[0]) == pytest.approx(expected, abs=1e-14)
+    scaled = temperature**2 * expected
+    assert float(forward_kl(logits_PV, targets, temperature=temperature)[0]) == pytest.approx(scaled, abs=1e-13)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
@@ -288,7 +295,7 @@ def test_forward_kl_is_torchs(temperature: float) -> None:
         log_target=True,
     ).sum(dim=1)
     found_P = forward_kl(student_PV, stored(teacher_PV, 2.0), temperature=temperature)
-    torch.testing.assert_close(found_P, expected_P, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(found_P, temperature**2 * expected_P, rtol=1e-12, atol=1e-14)
 
 
 def test_forward_kl_reads_each_positions_own_storage_temperature() -> None:
@@ -352,36 +359,53 @@ def both() -> tuple[torch.Tensor, Rows, torch.Tensor, torch.Tensor]:
     )
 
 
-def test_soft_losses_mixed_with_hard_ones_are_multiplied_by_the_squared_temperature() -> None:
+def objective(sections: dict[str, Any], parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The objective [P] where all positions count for all losses."""
+    return torch.stack([factor(name, sections[name]) * part for name, part in parts.items()]).sum(dim=0)
+
+
+@pytest.mark.parametrize("hard", [0.3, 0.0, None])
+def test_the_power_of_the_temperature_applies_whatever_stands_beside_a_loss(hard: float | None) -> None:
     logits_PV, rows, soft_P, hard_P = both()
-    total_P, _ = combine({"forward_kl": Weight(0.7, 3.0), "cross_entropy": Weight(0.3)}, logits_PV, rows)
-    torch.testing.assert_close(total_P, 0.7 * 9 * soft_P + 0.3 * hard_P)
+    sections = {"forward_kl": Weight(0.7, 3.0), **({} if hard is None else {"cross_entropy": Weight(hard)})}
+    parts = loss_parts(sections, logits_PV, rows)
+    torch.testing.assert_close(objective(sections, parts), 0.7 * soft_P + (hard or 0.0) * hard_P)
+    # What is reported is the divergence itself.
+    torch.testing.assert_close(parts["forward_kl"], soft_P / 9)
 
 
-def test_a_soft_loss_alone_is_not_multiplied() -> None:
-    logits_PV, rows, soft_P, _ = both()
-    total_P, parts = combine({"forward_kl": Weight(0.7, 3.0)}, logits_PV, rows)
-    torch.testing.assert_close(total_P, 0.7 * soft_P)
-    assert list(parts) == ["forward_kl"]
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_declares_the_power_of_the_temperature_that_keeps_its_gradients_size(name: str) -> None:
+    loss, logits_PV = LOSSES[name], draw(50)
+    if loss.needs == "label":
+        assert loss.temperature_power == 0
+        return
+    rows = rows_of(stored(draw(51)), None)
+    for temperature in (0.5, 1.0, 2.0, 4.0):
+        part_P = loss_parts({name: Weight(1.0, temperature)}, logits_PV, rows)[name]
+        function_P = loss.function(logits_PV, rows.targets, temperature=temperature)
+        torch.testing.assert_close(function_P, temperature**loss.temperature_power * part_P)
+    sizes = []
+    for temperature in (300.0, 3000.0):
+        student_PV = draw(52).requires_grad_()
+        loss.function(student_PV, stored(draw(53)), temperature=temperature).sum().backward()
+        assert student_PV.grad is not None
+        sizes.append(float(student_PV.grad.norm()))
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
 
 
 def test_a_hard_loss_alone_needs_no_targets() -> None:
     logits_PV, rows, _, hard_P = both()
-    total_P, _ = combine({"cross_entropy": Weight(2.0)}, logits_PV, rows_of(None, rows.label))  # type: ignore[arg-type]
-    torch.testing.assert_close(total_P, 2.0 * hard_P)
-
-
-def test_parts_are_the_losses_unweighted() -> None:
-    logits_PV, rows, soft_P, hard_P = both()
-    _, parts = combine({"forward_kl": Weight(0.7, 3.0), "cross_entropy": Weight(0.0)}, logits_PV, rows)
-    torch.testing.assert_close(parts["forward_kl"], soft_P)
-    torch.testing.assert_close(parts["cross_entropy"], hard_P)
+    sections = {"cross_entropy": Weight(2.0)}
+    parts = loss_parts(sections, logits_PV, rows_of(None, rows.label))  # type: ignore[arg-type]
+    torch.testing.assert_close(objective(sections, parts), 2.0 * hard_P)
 
 
 def test_a_weight_of_zero_gives_no_gradient() -> None:
     logits_PV, rows, _, _ = both()
     logits_PV.requires_grad_()
-    total_P, _ = combine({"forward_kl": Weight(0.0, 3.0), "cross_entropy": Weight(1.0)}, logits_PV, rows)
+    sections = {"forward_kl": Weight(0.0, 3.0), "cross_entropy": Weight(1.0)}
+    total_P = objective(sections, loss_parts(sections, logits_PV, rows))
     (found,) = torch.autograd.grad(total_P.sum(), logits_PV)
     (alone,) = torch.autograd.grad(cross_entropy(logits_PV, rows.label).sum(), logits_PV)  # type: ignore[arg-type]
     torch.testing.assert_close(found, alone)
@@ -393,6 +417,186 @@ def test_the_squared_temperature_keeps_the_soft_gradient_from_shrinking() -> Non
     student_PV, teacher_PV = (z - z.mean(dim=1, keepdim=True) for z in (student_PV, teacher_PV))
     student_PV.requires_grad_()
     rows = rows_of(stored(teacher_PV), torch.zeros(P, dtype=torch.int64))
-    total_P, _ = combine({"forward_kl": Weight(1.0, 1000.0), "cross_entropy": Weight(0.0)}, student_PV, rows)
+    sections = {"forward_kl": Weight(1.0, 1000.0), "cross_entropy": Weight(0.0)}
+    total_P = objective(sections, loss_parts(sections, student_PV, rows))
     (found,) = torch.autograd.grad(total_P.sum(), student_PV)
     torch.testing.assert_close(found, (student_PV - teacher_PV).detach() / V, rtol=0, atol=1e-3)
+
+
+# Positions that count, shapes, and classes that are ruled out.
+
+
+def sequences(kind: str = "stored") -> tuple[torch.Tensor, Any, torch.Tensor]:
+    """Logits [3, 4, V], targets and labels of three sequences of 4 positions; three positions have no label."""
+    label = (torch.arange(P) % V).reshape(3, 4)
+    label[0, 1] = label[1, 2] = label[2, 3] = IGNORED
+    targets: Any = stored(draw(61)) if kind == "stored" else top_k(draw(61), KEPT)
+    shaped = targets.each(lambda array: array.reshape(3, 4, *array.shape[1:]))
+    # As a shard holds a position without a target: zeros, which read as "k copies of class 0, each with p = 1".
+    zeroed = shaped.each(lambda array: array.masked_fill((label == IGNORED).view(3, 4, *[1] * (array.ndim - 2)), 0))
+    return draw(62).reshape(3, 4, V), with_mask(zeroed, label), label
+
+
+@pytest.mark.parametrize("kind", ["stored", "topk"])
+@pytest.mark.parametrize("flat", [True, False])
+def test_public_losses_give_0_and_no_gradient_where_there_is_no_target(kind: str, flat: bool) -> None:
+    logits_RLV, targets, label = sequences(kind)
+    given = (logits_RLV.reshape(P, V) if flat else logits_RLV).clone().requires_grad_()
+    soft_P = forward_kl(given, targets, temperature=2.0)
+    hard_P = cross_entropy(given, label)
+    none_P = (label == IGNORED).reshape(-1)
+    whole: Any = stored(draw(61)) if kind == "stored" else top_k(draw(61), KEPT)
+    expected_P = forward_kl(logits_RLV.reshape(P, V), whole, temperature=2.0)
+    torch.testing.assert_close(soft_P, expected_P.masked_fill(none_P, 0))
+    torch.testing.assert_close(
+        hard_P, torch.nn.functional.cross_entropy(logits_RLV.reshape(P, V), label.reshape(-1), reduction="none")
+    )
+    for loss_P in (soft_P, hard_P):
+        (grad,) = torch.autograd.grad(loss_P.sum(), given)
+        counts_P = grad.reshape(P, V).abs().sum(dim=1) > 0
+        assert torch.equal(counts_P, ~none_P)
+    assert int(count_positions(targets)) == int(count_positions(label)) == P - 3
+
+
+def test_a_classified_sample_without_a_label_keeps_its_soft_target() -> None:
+    label = torch.arange(P) % V
+    label[:5] = IGNORED
+    targets: Any = with_mask(stored(draw(63)), label)  # type: ignore[arg-type]
+    logits_PV = draw(64)
+    assert (forward_kl(logits_PV, targets.each(torch.as_tensor), temperature=2.0) > 0).all()
+    assert torch.equal(cross_entropy(logits_PV, label) == 0, label == IGNORED)
+    assert int(count_positions(targets)) == P and int(count_positions(label)) == P - 5
+    rows = rows_of(targets.each(torch.as_tensor), label)
+    parts = loss_parts({"forward_kl": Weight(1.0, 2.0), "cross_entropy": Weight()}, logits_PV, rows)
+    torch.testing.assert_close(4 * parts["forward_kl"], forward_kl(logits_PV, rows.targets, temperature=2.0))  # type: ignore[arg-type]
+    torch.testing.assert_close(parts["cross_entropy"], cross_entropy(logits_PV, label))
+
+
+def test_where_nothing_counts_the_loss_is_0_and_the_count_can_be_divided_by() -> None:
+    logits_RLV, targets, label = sequences()
+    logits_RLV.requires_grad_()
+    none = with_mask(targets, torch.full_like(label, IGNORED))  # type: ignore[arg-type]
+    loss = forward_kl(logits_RLV, none, temperature=1.0).sum() / count_positions(none)
+    loss.backward()
+    assert float(loss.detach()) == 0 and logits_RLV.grad is not None and not logits_RLV.grad.any()
+
+
+@pytest.mark.parametrize("kind", ["stored", "topk"])
+def test_a_slice_of_a_batch_has_the_losses_of_its_rows(kind: str) -> None:
+    logits_RLV, targets, _ = sequences(kind)
+    whole_P = forward_kl(logits_RLV, targets, temperature=2.0).reshape(3, 4)
+    for rows in (slice(0, 1), slice(1, 3)):
+        torch.testing.assert_close(
+            forward_kl(logits_RLV[rows], targets[rows], temperature=2.0).reshape(-1, 4), whole_P[rows]
+        )
+    with pytest.raises(TypeError, match=r"targets are sliced"):
+        targets[0]
+
+
+@pytest.mark.parametrize("kind", ["stored", "topk"])
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((2, 4, V), r"logits are \[2, 4, 7\], the targets are for positions \[3, 4\].*batch\[8:16\]"),
+        ((4, 3, V), r"logits are \[4, 3, 7\], the targets are for positions \[3, 4\]"),
+        ((8, V), r"logits are \[8, 7\], the targets are for positions \[3, 4\]"),
+        ((3, 4, V + 1), r"have 8 classes, the targets 7"),
+        ((3, 4, V - 1), r"have 6 classes, the targets 7"),
+        ((3, 4, 1), r"logits for 1 class"),
+        ((V,), r"gave a tensor \[7\]"),
+    ],
+)
+def test_shapes_that_do_not_belong_together_are_refused_with_their_numbers(
+    kind: str, shape: tuple[int, ...], said: str
+) -> None:
+    _, targets, label = sequences(kind)
+    with pytest.raises(Mismatch, match=said):
+        forward_kl(torch.zeros(shape), targets, temperature=2.0)
+    if "classes" not in said:
+        with pytest.raises(Mismatch, match=said.replace("targets", "labels")):
+            cross_entropy(torch.zeros(shape), label)
+
+
+def test_a_micro_batch_is_not_compared_with_the_first_rows() -> None:
+    targets = stored(draw(65))
+    with pytest.raises(Mismatch, match=r"logits are \[4, 7\], the targets are for positions \[12\]"):
+        forward_kl(draw(66)[8:], targets, temperature=1.0)
+
+
+def test_a_head_whose_parts_do_not_fit_is_refused() -> None:
+    with pytest.raises(Mismatch, match=r"hidden states \[12, 5\] with a weight \[7, 4\]"):
+        forward_kl(Unprojected(torch.zeros(P, 5), torch.zeros(V, 4)), stored(draw(67)), temperature=1.0)
+
+
+def test_what_is_no_tensor_is_refused_by_its_name() -> None:
+    from types import SimpleNamespace
+
+    numbers: Any = stored(draw(68)).each(lambda array: array.numpy())
+    with pytest.raises(Mismatch, match=r"targets are numpy arrays.*to_torch"):
+        forward_kl(draw(69), numbers, temperature=1.0)
+    wrapped: Any = SimpleNamespace(logits=draw(69))
+    with pytest.raises(Mismatch, match=r"gave SimpleNamespace.*Give its `logits`"):
+        forward_kl(wrapped, stored(draw(68)), temperature=1.0)
+    with pytest.raises(Mismatch, match=r"labels are torch.float64"):
+        cross_entropy(draw(69), draw(69)[:, 0])
+
+
+@pytest.mark.parametrize("odd", [-1, V])
+def test_a_label_that_is_no_class_is_refused(odd: int) -> None:
+    label = torch.arange(P) % V
+    label[3] = odd
+    with pytest.raises(SourceError, match=rf"the label {odd}.*classes 0 to 6; -100"):
+        cross_entropy(draw(70), label)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_a_temperature_is_above_0(temperature: float) -> None:
+    with pytest.raises(RecipeError, match="a finite number above 0"):
+        forward_kl(draw(71), stored(draw(72)), temperature=temperature)
+
+
+def ruled_out(logits_PV: torch.Tensor, classes: tuple[int, ...]) -> torch.Tensor:
+    masked = logits_PV.clone()
+    masked[:, list(classes)] = -torch.inf
+    return masked
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 8.0])
+@pytest.mark.parametrize("kind", ["stored", *TAILS])
+@pytest.mark.parametrize("student_too", [True, False])
+def test_a_class_that_the_teacher_rules_out_has_probability_0(
+    kind: str, temperature: float, dtype: torch.dtype, student_too: bool
+) -> None:
+    """The value is that of the remaining classes; the student's other logits have the gradient that they have there."""
+    out, left = (1, 4), [0, 2, 3, 5, 6]
+    teacher_PV = draw(73).to(dtype)
+    student_PV = draw(74).to(dtype)
+    whole_PV = ruled_out(student_PV, out) if student_too else student_PV
+    whole_PV.requires_grad_()
+    if kind == "unigram" and student_too:
+        pytest.skip("a unigram gives every class a share, which a student may not rule out")
+    if kind == "stored":
+        targets: Any = stored(ruled_out(teacher_PV, out), 2.0)
+        found_P = kl_divergence(whole_PV, targets, temperature=temperature)
+    else:
+        # K = 6 of 7 classes: one of the ids has probability 0, and so has the tail.
+        targets = top_k(ruled_out(teacher_PV, out), 6)
+        assert torch.isneginf(targets.log_probs_PK).any()
+        found_P = kl_divergence(whole_PV, targets, temperature=temperature, tail=kind, unigram=UNIGRAM.to(dtype))
+    log_p = torch.log_softmax(teacher_PV[:, left] / temperature, dim=1)
+    log_q = torch.log_softmax(whole_PV / temperature, dim=1)[:, left]
+    expected_P = (log_p.exp() * (log_p - log_q)).sum(dim=1)
+    torch.testing.assert_close(found_P, expected_P, rtol=1e-5, atol=1e-5)
+    (found,) = torch.autograd.grad(found_P.sum(), whole_PV)
+    (expected,) = torch.autograd.grad(expected_P.sum(), whole_PV)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["stored", "bucket"])
+def test_a_class_that_only_the_student_rules_out_makes_the_loss_infinite(kind: str) -> None:
+    student_PV = ruled_out(draw(75), (2,))
+    targets: Any = stored(draw(76)) if kind == "stored" else top_k(draw(76), 6)
+    found_P = forward_kl(student_PV, targets, temperature=1.0)
+    likely_P = torch.ones(P, dtype=torch.bool) if kind == "stored" else (targets.ids_PK == 2).any(dim=1)
+    assert torch.isposinf(found_P[likely_P]).all() and likely_P.any()

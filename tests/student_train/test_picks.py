@@ -10,7 +10,7 @@ import torch
 
 from student_train.losses import Unprojected
 from student_train.losses.asks import Ask, Picked
-from student_train.losses.forward_kl import TAILS, forward_kl
+from student_train.losses.forward_kl import TAILS, kl_divergence
 from student_train.losses.picks import pick
 from tests.student_train.sparse import GRID, dense_definition, top_k
 
@@ -154,7 +154,7 @@ def test_sparse_losses_and_their_gradients_are_the_dense_definitions(
     targets, unigram = top_k(KINDS[teacher](10), k), distribution(12, LARGE)
     for student in STUDENTS:
         z = KINDS[student](11).requires_grad_()
-        found = forward_kl(z, targets, temperature=temperature, tail=tail, unigram=unigram)
+        found = kl_divergence(z, targets, temperature=temperature, tail=tail, unigram=unigram)
         expected = dense_definition(z, targets, temperature, tail, unigram)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
         (mine,), (theirs,) = (torch.autograd.grad(loss.sum(), z) for loss in (found, expected))
@@ -170,7 +170,7 @@ def test_a_tail_of_the_student_that_is_less_than_any_float_is_told() -> None:
     (found,) = pick(z, [Ask(1.0, targets.ids_PK, tail=True)])
     assert float(found.log_tail_P) == pytest.approx(-500 + torch.log(torch.tensor(LARGE - 1.0)).item(), rel=1e-6)
     z.requires_grad_()
-    forward_kl(z, targets, temperature=1.0).sum().backward()
+    kl_divergence(z, targets, temperature=1.0).sum().backward()
     tau = float(targets.log_tail_PG[0, GRID.index(1.0)].exp())
     # q - p at the id, and the teacher's tail spread as the student's is.
     assert z.grad is not None
@@ -186,7 +186,7 @@ def test_large_vocabularies_in_float32_are_those_of_float64(classes: int) -> Non
         exact = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
         (dense_definition(exact[0] @ exact[1].t(), targets, 2.0, tail, unigram)).sum().backward()
         given = [hidden.float().requires_grad_(), weight.float().requires_grad_()]
-        forward_kl(Unprojected(*given), half, temperature=2.0, tail=tail, unigram=unigram.float()).sum().backward()
+        kl_divergence(Unprojected(*given), half, temperature=2.0, tail=tail, unigram=unigram.float()).sum().backward()
         for mine, theirs in zip(given, exact, strict=True):
             assert mine.grad is not None and theirs.grad is not None
             assert float((mine.grad - theirs.grad).norm() / theirs.grad.norm()) < 3e-4
@@ -199,7 +199,7 @@ def losses(output: Any, tail: str, chunk_bytes: int | None = None, monkeypatch: 
     if chunk_bytes is not None:
         monkeypatch.setattr("student_train.losses.chunks.CPU_BYTES", chunk_bytes)
     targets, unigram = top_k(normal(20, 6, LARGE), 20), distribution(21, LARGE)
-    return forward_kl(output, targets, temperature=2.0, tail=tail, unigram=unigram)
+    return kl_divergence(output, targets, temperature=2.0, tail=tail, unigram=unigram)
 
 
 @pytest.mark.parametrize("tail", TAILS)

@@ -14,8 +14,8 @@ from storage.targets import IGNORED
 from student_train import checkpoint, loop
 from student_train.config import LossSection, StudentRecipe
 from student_train.loop import Outcome, Place, train
-from student_train.losses import Unprojected, combine
-from student_train.positions import counted
+from student_train.losses import Unprojected, factor, loss_parts
+from student_train.positions import indices
 from tests.student_train.sequences import SequenceRows
 from tests.student_train.sparse import top_k
 
@@ -67,10 +67,13 @@ def test_losses_and_gradients_are_those_of_a_cpu(tail: Any, fused: bool) -> None
         soft = None if tail is None else targets.each(lambda array, to=device: array.to(to))
         rows: Any = Rows(np.arange(POSITIONS), {}, label.to(device), soft)  # type: ignore[arg-type]
         output = Unprojected(h, w) if fused else h @ w.t()
-        total_P, parts = combine(losses, output, rows, at=counted(label).to(device), unigram=unigram.to(device))
-        total_P.sum().backward()
-        assert h.grad is not None and w.grad is not None and total_P.device.type == device
-        found.append([total_P.detach().cpu(), *(part.detach().cpu() for part in parts.values()), h.grad, w.grad])
+        at: Any = indices(label != IGNORED)
+        parts = loss_parts(losses, output, rows, at=at.to(device), unigram=unigram.to(device))
+        total = sum(factor(name, losses[name]) * part.sum() for name, part in parts.items())
+        assert isinstance(total, torch.Tensor) and total.device.type == device
+        total.backward()
+        assert h.grad is not None and w.grad is not None
+        found.append([total.detach().cpu(), *(part.detach().cpu() for part in parts.values()), h.grad, w.grad])
     for cpu, cuda in zip(*found, strict=True):
         torch.testing.assert_close(cuda.cpu(), cpu, rtol=1e-4, atol=1e-4 * float(cpu.abs().max()))
 

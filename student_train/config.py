@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_serializer, model_validator
 
+from storage.digest import sha256_of
 from storage.errors import RecipeError
 from storage.models import ModelSpec
 from storage.names import NAME_PATTERN, nearest
@@ -238,7 +239,15 @@ class StudentRecipe(Section):
         if self.order in (None, OrderSection()):
             # As it was before there was a choice.
             without = (*without, "order")
-        return recipe_digest(self.model_copy(update={"student": student}), without=without)
+        digest = recipe_digest(self.model_copy(update={"student": student}), without=without)
+        # Such a loss was once not multiplied by its power of T: a run that was trained so is another one.
+        return sha256_of({"temperature_power": digest}) if self._scaled_alone() else digest
+
+    def _scaled_alone(self) -> bool:
+        """Whether soft losses at another temperature than 1 stand without a hard one."""
+        losses = self.loss_sections()
+        soft = [section for name, section in losses.items() if LOSSES[name].needs == "targets"]
+        return len(soft) == len(losses) and any(section.temperature != 1 for section in soft)
 
     def run_folder(self) -> str:
         if isinstance(self.seed, list):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -59,19 +58,21 @@ def _taken(value: torch.Tensor, at: torch.Tensor | slice) -> torch.Tensor:
     return (value.long() if value.dtype in _UNSIGNED else value)[at]
 
 
-def count_positions(of: Targets | torch.Tensor) -> torch.Tensor:
+def count_positions(*of: Targets | torch.Tensor) -> torch.Tensor:
     """How many positions of the global batch count, summed over all ranks: [] int64, at least 1.
 
     of: what the loss is given: `batch.targets`, whose mask counts, or `batch.label`, whose labels other than -100
-    count. With `loss_P.sum() * world / count_positions(batch.targets)` DistributedDataParallel, which averages over
-    ranks, has the gradient of the mean over the global batch. Every rank calls it once a step, with the batch on the
-    device of its process group.
+    count; of several micro-batches, where they make one batch. DistributedDataParallel averages over ranks, so with
+    `loss_P.sum() * world / count_positions(batch.targets)` the gradient is that of the mean over the global batch.
+    Every rank calls it once a step, with the batch on the device of its process group.
     """
-    mask = of != IGNORED if isinstance(of, torch.Tensor) else of.mask_P
-    if mask is None:
-        assert not isinstance(of, torch.Tensor)
-        mask = torch.ones(math.prod(of.lead), dtype=torch.bool)
-    count = torch.as_tensor(mask).sum()
+    count = torch.stack([_mask(one).sum() for one in of]).sum()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(count)
     return count.clamp(min=1)
+
+
+def _mask(of: Targets | torch.Tensor) -> torch.Tensor:
+    if isinstance(of, torch.Tensor):
+        return of != IGNORED
+    return torch.ones(of.lead, dtype=torch.bool) if of.mask_P is None else torch.as_tensor(of.mask_P)

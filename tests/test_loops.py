@@ -11,45 +11,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from recipes.loops import dataloader, plain_loop, torchrun
-from storage.cache import seal
-from storage.commits import commit_shard, new_attempt
-from storage.digest import rows_digest, sha256_of
-from storage.encodings.dense import Dense
 from storage.errors import ForeignState, RecipeError
-from storage.folder import Folder
-from storage.samples import Columns, as_samples
-from storage.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
-from tests.storage.helpers import rows_of
+from tests.small_caches import image_cache, packed_cache
 
 ROOT = Path(__file__).resolve().parent.parent
-CLASSES, SIZES = 3, (16, 16, 5)
-
 Weights = dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A cache of 37 rows in three shards."""
-    store = Folder(str(tmp_path_factory.mktemp("loops") / "store"))
-    random, shards = np.random.default_rng(0), []
-    for first, rows in zip((0, 16, 32), SIZES, strict=True):
-        x = pa.FixedSizeListArray.from_arrays(pa.array(random.normal(size=4 * rows).astype(np.float32)), 4)
-        samples = as_samples(pa.table({"sample_id": np.arange(first, first + rows), "x": x}), Columns(), "made by hand")
-        key, encoding = sha256_of(["loops", first]), Dense(1.0)
-        soft_PV = random.normal(size=(rows, CLASSES)).astype(np.float32)
-        soft_PV -= soft_PV.max(axis=1, keepdims=True)
-        header = ShardHeader(FORMAT_VERSION, key, encoding, CLASSES, "teacher", rows_digest(samples))
-        staged, schema = store.stage(), shard_schema(samples.schema, header)
-        written = write_shard(staged, schema, iter([rows_of(samples, encoding, soft_PV, schema)]))
-        shards.append(commit_shard(store, key, new_attempt(), staged, written))
-    return f"{store.url}/{seal(store, 'toy', shards, {'by': 'a test'}).name}"
+@pytest.fixture(scope="module", params=["images", "packed documents"])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    make = image_cache if request.param == "images" else packed_cache
+    return make(tmp_path_factory.mktemp("loops"))
 
 
 def weights(model: torch.nn.Module) -> Weights:
@@ -111,9 +88,9 @@ def test_a_trainer_goes_on_with_the_next_batch(hf: Callable[..., Any], monkeypat
 
     seen: list[list[int]] = []
 
-    def soft_loss(logits_PV: torch.Tensor, batch: Any) -> torch.Tensor:
+    def soft_loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
         seen.append(batch.sample_id.tolist())
-        return really(logits_PV, batch)
+        return really(model, batch)
 
     really = hf_trainer.soft_loss
     monkeypatch.setattr(hf_trainer, "soft_loss", soft_loss)

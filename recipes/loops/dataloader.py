@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from recipes.loops.student import soft_loss, student
+from recipes.loops.student import mean_loss, student
 from storage.stream import Stream, open_rows
 from storage.stream.dataset import StreamDataset
 
@@ -36,7 +36,7 @@ def train(
         loss = torch.zeros(())
         for batch in loader:
             on_device = batch.to(device, non_blocking=True)
-            loss = soft_loss(model(*on_device.inputs.values()), on_device).mean()
+            loss = mean_loss(model, on_device)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

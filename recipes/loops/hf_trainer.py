@@ -19,6 +19,8 @@ from storage.errors import ForeignState, RecipeError
 from storage.stream import Stream, open_rows
 from storage.stream.dataset import StreamDataset, TorchBatch
 from storage.stream.world import world
+from storage.targets import Targets
+from student_train.losses import count_positions
 
 
 class KeepPlace(TrainerCallback):
@@ -40,14 +42,14 @@ class KeepPlace(TrainerCallback):
 class DistillTrainer(Trainer):
     """A Trainer whose training data is a stream: it takes `max_steps`, and knows no epoch, sampler or collator.
 
-    loss: (logits_PV, batch) to loss_P. Rows of a batch, and which rank takes which, are the stream's; batches are not
+    loss: (model, batch) to loss_P. Rows of a batch, and which rank takes which, are the stream's; batches are not
     prepared by accelerate, which would deal them to the ranks again.
     """
 
-    # What `compute_loss` gives is the mean of one batch: the Trainer divides it by how many it accumulates.
-    loss_is_scaled_for_ga = False
+    # `compute_loss` divides by the positions of all batches of a step.
+    loss_is_scaled_for_ga = True
 
-    def __init__(self, *, stream: Stream, loss: Callable[[torch.Tensor, TorchBatch], torch.Tensor], **settings: Any):
+    def __init__(self, *, stream: Stream, loss: Callable[[Any, TorchBatch], torch.Tensor], **settings: Any):
         super().__init__(**settings)
         ranks = {"rank": self.args.process_index, "world": self.args.world_size}
         if ranks != {"rank": stream.share.rank, "world": stream.share.world}:
@@ -65,15 +67,23 @@ class DistillTrainer(Trainer):
         # Without a length, so that the Trainer does not look for the ends of epochs.
         return ({"batch": batch} for batch in self.batches.endless())
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples, count_positions(*(_targets(sample["batch"].to(device)) for sample in samples))
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         batch: TorchBatch = inputs["batch"].to(self.args.device, non_blocking=True)
-        outputs = model(*batch.inputs.values())
-        loss_P = self.loss(getattr(outputs, "logits", outputs), batch)
-        # DDP averages over ranks whatever their share of the batch; this makes it the batch's mean.
-        loss = loss_P.sum() * (self.args.world_size / batch.global_size)
-        return (loss, outputs) if return_outputs else loss
+        count = count_positions(_targets(batch)) if num_items_in_batch is None else num_items_in_batch
+        # DDP averages over ranks whatever their share of the batch; so the gradient is that of the mean.
+        loss = self.loss(model, batch).sum() * self.args.world_size / count
+        return (loss, {}) if return_outputs else loss
+
+
+def _targets(batch: TorchBatch) -> Targets:
+    assert batch.targets is not None
+    return batch.targets
 
 
 def train(url: str, output: str, steps: int, batch_size: int = 64, **settings: Any) -> DistillTrainer:

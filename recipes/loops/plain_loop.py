@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.loops.student import soft_loss, student
+from recipes.loops.student import mean_loss, student
 from storage.stream import Stream, open_rows
 from storage.stream.dataset import StreamDataset
 
@@ -30,7 +30,7 @@ def train(url: str, epochs: int, checkpoint: Path | None = None, batch_size: int
         loss = torch.zeros(())
         for batch in batches:  # to the end of the epoch; the next `for` goes on with the next one
             batch = batch.to(device, non_blocking=True)
-            loss = soft_loss(model(*batch.inputs.values()), batch).mean()
+            loss = mean_loss(model, batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
-from recipes.loops.student import soft_loss, student
+from recipes.loops.student import mean_loss, student
 from storage.stream import Stream, open_rows
 from storage.stream.dataset import StreamDataset
 from storage.stream.world import world
@@ -28,14 +28,13 @@ def train(url: str, steps: int, device: str = "cpu", batch_size: int = 64) -> to
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step, batch in enumerate(itertools.islice(StreamDataset(stream).endless(), steps), 1):
         batch = batch.to(device, non_blocking=True)
-        loss_P = soft_loss(wrapped(*batch.inputs.values()), batch)
-        # DDP averages over ranks whatever their share of the batch; this makes it the batch's mean.
-        loss = loss_P.sum() * (stream.share.world / batch.global_size)
+        # DDP averages over ranks whatever their share of the batch; so the gradient is that of the batch's mean.
+        loss = mean_loss(wrapped, batch, stream.share.world)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if not stream.share.rank and (step % 10 == 0 or step == steps):
-            print(f"step {step} of {steps}: loss of this rank's part {loss_P.mean().item():.4f}")
+            print(f"step {step} of {steps}: loss of this rank's part {loss.item():.4f}")
     return model
 
 

@@ -11,9 +11,9 @@ import yaml
 from cluster.portable import refuse_left_behind
 from cluster.shipped import Shipped
 from storage.errors import RecipeError
-from storage.recipes import SourceSection, read_recipe
+from storage.recipes import SourceSection, read_recipe, recipe_digest
 from storage.stream import Reading
-from student_train.config import CacheSection, StudentRecipe
+from student_train.config import _PLACES, CacheSection, StudentRecipe
 
 RECIPE: dict[str, Any] = {
     "name": "toy",
@@ -283,8 +283,8 @@ GOLDEN = [
             "batch_size": 64,
             "evaluate": "./runs/store/digits-test",
         },
-        "dbe40ef3e23b41ff5bbfd58c241c017c6c3bd015721953a278ea5fc8e33dbdbf",
-        "69caea4232de8770af872e7c133e1ad24b3aba6eaf49bbc884e12ff2d8d59332",
+        "9b35f5da8f6a74086190c18d3b4a2aec5915aded64ac33bba27fe089c2404f0e",
+        "06f0ce93ca3c458e67bf12bd26f32b83eb40d8d2cef2c551954d17de40fe4060",
     ),
     (
         {
@@ -313,6 +313,24 @@ def test_recipes_are_known_by_what_they_always_were(recipe: dict[str, Any], dige
     losses = {name: {**section, "tail": None} for name, section in recipe["losses"].items() if name == "forward_kl"}
     if losses:
         assert StudentRecipe.model_validate({**recipe, "losses": losses}).digest() == digest
+
+
+@pytest.mark.parametrize(
+    ("losses", "moved"),
+    [
+        ({"forward_kl": {"temperature": 2.0}}, True),
+        ({}, False),
+        ({"forward_kl": {"temperature": 1.0}}, False),
+        ({"forward_kl": {"temperature": 2.0}, "cross_entropy": {"weight": 0.0}}, False),
+        ({"cross_entropy": {}}, False),
+    ],
+)
+def test_a_run_that_was_trained_without_its_power_of_the_temperature_is_another_one(
+    read: Any, losses: dict[str, Any], moved: bool
+) -> None:
+    recipe = read({"losses": losses})
+    without = [*_PLACES, "order"]
+    assert (recipe.digest() != recipe_digest(recipe, without=without)) == moved
 
 
 def test_reading_is_the_machines_unless_it_is_said(read: Any) -> None:

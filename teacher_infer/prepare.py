@@ -11,7 +11,7 @@ from storage.commits import committed_keys
 from storage.encodings import Encoding
 from storage.folder import Folder
 from storage.hugging_face import HuggingFaceSpec
-from storage.lineage import cache_lineage, redact
+from storage.lineage import cache_lineage, refuse_secrets
 from storage.recipes import recipe_digest
 from storage.sources import make_source
 from teacher_infer.config import TeacherRecipe
@@ -53,7 +53,9 @@ class Prepared:
 
 def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
     """Resolve the teacher, digest the sources and plan. Raises UsageError of every kind."""
+    _refuse_secrets(recipe)
     encoding, spec = recipe.targets.make(), recipe.teacher.spec()
+    refuse_secrets(spec.lineage(), "teacher")
     digest = spec.digest(recipe.teacher.dtype)
     question = Question.of(digest, encoding, recipe.seed, trained=spec.trained, inputs=recipe.inputs)
     parts = [_part(recipe.name, recipe.source.settings(), recipe.span_rows, question, store, spec)]
@@ -64,6 +66,14 @@ def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
         asked = {span.shard_key for span in parts[0].missing}
         parts.append(replace(second, missing=[span for span in second.missing if span.shard_key not in asked]))
     return Prepared(recipe, store, spec, digest, spec.weights_sha256(), encoding, tuple(parts))
+
+
+def _refuse_secrets(recipe: TeacherRecipe) -> None:
+    """Raises RecipeError when what is sealed into a cache would hold a secret."""
+    refuse_secrets(recipe.source.settings(), "source")
+    refuse_secrets(recipe.teacher.model_dump(), "teacher")
+    if recipe.held_out is not None:
+        refuse_secrets(recipe.held_out.source.settings(), "held_out.source")
 
 
 def _part(name: str, settings: dict[str, Any], span_rows: int, question: Question, store: Folder, spec: Spec) -> Part:
@@ -130,13 +140,13 @@ def lineage_of(prepared: Prepared, part: Part) -> dict[str, Any]:
     spec, recipe = prepared.spec, prepared.recipe
     teacher = {
         "digest": prepared.teacher_digest,
-        **redact(spec.lineage()),
+        **spec.lineage(),
         "weights_sha256": prepared.weights_sha256,
         "dtype": recipe.teacher.dtype,
     }
     lineage = cache_lineage(
         teacher=teacher,
-        source=redact(part.source),
+        source=part.source,
         targets=prepared.encoding.to_dict(),
         recipe_digest=recipe_digest(recipe),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from storage.errors import Mismatch, SourceError
+from storage.errors import Mismatch, RecipeError, SourceError
 from storage.folder import Folder
 from storage.sources import make_source
 from teacher_infer.config import TeacherRecipe
@@ -126,3 +126,45 @@ def test_a_held_out_source_is_looked_at_too(ask: Ask, tmp_path: Path) -> None:
     second = {"jsonl": str(tmp_path / "b.jsonl"), "pack": {"column": "text", "sequence_length": L}}
     with pytest.raises(SourceError, match="has the token id 99"):
         ask(held_out={"name": "held", "source": second})
+
+
+@pytest.mark.parametrize(
+    "place, changed",
+    [
+        ("source.jsonl", {"source": {"jsonl": "https://me:hunter2@host/a.jsonl"}}),
+        ("source.arguments.password", {"source": {"function": "a:b", "arguments": {"password": "hunter2"}}}),
+        (
+            "held_out.source.parquet",
+            {"held_out": {"name": "h", "source": {"parquet": "https://host/a.parquet?sig=hunter2"}}},
+        ),
+        ("teacher.path", {"teacher": {"path": "s3://k:hunter2@bucket/m", "dtype": "float32", "batch_size": 4}}),
+        (
+            "teacher.weights",
+            {
+                "teacher": {
+                    "factory": "a:b",
+                    "weights": "https://host/w.safetensors?X-Amz-Signature=hunter2",
+                    "dtype": "float32",
+                    "batch_size": 4,
+                }
+            },
+        ),
+        (
+            "teacher.arguments.api_key",
+            {"teacher": {"factory": "a:b", "arguments": {"api_key": "hunter2"}, "dtype": "float32", "batch_size": 4}},
+        ),
+    ],
+)
+def test_a_secret_that_would_be_sealed_is_refused_before_any_work(ask: Ask, place: str, changed: Any) -> None:
+    with pytest.raises(RecipeError, match=rf"^{place} holds a password, a token or a key") as caught:
+        ask(**changed)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_url_that_holds_no_secret_is_sealed_whole(ask: Ask, tmp_path: Path) -> None:
+    url = f"{tmp_path}/ids.jsonl?partition_key=2024"
+    Path(url).write_text("".join(json.dumps({"sample_id": n, "input_ids": [2 + n, 3]}) + "\n" for n in range(3)))
+    prepared = ask(source={"jsonl": url})
+    lineage = lineage_of(prepared, prepared.parts[0])
+    assert lineage["source"]["jsonl"] == url
+    assert make_source(lineage["source"]).files()[0].rows == 3

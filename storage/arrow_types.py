@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage.errors import SourceError
+
 # What a field's metadata says of an extension type that this process has not registered.
 _NAME, _FACTS = b"ARROW:extension:name", b"ARROW:extension:metadata"
 
@@ -22,9 +24,11 @@ _SMALL_BYTES = 1 << 31
 
 
 def plain_table(table: pa.Table) -> pa.Table:
-    """The table with plain types; itself, where it has no others. The schema's metadata stay."""
+    """The table with plain types; itself, where it has no others. The schema's metadata stay. Raises SourceError."""
     fields: list[pa.Field] = []
     columns: list[Any] = []
+    if all(_is_plain(field) for field in table.schema):
+        return table
     for number, field in enumerate(table.schema):
         column = table.column(number)
         if not _is_plain(field):
@@ -34,8 +38,6 @@ def plain_table(table: pa.Table) -> pa.Table:
             field = pa.field(field.name, column.type, field.nullable, kept or None)
         fields.append(field)
         columns.append(column)
-    if all(new is old for new, old in zip(fields, table.schema, strict=True)):
-        return table
     return pa.table(columns, schema=pa.schema(fields, table.schema.metadata))
 
 
@@ -117,7 +119,14 @@ def _tensor_facts(field: pa.Field) -> tuple[list[int], list[int]]:
     else:
         facts = json.loads((field.metadata or {}).get(_FACTS, b"{}") or b"{}")
         shape, permutation = facts.get("shape", [field.type.list_size]), facts.get("permutation")
-    return shape, list(permutation or range(len(shape)))
+    order = list(permutation or range(len(shape)))
+    if [order[at] for at in order] != list(range(len(shape))):
+        raise SourceError(
+            f"Column '{field.name}' holds tensors of shape {shape} with the permutation {order}.",
+            "pyarrow writes such a permutation the other way round than Arrow's format says: it has two meanings.",
+            "Write the tensors as they lie in memory (numpy.ascontiguousarray), without a permutation.",
+        )
+    return shape, order
 
 
 def _tensors(storage: pa.Array, shape: list[int], permutation: list[int]) -> pa.Array:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 SAMPLE_ID, LABEL = "sample_id", "label"
@@ -75,13 +76,41 @@ def is_writers_own(name: str) -> bool:
 
 
 def pandas_index(schema: pa.Schema) -> list[str]:
-    """The columns that hold the index of a data frame, by what pandas writes into a schema."""
+    """The names of a data frame's index, by what pandas writes into a schema; a range among them is no column."""
+    entries = [entry.get("name") if isinstance(entry, dict) else entry for entry in _index_columns(schema)]
+    return [name for name in entries if isinstance(name, str)]
+
+
+def pandas_ranges(schema: pa.Schema, rows: int) -> dict[str, range]:
+    """The values of an index that is a range: pandas writes none of so many rows, but start, stop and step."""
+    ranges: dict[str, range] = {}
+    for entry in _index_columns(schema):
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str) and entry["name"] not in schema.names:
+            try:
+                values = range(entry["start"], entry["stop"], entry["step"])
+            except (KeyError, TypeError, ValueError):
+                continue
+            # Rows that were taken from a table afterwards keep its metadata.
+            if len(values) == rows:
+                ranges[entry["name"]] = values
+    return ranges
+
+
+def add_ranges(table: pa.Table, ranges: Mapping[str, range], wanted: Container[str], first: int = 0) -> pa.Table:
+    """The table with those ranges that are wanted as columns. first: where in the ranges its rows begin."""
+    for name, values in ranges.items():
+        if name in wanted:
+            part = values[first : first + table.num_rows]
+            table = table.append_column(name, pa.array(np.arange(part.start, part.stop, part.step, dtype=np.int64)))
+    return table
+
+
+def _index_columns(schema: pa.Schema) -> list[Any]:
     try:
-        facts: Any = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
-        # A range is no column but a mapping.
-        return [name for name in facts.get("index_columns", []) if isinstance(name, str)]
-    except (ValueError, AttributeError, TypeError):
+        entries: Any = json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns")
+    except (ValueError, AttributeError):
         return []
+    return entries if isinstance(entries, list) else []
 
 
 def _reason(name: str, index: Container[str], partitions: Container[str]) -> str | None:

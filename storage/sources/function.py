@@ -13,7 +13,7 @@ import pyarrow as pa
 from storage.arrow_types import plain_table
 from storage.errors import SourceError
 from storage.names import call, find_function, guarded
-from storage.roles import Columns, Roles, pandas_index
+from storage.roles import Columns, Roles, add_ranges, pandas_index, pandas_ranges
 from storage.samples import SourceFile, as_samples, sample_ids
 
 _one_call = threading.RLock()
@@ -74,7 +74,7 @@ class FunctionSource:
         if not tables:
             raise SourceError(f"{self.function} yielded nothing.", "A source has at least one sample.")
         try:
-            return pa.concat_tables([plain_table(table) for table in tables])
+            return pa.concat_tables([_with_index(plain_table(table)) for table in tables])
         except pa.ArrowInvalid:
             raise SourceError(
                 f"{self.function} yielded tables of different columns.", "All of them have the same columns and types."
@@ -82,3 +82,8 @@ class FunctionSource:
 
     def to_dict(self) -> dict[str, Any]:
         return {"function": self.function, "arguments": self.arguments, "columns": asdict(self.columns)}
+
+
+def _with_index(table: pa.Table) -> pa.Table:
+    ranges = pandas_ranges(table.schema, table.num_rows)
+    return add_ranges(table, ranges, ranges)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from storage.arrow_types import plain_table
 from storage.filesystems import open_filesystem
-from storage.roles import Columns, Roles, pandas_index
+from storage.roles import Columns, Roles, add_ranges, pandas_index, pandas_ranges
 from storage.samples import SourceFile, as_samples, sample_ids
 from storage.sources.located import Version, find, inside, opened, reading
 from storage.sources.partitions import NO_PARTITIONS, Partitions
@@ -36,7 +36,7 @@ class ParquetSource:
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
         table, footer = self._rows(file.name, start, stop)
         partitions = self._partitions(file.name)
-        return as_samples(table, self.columns, file.name, [*footer.names, *partitions.added(footer.names)], partitions)
+        return as_samples(table, self.columns, file.name, self._all_names(file.name, footer), partitions)
 
     def raw(self, file: SourceFile, start: int, stop: int) -> pa.Table:
         return self._rows(file.name, start, stop)[0]
@@ -46,7 +46,8 @@ class ParquetSource:
         partitions, name = self._partitions(file.name), self.columns.sample_id
         with reading(fs, file.name, KIND), fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
             table = parquet.read(columns=[column for column in parquet.schema_arrow.names if column == name])
-        return sample_ids(partitions.add(plain_table(table), file.name, [name]), self.columns, file.name)
+        table = add_ranges(plain_table(table), pandas_ranges(table.schema, table.num_rows), [name])
+        return sample_ids(partitions.add(table, file.name, [name]), self.columns, file.name)
 
     def left_out(self) -> dict[str, str]:
         left_out: dict[str, str] = {}
@@ -71,9 +72,9 @@ class ParquetSource:
     def _rows(self, name: str, start: int, stop: int) -> tuple[pa.Table, _Footer]:
         """Rows [start, stop) of a file, in the columns that are used, and its footer."""
         table, first, footer = self._decoded(name, start, stop)
-        rows = plain_table(table.slice(max(0, start - first), stop - start))
-        partitions = self._partitions(name)
-        return partitions.add(rows, name, self._roles(name, footer).used), footer
+        rows, used = plain_table(table.slice(max(0, start - first), stop - start)), self._roles(name, footer).used
+        rows = add_ranges(rows, footer.ranges, used, start)
+        return self._partitions(name).add(rows, name, used), footer
 
     def _decoded(self, name: str, start: int, stop: int) -> tuple[pa.Table, int, _Footer]:
         """The row groups that hold rows [start, stop), the first row in them, and the file's footer.
@@ -112,9 +113,12 @@ class ParquetSource:
             return footer
 
     def _roles(self, name: str, footer: _Footer) -> Roles:
-        partitions = self._partitions(name)
-        names = [*footer.names, *partitions.added(footer.names)]
-        return Roles.of(names, self.columns, footer.index, partitions)
+        return Roles.of(self._all_names(name, footer), self.columns, footer.index, self._partitions(name))
+
+    def _all_names(self, name: str, footer: _Footer) -> list[str]:
+        """A file's columns, and those that its metadata and its folders say."""
+        names = [*footer.names, *footer.ranges]
+        return [*names, *self._partitions(name).added(names)]
 
     def _partitions(self, name: str) -> Partitions:
         # The types of partitions follow from all files, which are listed only where a folder has such a name.
@@ -135,11 +139,12 @@ class ParquetSource:
 
 @dataclass(frozen=True)
 class _Footer:
-    """firsts: the first row of each row group, and one past the last row. index: the columns of a pandas index."""
+    """firsts: the first row of each row group, and one past the last row. index, ranges: of a pandas data frame."""
 
     firsts: list[int]
     names: list[str]
     index: list[str]
+    ranges: dict[str, range]
 
     @property
     def rows(self) -> int:
@@ -148,8 +153,8 @@ class _Footer:
     @staticmethod
     def of(parquet: pq.ParquetFile) -> _Footer:
         rows = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
-        schema = parquet.schema_arrow
-        return _Footer([0, *itertools.accumulate(rows)], schema.names, pandas_index(schema))
+        firsts, schema = [0, *itertools.accumulate(rows)], parquet.schema_arrow
+        return _Footer(firsts, schema.names, pandas_index(schema), pandas_ranges(schema, firsts[-1]))
 
     def groups(self, start: int, stop: int) -> range:
         """The row groups that hold rows [start, stop)."""

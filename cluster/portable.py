@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.shipped import LEFT_BEHIND, Shipped
 from storage.errors import RecipeError
-from storage.lineage import redact
+from storage.lineage import redact, secrets
 from storage.names import is_own_code
 from storage.recipes import Section, TrackingSection
 
@@ -21,9 +21,9 @@ EVERY_MACHINE = "a URL, or a path outside the working directory that every machi
 
 
 def refuse_secrets(path: str, recipe: Section, overrides: Sequence[str]) -> None:
-    """Raises RecipeError when a URL with a password would leave this machine; the password is not told."""
-    for key, text in _texts(recipe.model_dump(mode="json")):
-        _refuse_secret(f"{path}: {key}", text)
+    """Raises RecipeError, without the secret, when a password, a token or a key would leave this machine."""
+    for key, value in recipe.model_dump(mode="json").items():
+        _refuse_secret(f"{path}: {key}", value)
     # What an override replaces and what a comment says travel as well.
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         _refuse_secret(f"{path}, line {number}", line.strip())
@@ -31,10 +31,10 @@ def refuse_secrets(path: str, recipe: Section, overrides: Sequence[str]) -> None
         _refuse_secret("An override", override)
 
 
-def _refuse_secret(place: str, text: str) -> None:
-    if redact(text) != text:
+def _refuse_secret(place: str, value: Any) -> None:
+    for where, text in secrets(value, place):
         raise RecipeError(
-            f"{place}: a URL holds a user or a password ({redact(text)}).",
+            f"{where} holds a password, a token or a key ({text}).",
             "Recipes and command lines can be read by everyone who has access to the cluster.",
             "Leave it out, and give the machines their credentials: a role, or their own environment.",
         )

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from storage import tensors
+from storage import tensors, yaml12
 from storage.cache import Cache, seal
 from storage.commits import Commit, commit_shard, committed_keys, new_attempt, read_commit
 from storage.console import Progress
@@ -38,7 +38,7 @@ def derived_encoding(text: str, parent: dict[str, Any]) -> Encoding:
     for item in filter(None, re.split(r",(?![^\[]*\])", settings)):
         key, sign, value = item.partition("=")
         try:
-            told[key.strip()] = yaml.safe_load(value)
+            told[key.strip()] = yaml12.load(value)
         except yaml.YAMLError:
             sign = ""
         if not sign:

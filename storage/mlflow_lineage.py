@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from storage import yaml12
 from storage.cache import Cache
 from storage.console import say
 from storage.errors import TrackingError
@@ -170,7 +171,7 @@ def track_cache(uri: str, experiment: str, cache: Cache, recipe: dict[str, Any])
             client.log_metric(run_id, name, getattr(cache, name))
         _inputs(client, run_id, [(cache, "cache_output")], teacher)
         client.log_dict(run_id, cache.facts(), "cache.json")
-        client.log_dict(run_id, recipe, "recipe.yaml")
+        client.log_text(run_id, yaml12.dump(recipe), "recipe.yaml")
         client.set_terminated(run_id)
         return run_id
     return None
@@ -190,7 +191,7 @@ def start_run(uri: str, experiment: str, name: str, tags: dict[str, str], params
 def log_recipe(uri: str, run_id: str, recipe: dict[str, Any]) -> None:
     """The recipe as it was resolved, as the run's artifact recipe.yaml."""
     with best_effort(f"the recipe of the run {run_id}"):
-        connect(uri)[0].log_dict(run_id, recipe, "recipe.yaml")
+        connect(uri)[0].log_text(run_id, yaml12.dump(recipe), "recipe.yaml")
 
 
 def log_points(uri: str, run_id: str, points: Sequence[tuple[str, float, int, int]]) -> bool:

@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from storage import yaml12
 from storage.digest import canonical_json, sha256_of
 from storage.errors import RecipeError
 from storage.names import nearest
@@ -25,6 +35,10 @@ def _json(value: dict[str, Any]) -> dict[str, Any]:
 
 # Arguments count in digests, so they are what JSON can say: no dates, no NaN.
 JsonDict = Annotated[dict[str, Any], AfterValidator(_json)]
+
+
+# Words that PyYAML reads as booleans (not y and n), and YAML 1.2 as text unless they are true and false.
+_BOOLEAN_WORDS = ("no", "off", "yes", "on", "true", "false")
 
 
 class Section(BaseModel):
@@ -64,6 +78,15 @@ class ColumnNames(Section):
     sample_id: str = "sample_id"
     inputs: list[str] | None = None
     label: str | Literal[False] | None = None
+
+    @field_validator("label")
+    @classmethod
+    def _no_word_for_a_boolean(cls, label: str | Literal[False] | None) -> str | Literal[False] | None:
+        if isinstance(label, str) and label.lower() in _BOOLEAN_WORDS:
+            raise ValueError(
+                "is a text and no boolean in YAML 1.2; write false for no labels, or rename the column of this name"
+            )
+        return label
 
 
 class PackSection(Section):
@@ -113,14 +136,27 @@ class SourceSection(Section):
 
 
 class TrackingSection(Section):
-    """Where MLflow is. uri: None takes MLFLOW_TRACKING_URI, or SQLite at ./runs/mlflow.db; off tracks nothing."""
+    """Where MLflow is.
+
+    uri: None takes MLFLOW_TRACKING_URI, or SQLite at ./runs/mlflow.db; off (or no, none, false) tracks nothing.
+    """
 
     uri: str | Literal[False] | None = None
     experiment: str = "stillhouse"
     register_as: str | None = Field(default=None, description="Register the trained model under this name.")
 
+    @field_validator("uri")
+    @classmethod
+    def _off_is_false(cls, uri: str | Literal[False] | None) -> str | Literal[False] | None:
+        word = uri.lower() if isinstance(uri, str) else ""
+        if word in ("off", "no", "none", "false"):
+            return False
+        if word in ("on", "yes", "true"):
+            raise ValueError("is no URI; leave it out for MLFLOW_TRACKING_URI or the default, or write off")
+        return uri
+
     def resolved_uri(self) -> str | None:
-        if self.uri is False or self.uri in ("off", "none"):
+        if self.uri is False:
             return None
         return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'runs' / 'mlflow.db'}"
 
@@ -137,7 +173,7 @@ def read_recipe(path: str, overrides: Sequence[str], kind: type[RecipeType], *, 
     except UnicodeDecodeError:
         raise RecipeError(f"The recipe '{path}' is no text.", "A recipe is a YAML file.") from None
     try:
-        tree = yaml.load(text, _OneKeyEach)
+        tree = yaml12.load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(tree, dict):
@@ -155,28 +191,12 @@ def recipe_digest(recipe: Section, without: Sequence[str] = ()) -> str:
     return sha256_of(recipe.model_dump(mode="json", exclude=set(without)))
 
 
-class _OneKeyEach(yaml.SafeLoader):
-    """safe_load, but for keys that appear twice: YAML would take the last one without a word."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key.value, list):
-                raise yaml.constructor.ConstructorError(None, None, "a key is no text", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key.value}' appears twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _override(tree: dict[str, Any], override: str) -> None:
     path, sign, text = override.partition("=")
     if not sign or not path:
         raise RecipeError(f"'{override}' is no override.", "Overrides are written key=value or key.subkey=value.")
     try:
-        value = yaml.safe_load(text)
+        value = yaml12.load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"The value of '{override}' is no YAML: {' '.join(str(error).split())}.") from None
     *parents, last = path.split(".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,11 +13,13 @@ import pyarrow.compute as pc
 import xxhash
 
 from storage import tensors
+from storage.arrow_types import plain_table
 from storage.digest import canonical_json
 from storage.errors import SourceError
 from storage.names import nearest
+from storage.roles import LABEL, SAMPLE_ID, Columns, Roles, described, pandas_index
 
-SAMPLE_ID, LABEL, INPUTS_XXH3 = "sample_id", "label", "inputs_xxh3"
+INPUTS_XXH3 = "inputs_xxh3"
 
 # Whether a shard holds the inputs of its samples, or a digest of each sample's, by which to know them again.
 Inputs = Literal["stored", "referenced"]
@@ -29,34 +31,27 @@ _BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which columns of a source are what.
-
-    sample_id: integers or text, unique in the whole source.
-    inputs: the columns that the model takes, in its argument order; None takes all that are left.
-    label: integer classes, one a sample or a list of equal length, as of a sequence's positions; None takes
-    'label' when there is one; False leaves labels out.
-    """
-
-    sample_id: str = SAMPLE_ID
-    inputs: tuple[str, ...] | None = None
-    label: str | bool | None = None
-
-
-@dataclass(frozen=True)
 class SourceFile:
     name: str
     rows: int
 
 
-def as_samples(table: pa.Table, columns: Columns, where: str, known: Sequence[str] | None = None) -> pa.Table:
+def as_samples(
+    table: pa.Table,
+    columns: Columns,
+    where: str,
+    known: Sequence[str] | None = None,
+    partitions: Container[str] = (),
+) -> pa.Table:
     """Raw rows as samples: sample_id (int64 or string), the inputs as tensors, label if any.
 
     A label is int64; lists of them are a tensor of int32. known: the names of all columns, where the table
-    holds only some of them. Raises SourceError when a column is not there or its values cannot be used.
+    holds only some of them. partitions: those that are said by folders. Raises SourceError when a column is not
+    there or its values cannot be used.
     """
-
+    table = plain_table(table)
     there = table.schema.names if known is None else list(known)
+    roles = Roles.of(table.schema.names, columns, pandas_index(table.schema), partitions)
 
     def column(name: str, role: str) -> pa.ChunkedArray:
         if name not in table.schema.names:
@@ -66,53 +61,83 @@ def as_samples(table: pa.Table, columns: Columns, where: str, known: Sequence[st
             )
         return table.column(name)
 
-    ids = column(columns.sample_id, "sample_id")
-    if ids.null_count or not (tensors.is_text(ids.type) or pa.types.is_integer(ids.type)):
-        raise SourceError(
-            f"{where}: the sample ids in '{columns.sample_id}' are of type {ids.type} with {ids.null_count} nulls.",
-            "Ids are integers or text, without nulls.",
-        )
-    label_name = LABEL if columns.label is None and LABEL in table.schema.names else columns.label
+    ids = _ids(column(roles.sample_id, "sample_id"), roles.sample_id, where)
     labels = None
-    if isinstance(label_name, str):
-        labels = column(label_name, "label")
-        if tensors.is_tensor(table.schema.field(label_name)) or _is_list(labels.type):
-            labels = _label_tensors(label_name, labels, table.schema.field(label_name), where)
-        elif labels.null_count or not pa.types.is_integer(labels.type):
-            raise SourceError(
-                f"{where}: the labels in '{label_name}' are of type {labels.type} with {labels.null_count} nulls.",
-                "Labels are integers, without nulls.",
-                "Leave labels out with source.columns.label=false, or drop the rows without one.",
-            )
-    taken = {columns.sample_id, LABEL if columns.label is False else label_name}
-    inputs = columns.inputs if columns.inputs is not None else [n for n in table.schema.names if n not in taken]
-    if len(set(inputs)) < len(inputs):
-        raise SourceError(
-            f"source.columns.inputs names a column twice: {', '.join(inputs)}.", "Each input is named once."
-        )
-    if not inputs:
-        raise SourceError(f"{where} has no input column.", "A sample has at least one input.")
-    id_type = pa.string() if tensors.is_text(ids.type) else pa.int64()
-    fields = [pa.field(SAMPLE_ID, id_type, nullable=False)]
-    arrays: list[Any] = [_cast(ids, id_type, columns.sample_id, where)]
-    for name in inputs:
-        if is_own(name):
-            raise SourceError(
-                f"{where}: an input is named '{name}'.",
-                f"'{SAMPLE_ID}', '{LABEL}', '{INPUTS_XXH3}' and names that begin with 'soft_' are the store's own.",
-                "Rename the column.",
-            )
+    if roles.label is not None:
+        found = column(roles.label, "label")
+        labels = _labels(roles.label, found, table.schema.field(roles.label), where)
+    _refuse_names(roles, columns, where, there, pandas_index(table.schema), partitions)
+    fields = [pa.field(SAMPLE_ID, ids.type, nullable=False)]
+    arrays: list[Any] = [ids]
+    for name in roles.inputs:
         raw = column(name, "inputs")
         field, array = tensors.as_tensor_column(name, raw, table.schema.field(name))
         fields.append(field)
         arrays.append(array)
-    if isinstance(labels, tuple):
+    if labels is not None:
         fields.append(labels[0])
         arrays.append(labels[1])
-    elif labels is not None:
-        fields.append(pa.field(LABEL, pa.int64(), nullable=False))
-        arrays.append(_cast(labels, pa.int64(), str(label_name), where))
     return pa.table(arrays, schema=pa.schema(fields))
+
+
+def sample_ids(table: pa.Table, columns: Columns, where: str) -> pa.ChunkedArray:
+    """The id column of raw rows, as `as_samples` gives it: int64 or string. Raises SourceError."""
+    name = columns.sample_id
+    if name not in table.column_names:
+        raise SourceError(
+            f"{where} has no column '{name}' (asked for as source.columns.sample_id).", "Every sample has an id."
+        )
+    return _ids(plain_table(table.select([name])).column(0), name, where)
+
+
+def _ids(ids: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    if ids.null_count or not (tensors.is_text(ids.type) or pa.types.is_integer(ids.type)):
+        raise SourceError(
+            f"{where}: the sample ids in '{name}' are of type {ids.type} with {ids.null_count} nulls.",
+            "Ids are integers or text, without nulls.",
+        )
+    return _cast(ids, pa.string() if tensors.is_text(ids.type) else pa.int64(), name, where)
+
+
+def _labels(name: str, labels: pa.ChunkedArray, field: pa.Field, where: str) -> tuple[pa.Field, Any]:
+    """The field and the values of the labels: int64, or tensors of int32. A boolean is 0 or 1."""
+    if tensors.is_tensor(field) or _is_list(labels.type):
+        return _label_tensors(name, labels, field, where)
+    if labels.null_count or not (pa.types.is_integer(labels.type) or pa.types.is_boolean(labels.type)):
+        raise SourceError(
+            f"{where}: the labels in '{name}' are of type {labels.type} with {labels.null_count} nulls.",
+            "Labels are integers, without nulls.",
+            "Leave labels out with source.columns.label=false, or drop the rows without one.",
+        )
+    return pa.field(LABEL, pa.int64(), nullable=False), _cast(labels, pa.int64(), name, where)
+
+
+def _refuse_names(
+    roles: Roles,
+    columns: Columns,
+    where: str,
+    there: Sequence[str],
+    index: Container[str],
+    partitions: Container[str],
+) -> None:
+    """Raises SourceError for inputs that are none, twice the same, or named as the store's own columns."""
+    if len(set(roles.inputs)) < len(roles.inputs):
+        raise SourceError(
+            f"source.columns.inputs names a column twice: {', '.join(roles.inputs)}.", "Each input is named once."
+        )
+    if not roles.inputs:
+        left_out = Roles.of(there, columns, index, partitions).left_out
+        raise SourceError(
+            f"{where} has no input column.",
+            "A sample has at least one input.",
+            f"Left out are {described(left_out)}; name what is an input in source.columns.inputs." if left_out else "",
+        )
+    for name in filter(is_own, roles.inputs):
+        raise SourceError(
+            f"{where}: an input is named '{name}'.",
+            f"'{SAMPLE_ID}', '{LABEL}', '{INPUTS_XXH3}' and names that begin with 'soft_' are the store's own.",
+            "Rename the column.",
+        )
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -124,7 +149,7 @@ def _label_tensors(name: str, column: pa.ChunkedArray, field: pa.Field, where: s
     try:
         found, array = tensors.as_tensor_column(name, column, field)
         dtype, shape = tensors.form(found)
-        if dtype.kind not in "iu":
+        if dtype.kind not in "iub":
             raise SourceError(f"They are {dtype.name}.")
     except SourceError as error:
         raise SourceError(
@@ -164,6 +189,43 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, where: str) -> 
 def input_names(schema: pa.Schema) -> list[str]:
     """The inputs of a table that `as_samples` made, or of a shard, in the model's argument order."""
     return [name for name in schema.names if not is_own(name)]
+
+
+def described_columns(samples: pa.Schema, columns: Columns, left_out: dict[str, str]) -> dict[str, Any]:
+    """Which columns of a source are what, for JSON: inputs, label, sample_id and left_out.
+
+    samples: the schema that `as_samples` made. Each input has a dtype and the shape of a row; label and sample_id have
+    besides the column of the source that they are.
+    """
+    label = columns.label if isinstance(columns.label, str) else LABEL
+    has_label = LABEL in samples.names
+    return {
+        "inputs": {name: tensors.dtype_and_shape(samples.field(name)) for name in input_names(samples)},
+        "label": {"column": label, **tensors.dtype_and_shape(samples.field(LABEL))} if has_label else None,
+        "sample_id": {"column": columns.sample_id, **tensors.dtype_and_shape(samples.field(SAMPLE_ID))},
+        "left_out": [{"column": name, "reason": why} for name, why in left_out.items()],
+    }
+
+
+def columns_line(facts: dict[str, Any]) -> str:
+    """`described_columns` as a line for people.
+
+    >>> columns_line({"inputs": {"x": {"dtype": "float32", "shape": [2]}}, "label": None,
+    ...     "sample_id": {"column": "key", "dtype": "int64", "shape": []}, "left_out": []})
+    'inputs: x float32[2]; no label; sample_id: key int64'
+    """
+
+    def kind(of: dict[str, Any]) -> str:
+        return f"{of['dtype']}{of['shape'] or ''}"
+
+    inputs = ", ".join(f"{name} {kind(of)}" for name, of in facts["inputs"].items())
+    label, sample_id = facts["label"], facts["sample_id"]
+    said = f"inputs: {inputs}; " + (f"label: {label['column']} {kind(label)}" if label else "no label")
+    said += f"; sample_id: {sample_id['column']} {kind(sample_id)}"
+    if facts["left_out"]:
+        reasons = described({one["column"]: one["reason"] for one in facts["left_out"]})
+        said += f"; left out, unless source.columns.inputs names them: {reasons}"
+    return said
 
 
 def is_own(name: str) -> bool:

@@ -17,6 +17,9 @@ from storage.errors import SourceError
 
 DTYPE, SHAPE, MEANING = b"dtype", b"shape", b"meaning"
 
+# What Arrow and numpy name differently.
+_ARROW_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
+
 
 def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
@@ -38,6 +41,19 @@ def described(schema: pa.Schema) -> str:
         dtype, shape = form(field) if is_tensor(field) else (field.type, "")
         told.append(f"{field.name} {dtype}{list(shape) if shape else ''}")
     return ", ".join(told)
+
+
+def dtype_and_shape(field: pa.Field) -> dict[str, Any]:
+    """A column for JSON: {"dtype": "float32", "shape": [28, 28]}; of a number or a text the shape is []."""
+    if is_tensor(field):
+        dtype, shape = form(field)
+        return {"dtype": dtype.name, "shape": list(shape)}
+    return {"dtype": "string" if is_text(field.type) else numpy_dtype(field.type).name, "shape": []}
+
+
+def numpy_dtype(kind: pa.DataType) -> np.dtype[Any]:
+    """numpy's dtype of an Arrow number. Arrow's own way would import pandas, which a reader has no other use for."""
+    return np.dtype(_ARROW_NAMES.get(str(kind), str(kind)))
 
 
 def tensor_field(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], meaning: str) -> pa.Field:

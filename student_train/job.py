@@ -126,6 +126,7 @@ def _fit(run: Run, tracker: Tracker) -> dict[str, Any]:
             "recipe": recipe.model_dump(mode="json", exclude_unset=True),
             "folder": folder.url,
             "model_digest": model_digest,
+            "data": [run.identity["data_digest"], run.identity["evaluation_digest"]],
             "tracking": [tracker.uri, tracker.run_id],
         },
         scaling_config=ScalingConfig(
@@ -209,7 +210,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | StillhouseError | None:
             f"The student on {socket.gethostname()}",
         )
         with nullcontext() if latest is None else latest.as_directory() as folder:
-            outcome = train(recipe, place, restored=None if folder is None else Path(folder), observer=observer)
+            restored = None if folder is None else Path(folder)
+            outcome = train(recipe, place, restored=restored, observer=observer, expected=config["data"])
     except StillhouseError as error:
         # Starting again would end the same way. A worker among others must raise, though: they wait for it.
         if place.world > 1:

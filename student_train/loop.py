@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from storage.digest import canonical_json, sha256_of
-from storage.errors import RecipeError, TrainingError
+from storage.errors import RecipeError, SourceChanged, TrainingError
 from storage.model_call import apply_model
 from storage.recipes import SourceSection
 from storage.shard import Rows
@@ -110,17 +110,35 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int(sha256_of([seed, step, rank])[:15], 16)
 
 
+def _refuse_changed(groups: Sequence[RowGroups | None], expected: Sequence[str | None]) -> None:
+    for rows, digest in zip(groups, expected, strict=True):
+        if rows is not None and rows.digest != digest:
+            raise SourceChanged(
+                f"The data that this worker reads from {rows.where} has the digest {rows.digest[:16]}.",
+                f"The driver read {str(digest)[:16]}.",
+                "Leave a source alone while a job reads it; a function gives the same rows at every call.",
+            )
+
+
 def train(
-    recipe: StudentRecipe, place: Place, *, restored: Path | None = None, observer: Observer | None = None
+    recipe: StudentRecipe,
+    place: Place,
+    *,
+    restored: Path | None = None,
+    observer: Observer | None = None,
+    expected: Sequence[str | None] | None = None,
 ) -> Outcome:
     """Train a recipe's model to its last step, from a checkpoint folder if one is given.
 
-    Raises Mismatch, SourceError, TrainingError, CorruptShard, ForeignState.
+    expected: the digests of the data and of the held-out data that the driver read. Raises Mismatch, SourceError,
+    SourceChanged, TrainingError, CorruptShard, ForeignState.
     """
     started, observer = time.monotonic(), observer or Unobserved()
     if isinstance(recipe.seed, list):
         raise RecipeError("A run has one seed.")
     data, held_out, seed = open_data(recipe), open_evaluation(recipe), recipe.seed
+    if expected is not None:
+        _refuse_changed([data, held_out], expected)
     model = recipe.student.spec().build(seed).to(place.device)
     init_digest = parameters_digest(model)
     sections = recipe.loss_sections()

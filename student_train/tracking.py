@@ -75,7 +75,7 @@ class Tracker:
             "lr": recipe.optimizer.lr,
             "optimizer": recipe.optimizer.name,
             "losses": losses,
-            "student": f"{recipe.student.factory} {recipe.student.arguments}",
+            "student": f"{recipe.student.factory} {redact(recipe.student.arguments)}",
         }
 
     def succeeded(self, result: dict[str, Any]) -> bool:

@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", help="a YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", help="key.subkey=value, in place of what the recipe says")
     parser.add_argument(
-        "--plan", action="store_true", help="show spans, positions, expected bytes and reuse; run nothing"
+        "--plan",
+        action="store_true",
+        help="show spans, positions, expected bytes, reuse and which columns are inputs; run nothing",
     )
     parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
     asked = parser.parse_intermixed_args(given)
@@ -69,6 +71,7 @@ def _audit(given: Sequence[str]) -> int:
 def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     recipe = read_recipe(asked.recipe, asked.overrides, TeacherRecipe)
     # Imported once the recipe is known to be right: a typing error should not wait for torch and ray.
+    from storage.samples import columns_line
     from teacher_infer.prepare import prepare, show_plan
     from teacher_infer.run import run
     from teacher_infer.tally import paragraph
@@ -76,10 +79,10 @@ def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     prepared = prepare(recipe, Folder(recipe.store))
     if asked.plan:
         plan = show_plan(prepared)
-        return plan, "\n".join(_plan_line(part) for part in _parts(plan)), 0
+        return plan, "\n".join(f"{_plan_line(part)}\n  {columns_line(part)}" for part in _parts(plan)), 0
     for part in prepared.parts:
         forward = sum(span.rows for span in part.missing) * part.plan.positions_a_row
-        say(_plan_line({**part.answer(), "forward_positions": forward}))
+        say(f"{_plan_line({**part.answer(), 'forward_positions': forward})}\n  {columns_line(part.columns)}")
     answer = run(prepared)
     return answer, "\n".join([*map(_done_line, _parts(answer)), paragraph(answer["work"])]), 0
 

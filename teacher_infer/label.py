@@ -12,7 +12,7 @@ import pyarrow as pa
 from storage.commits import Commit, new_attempt, publish_shard, read_commit, settle
 from storage.digest import rows_digest
 from storage.encodings import Encoding
-from storage.errors import SourceChanged, TeacherError
+from storage.errors import SourceChanged, SourceError, TeacherError
 from storage.folder import Folder
 from storage.samples import Inputs, kept_columns
 from storage.shard import FORMAT_VERSION, ShardHeader, row_bytes, shard_schema
@@ -21,6 +21,8 @@ from teacher_infer.answers import Questioner
 from teacher_infer.plan import Span, added_fields
 from teacher_infer.teachers import Teacher
 from teacher_infer.writer import Writer
+
+_REMEDY = "Leave a source alone while a job reads it; run the recipe again to plan it as it is now."
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,16 @@ def label_span(work: Work, teacher: Teacher, span: Span, turn: AbstractContextMa
 
 
 def _read(work: Work, span: Span) -> pa.Table:
-    samples = work.source.read(span.file, span.start, span.stop)
+    try:
+        samples = work.source.read(span.file, span.start, span.stop)
+    except SourceError as error:
+        raise SourceChanged(f"The rows {span} could be planned, and cannot be read. {error}", "", _REMEDY) from error
     found = rows_digest(samples)
     if found != span.digest:
         raise SourceChanged(
             f"The rows {span} have the digest {found[:16]}.",
             f"The plan read {span.digest[:16]}.",
-            "Leave a source alone while a job reads it; run the recipe again to plan it as it is now.",
+            _REMEDY,
         )
     return samples
 

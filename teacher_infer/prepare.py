@@ -11,9 +11,10 @@ from storage.commits import committed_keys
 from storage.encodings import Encoding
 from storage.folder import Folder
 from storage.hugging_face import HuggingFaceSpec
-from storage.lineage import cache_lineage, redact
+from storage.lineage import cache_lineage, refuse_secrets
 from storage.recipes import recipe_digest
-from storage.sources import make_source
+from storage.samples import described_columns
+from storage.sources import columns_of, make_source
 from teacher_infer.config import TeacherRecipe
 from teacher_infer.plan import Plan, Question, Span, added_fields, make_plan
 from teacher_infer.teachers import Spec, answer_shape, spec_settings
@@ -21,12 +22,16 @@ from teacher_infer.teachers import Spec, answer_shape, spec_settings
 
 @dataclass(frozen=True)
 class Part:
-    """One cache of a job: its name, its source and the plan over it."""
+    """One cache of a job: its name, its source and the plan over it.
+
+    columns: which columns of the source are inputs, and the rest of `storage.samples.described_columns`.
+    """
 
     name: str
     source: dict[str, Any]
     plan: Plan
     missing: list[Span]
+    columns: dict[str, Any]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -53,7 +58,9 @@ class Prepared:
 
 def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
     """Resolve the teacher, digest the sources and plan. Raises UsageError of every kind."""
+    _refuse_secrets(recipe)
     encoding, spec = recipe.targets.make(), recipe.teacher.spec()
+    refuse_secrets(spec.lineage(), "teacher")
     digest = spec.digest(recipe.teacher.dtype)
     question = Question.of(digest, encoding, recipe.seed, trained=spec.trained, inputs=recipe.inputs)
     parts = [_part(recipe.name, recipe.source.settings(), recipe.span_rows, question, store, spec)]
@@ -66,6 +73,14 @@ def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
     return Prepared(recipe, store, spec, digest, spec.weights_sha256(), encoding, tuple(parts))
 
 
+def _refuse_secrets(recipe: TeacherRecipe) -> None:
+    """Raises RecipeError when what is sealed into a cache would hold a secret."""
+    refuse_secrets(recipe.source.settings(), "source")
+    refuse_secrets(recipe.teacher.model_dump(), "teacher")
+    if recipe.held_out is not None:
+        refuse_secrets(recipe.held_out.source.settings(), "held_out.source")
+
+
 def _part(name: str, settings: dict[str, Any], span_rows: int, question: Question, store: Folder, spec: Spec) -> Part:
     source, refuse = make_source(settings), None
     if isinstance(spec, HuggingFaceSpec):
@@ -76,7 +91,8 @@ def _part(name: str, settings: dict[str, Any], span_rows: int, question: Questio
     if isinstance(spec, HuggingFaceSpec) and spec.is_language_model:
         plan = replace(plan, length=spec.answer_shape(plan.example)[0])
     done = committed_keys(store, [span.shard_key for span in plan.spans])
-    return Part(name, settings, plan, plan.missing(done))
+    columns = described_columns(plan.example.schema, columns_of(settings), source.left_out())
+    return Part(name, settings, plan, plan.missing(done), columns)
 
 
 def show_plan(prepared: Prepared) -> dict[str, Any]:
@@ -88,7 +104,8 @@ def show_plan(prepared: Prepared) -> dict[str, Any]:
         size = None if shape is None else part.plan.sample_bytes + part.plan.rows * _added(prepared, shape)
         forward = sum(span.rows for span in part.missing) * part.plan.positions_a_row
         classes = None if shape is None else shape[-1]
-        answers.append({**part.answer(), "forward_positions": forward, "expected_bytes": size, "classes": classes})
+        facts = {"forward_positions": forward, "expected_bytes": size, "classes": classes}
+        answers.append({**part.answer(), **facts, **part.columns})
     return {"store": prepared.store.url, **nested(answers)}
 
 
@@ -130,13 +147,13 @@ def lineage_of(prepared: Prepared, part: Part) -> dict[str, Any]:
     spec, recipe = prepared.spec, prepared.recipe
     teacher = {
         "digest": prepared.teacher_digest,
-        **redact(spec.lineage()),
+        **spec.lineage(),
         "weights_sha256": prepared.weights_sha256,
         "dtype": recipe.teacher.dtype,
     }
     lineage = cache_lineage(
         teacher=teacher,
-        source=redact(part.source),
+        source=part.source,
         targets=prepared.encoding.to_dict(),
         recipe_digest=recipe_digest(recipe),
     )

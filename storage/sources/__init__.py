@@ -33,6 +33,10 @@ class Source(Protocol):
         """The ids of all rows of one file, as `read` would give them; without reading the inputs where that can be."""
         ...
 
+    def left_out(self) -> dict[str, str]:
+        """The columns that are no inputs though nothing says so, and the reason for each: of an index, a partition."""
+        ...
+
     def preprocessing(self) -> dict[str, Any] | None:
         """What was done to the rows before they became samples, for the shard key; None where nothing was."""
         ...
@@ -64,9 +68,17 @@ def make_source(settings: dict[str, Any]) -> Source:
         packing = Pack(**pack)
         columns["inputs"] = (packing.column,)
         return PackedSource(SOURCES[kinds[0]](**settings, columns=Columns(**columns)), packing)
+    return SOURCES[kinds[0]](**settings, columns=columns_of({"columns": columns}))
+
+
+def columns_of(settings: dict[str, Any]) -> Columns:
+    """The columns that a source's settings name; of packed documents those that the rows have."""
+    columns: dict[str, Any] = dict(settings.get("columns") or {})
+    if settings.get("pack") is not None:
+        return Columns()
     if columns.get("inputs") is not None:
         columns["inputs"] = tuple(columns["inputs"])
-    return SOURCES[kinds[0]](**settings, columns=Columns(**columns))
+    return Columns(**columns)
 
 
 def place_of(settings: dict[str, Any]) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from storage.arrow_types import plain_table
 from storage.errors import SourceError
 from storage.names import call, find_function, guarded
-from storage.samples import Columns, SourceFile, as_samples
-from storage.sources.ids import sample_ids
+from storage.roles import Columns, Roles, add_ranges, pandas_index, pandas_ranges
+from storage.samples import SourceFile, as_samples, sample_ids
 
 _one_call = threading.RLock()
 
@@ -44,6 +45,10 @@ class FunctionSource:
     def place_of(self, file: SourceFile) -> str:
         return file.name
 
+    def left_out(self) -> dict[str, str]:
+        schema = self._table.schema
+        return Roles.of(schema.names, self.columns, pandas_index(schema)).left_out
+
     def preprocessing(self) -> None:
         return None
 
@@ -69,7 +74,7 @@ class FunctionSource:
         if not tables:
             raise SourceError(f"{self.function} yielded nothing.", "A source has at least one sample.")
         try:
-            return pa.concat_tables(tables)
+            return pa.concat_tables([_with_index(plain_table(table)) for table in tables])
         except pa.ArrowInvalid:
             raise SourceError(
                 f"{self.function} yielded tables of different columns.", "All of them have the same columns and types."
@@ -77,3 +82,8 @@ class FunctionSource:
 
     def to_dict(self) -> dict[str, Any]:
         return {"function": self.function, "arguments": self.arguments, "columns": asdict(self.columns)}
+
+
+def _with_index(table: pa.Table) -> pa.Table:
+    ranges = pandas_ranges(table.schema, table.num_rows)
+    return add_ranges(table, ranges, ranges)

@@ -18,8 +18,7 @@ import pyarrow as pa
 from storage import tensors
 from storage.errors import SourceError
 from storage.names import nearest
-from storage.samples import LABEL, SAMPLE_ID, Columns, SourceFile, as_samples
-from storage.sources.ids import sample_ids
+from storage.samples import LABEL, SAMPLE_ID, Columns, SourceFile, as_samples, sample_ids
 from storage.sources.packing import PackedRows, count_rows, packed_rows
 from storage.tokenizers import TokenizerFile
 
@@ -135,6 +134,9 @@ class PackedSource:
         block = self._block_of(file)
         rows = count_rows(len(block.tokens_N), self.pack.sequence_length)
         return pa.chunked_array([_row_ids(block, self._rows(block, 0, rows))])
+
+    def left_out(self) -> dict[str, str]:
+        return {}  # a document is one column, which is named
 
     def preprocessing(self) -> dict[str, Any] | None:
         tokenizer = self.tokenizer

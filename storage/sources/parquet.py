@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.errors import SourceError
-from storage.filesystems import in_words, open_filesystem
-from storage.samples import LABEL, Columns, SourceFile, as_samples
-from storage.sources.ids import sample_ids
-from storage.sources.located import find, inside, opened, told
+from storage.arrow_types import plain_table
+from storage.filesystems import open_filesystem
+from storage.roles import Columns, Roles, add_ranges, pandas_index, pandas_ranges
+from storage.samples import SourceFile, as_samples, sample_ids
+from storage.sources.located import Version, find, inside, opened, reading
+from storage.sources.partitions import NO_PARTITIONS, Partitions
 
 KIND = "Parquet"
 
@@ -27,28 +28,37 @@ class ParquetSource:
     columns: Columns = Columns()
 
     def files(self) -> Sequence[SourceFile]:
-        fs, _ = opened(self.parquet)
-        return tuple(SourceFile(name, _rows_of(fs, name)) for name in find(self.parquet, [".parquet"], KIND))
+        opened(self.parquet)
+        names = find(self.parquet, [".parquet"], KIND)
+        self.__dict__["_all_partitions"] = Partitions.of(self.parquet, names)
+        return tuple(SourceFile(name, self._footer(name).rows) for name in names)
 
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
-        table, first, names = self._decoded(file, start, stop)
-        return as_samples(table.slice(start - first, stop - start), self.columns, file.name, names)
+        table, footer = self._rows(file.name, start, stop)
+        partitions = self._partitions(file.name)
+        return as_samples(table, self.columns, file.name, self._all_names(file.name, footer), partitions)
 
     def raw(self, file: SourceFile, start: int, stop: int) -> pa.Table:
-        table, first, _ = self._decoded(file, start, stop)
-        return table.slice(start - first, stop - start)
+        return self._rows(file.name, start, stop)[0]
 
     def ids(self, file: SourceFile) -> pa.ChunkedArray:
         fs, _ = open_filesystem(self.parquet)
-        with told(file.name, KIND), fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
-            names = [name for name in parquet.schema_arrow.names if name == self.columns.sample_id]
-            table = parquet.read(columns=names)
-        return sample_ids(table, self.columns, file.name)
+        partitions, name = self._partitions(file.name), self.columns.sample_id
+        with reading(fs, file.name, KIND), fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
+            table = parquet.read(columns=[column for column in parquet.schema_arrow.names if column == name])
+        table = add_ranges(plain_table(table), pandas_ranges(table.schema, table.num_rows), [name])
+        return sample_ids(partitions.add(table, file.name, [name]), self.columns, file.name)
 
-    def stamp(self, file: SourceFile) -> int:
+    def left_out(self) -> dict[str, str]:
+        left_out: dict[str, str] = {}
+        for name in find(self.parquet, [".parquet"], KIND):
+            left_out |= self._roles(name, self._footer(name)).left_out
+        return left_out
+
+    def stamp(self, file: SourceFile) -> Version:
         fs, _ = open_filesystem(self.parquet)
-        with told(file.name, KIND):
-            return fs.size(file.name)
+        with reading(fs, file.name, KIND) as version:
+            return version
 
     def place_of(self, file: SourceFile) -> str:
         return inside(self.parquet, file.name)
@@ -56,60 +66,95 @@ class ParquetSource:
     def preprocessing(self) -> None:
         return None
 
-    def _decoded(self, file: SourceFile, start: int, stop: int) -> tuple[pa.Table, int, list[str]]:
-        """The row groups that hold rows [start, stop), the first row in them, and the file's column names.
+    def to_dict(self) -> dict[str, Any]:
+        return {"parquet": self.parquet, "columns": asdict(self.columns)}
+
+    def _rows(self, name: str, start: int, stop: int) -> tuple[pa.Table, _Footer]:
+        """Rows [start, stop) of a file, in the columns that are used, and its footer."""
+        table, first, footer = self._decoded(name, start, stop)
+        rows, used = plain_table(table.slice(max(0, start - first), stop - start)), self._roles(name, footer).used
+        rows = add_ranges(rows, footer.ranges, used, start)
+        return self._partitions(name).add(rows, name, used), footer
+
+    def _decoded(self, name: str, start: int, stop: int) -> tuple[pa.Table, int, _Footer]:
+        """The row groups that hold rows [start, stop), the first row in them, and the file's footer.
 
         The last ones are kept: a row group is often larger than what is asked for, and the next rows lie in it.
         """
         fs, _ = open_filesystem(self.parquet)
-        with told(file.name, KIND):
-            # Another size means another file under the same name; its rows are digested where that matters.
-            key = (file.name, fs.size(file.name))
-            footer = self._footers.get(key)
-            if footer is None:
-                with fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
-                    footer = self._footers[key] = _Footer.of(parquet)
-            groups = footer.groups(start, stop)
-            # Two spans may be read at the same time, by threads.
-            table = self._last.get((*key, groups))
-            if table is None:
-                with fs.open(file.name, "rb") as handle, pq.ParquetFile(handle) as parquet:
-                    table = parquet.read_row_groups(list(groups), columns=self._wanted(footer.names))
-                self._last.clear()
-                self._last[(*key, groups)] = table
-            return table, footer.firsts[groups[0]] if groups else 0, footer.names
+        with reading(fs, name, KIND) as version:
+            known, footer = self._footers.get(name, (None, None))
+            if footer is not None and known == version:
+                groups = footer.groups(start, stop)
+                # Two spans may be read at the same time, by threads.
+                table = self._last.get((name, version, groups))
+                if table is not None:
+                    return table, footer.firsts[groups[0]] if groups else 0, footer
+            with fs.open(name, "rb") as handle, pq.ParquetFile(handle) as parquet:
+                # The file may be another one than a moment ago: its footer now says where its rows are.
+                footer = _Footer.of(parquet)
+                groups = footer.groups(start, stop)
+                columns = self._roles(name, footer).used
+                wanted = [column for column in footer.names if column in columns or column in self._partitions(name)]
+                table = parquet.read_row_groups(list(groups), columns=wanted)
+            self._footers[name] = (version, footer)
+            self._last.clear()
+            self._last[(name, version, groups)] = table
+            return table, footer.firsts[groups[0]] if groups else 0, footer
+
+    def _footer(self, name: str) -> _Footer:
+        fs, _ = open_filesystem(self.parquet)
+        with reading(fs, name, KIND) as version:
+            known, footer = self._footers.get(name, (None, None))
+            if footer is None or known != version:
+                with fs.open(name, "rb") as handle, pq.ParquetFile(handle) as parquet:
+                    footer = _Footer.of(parquet)
+                self._footers[name] = (version, footer)
+            return footer
+
+    def _roles(self, name: str, footer: _Footer) -> Roles:
+        return Roles.of(self._all_names(name, footer), self.columns, footer.index, self._partitions(name))
+
+    def _all_names(self, name: str, footer: _Footer) -> list[str]:
+        """A file's columns, and those that its metadata and its folders say."""
+        names = [*footer.names, *footer.ranges]
+        return [*names, *self._partitions(name).added(names)]
+
+    def _partitions(self, name: str) -> Partitions:
+        # The types of partitions follow from all files, which are listed only where a folder has such a name.
+        return self._all_partitions if "=" in inside(self.parquet, name) else NO_PARTITIONS
 
     @functools.cached_property
-    def _footers(self) -> dict[tuple[str, int], _Footer]:
+    def _all_partitions(self) -> Partitions:
+        return Partitions.of(self.parquet, find(self.parquet, [".parquet"], KIND))
+
+    @functools.cached_property
+    def _footers(self) -> dict[str, tuple[Version, _Footer]]:
         return {}
 
     @functools.cached_property
-    def _last(self) -> dict[tuple[str, int, range], pa.Table]:
+    def _last(self) -> dict[tuple[str, Version, range], pa.Table]:
         return {}
-
-    def _wanted(self, names: Sequence[str]) -> list[str] | None:
-        if self.columns.inputs is None:
-            return None
-        label = self.columns.label if isinstance(self.columns.label, str) else LABEL
-        wanted = {self.columns.sample_id, *self.columns.inputs, label}
-        # Columns that are not there are reported by as_samples, which knows what each was wanted for.
-        return [name for name in names if name in wanted]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"parquet": self.parquet, "columns": asdict(self.columns)}
 
 
 @dataclass(frozen=True)
 class _Footer:
-    """firsts: the first row of each row group, and one past the last row."""
+    """firsts: the first row of each row group, and one past the last row. index, ranges: of a pandas data frame."""
 
     firsts: list[int]
     names: list[str]
+    index: list[str]
+    ranges: dict[str, range]
+
+    @property
+    def rows(self) -> int:
+        return self.firsts[-1]
 
     @staticmethod
     def of(parquet: pq.ParquetFile) -> _Footer:
         rows = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
-        return _Footer([0, *itertools.accumulate(rows)], parquet.schema_arrow.names)
+        firsts, schema = [0, *itertools.accumulate(rows)], parquet.schema_arrow
+        return _Footer(firsts, schema.names, pandas_index(schema), pandas_ranges(schema, firsts[-1]))
 
     def groups(self, start: int, stop: int) -> range:
         """The row groups that hold rows [start, stop)."""
@@ -117,11 +162,3 @@ class _Footer:
         return range(
             max(0, bisect.bisect_right(self.firsts, start) - 1), min(last, bisect.bisect_left(self.firsts, stop))
         )
-
-
-def _rows_of(fs: Any, name: str) -> int:
-    try:
-        with in_words(name), fs.open(name, "rb") as handle:
-            return pq.read_metadata(handle).num_rows
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SourceError(f"'{name}' is no Parquet file: {error}.", "Every file of a source is one.") from None

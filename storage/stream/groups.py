@@ -21,9 +21,6 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 # What a text takes in memory, about.
 TEXT_BYTES = 64
 
-# What Arrow calls differently.
-_FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}
-
 
 @dataclass(frozen=True)
 class Column:
@@ -45,8 +42,7 @@ class Column:
             return Column(field.name, *tensors.form(field))
         if tensors.is_text(field.type):
             return Column(field.name, None)
-        # Arrow's own way would import pandas, which a reader has no other use for.
-        return Column(field.name, np.dtype(_FLOATS.get(str(field.type), str(field.type))))
+        return Column(field.name, tensors.numpy_dtype(field.type))
 
 
 class RowGroups(Protocol):

@@ -92,11 +92,19 @@ class JoinedRows:
                 _REMEDY,
             )
         for file, first, places, rows in self._places.runs(at_P):
-            table = self._source.read(file, first, first + int(rows[-1]) + 1)
+            table = self._read(file, first, first + int(rows[-1]) + 1)
             self._check(table, file, first, rows, ids_P[places], digests_P[places])
             for name in [column.name for column in self._inputs]:
                 out[name][places] = tensors.unpack(table.column(name), table.schema.field(name))[rows]
         return texts
+
+    def _read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
+        try:
+            return self._source.read(file, start, stop)
+        except SourceError as error:
+            raise SourceChanged(
+                f"Rows {start:,} to {stop:,} of {file.name} cannot be read, and the ids could. {error}", "", _REMEDY
+            ) from error
 
     def _check(
         self, table: pa.Table, file: SourceFile, first: int, rows_P: Ints, ids_P: np.ndarray, digests_P: np.ndarray

@@ -1,4 +1,4 @@
-"""The rows of a source, for learning from labels; its values are digested once, at the start."""
+"""The rows of a source, for learning from labels; digested at the start, and compared whenever they are read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import pyarrow as pa
 
 from storage import tensors
 from storage.digest import rows_digest, sha256_of
-from storage.errors import SourceError
+from storage.errors import SourceChanged, SourceError
 from storage.samples import SAMPLE_ID, SourceFile, input_names, refuse_duplicates
 from storage.shard import Rows
 from storage.sources import Source, place_of
 from storage.stream.groups import Arrays, Column, Ints, plain_rows
+
+_REMEDY = "Leave a source alone while a job reads it, and begin again."
 
 
 class SourceRows:
@@ -49,6 +51,7 @@ class SourceRows:
         assert schema is not None
         self.rows = self.sizes = np.array([stop - start for _, start, stop in self._spans], np.int64)
         self.columns: Sequence[Column] = tuple(Column.of(field) for field in schema)
+        self._digests = digests
         self.digest = sha256_of(digests)
         self._inputs = input_names(schema)
 
@@ -60,8 +63,8 @@ class SourceRows:
         return row_B
 
     def load(self, group: int, out: Arrays) -> Arrays:
-        """Raises SourceError."""
-        table = self._source.read(*self._spans[group])
+        """Raises SourceChanged when the rows are not those that were digested at the start."""
+        table = self._read(group)
         texts: Arrays = {}
         for column in self.columns:
             values = tensors.unpack(table.column(column.name), table.schema.field(column.name))
@@ -70,6 +73,20 @@ class SourceRows:
             else:
                 out[column.name][:] = values
         return texts
+
+    def _read(self, group: int) -> pa.Table:
+        try:
+            table = self._source.read(*self._spans[group])
+        except SourceError as error:
+            raise SourceChanged(
+                f"{self.name_of(group)} could be read at the start, and cannot any more. {error}", "", _REMEDY
+            ) from error
+        found, expected = rows_digest(table), self._digests[group]
+        if found != expected:
+            raise SourceChanged(
+                f"{self.name_of(group)} have the digest {found[:16]}.", f"It was {expected[:16]} at the start.", _REMEDY
+            )
+        return table
 
     def rows_of(self, group_B: Ints, columns: Arrays) -> Rows:
         return plain_rows(columns, self._inputs)

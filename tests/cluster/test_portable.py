@@ -106,24 +106,32 @@ def test_own_code_that_stays_here(read: Any, work: Path, monkeypatch: pytest.Mon
         ("r.yaml: teacher.arguments.db", "teacher__arguments", {"db": f"postgresql://me:{PASSWORD}@host/b"}),
         ("r.yaml: tracking.uri", "tracking__uri", f"http://me:{PASSWORD}@host:5000"),
         ("r.yaml: source.parquet", "source__parquet", f"https://{PASSWORD}@host/data"),
+        ("r.yaml: source.parquet", "source__parquet", f"https://host/data?sig={PASSWORD}"),
+        ("r.yaml: teacher.arguments.api_key", "teacher__arguments", {"api_key": PASSWORD}),
     ],
 )
 def test_a_password_in_a_recipe_is_refused_and_not_told(read: Any, place: str, key: str, value: Any) -> None:
     with pytest.raises(RecipeError) as caught:
         refuse_secrets("r.yaml", read(**{key: value}), [])
-    assert str(caught.value).startswith(f"{place}: a URL holds a user or a password (")
-    assert PASSWORD not in str(caught.value) and "://***@host" in str(caught.value)
+    assert str(caught.value).startswith(f"{place} holds a password, a token or a key (")
+    assert PASSWORD not in str(caught.value) and "***" in str(caught.value)
+
+
+def test_what_is_only_named_like_a_secret_travels(read: Any) -> None:
+    source = {"parquet": "s3://bucket/rows?partition_key=2024&sort_key=a", "columns": {"sample_id": "primary_key"}}
+    arguments = {"pad_token": "<pad>", "tokenizer": "/mnt/t", "root": "abfss://data@account.dfs.core.windows.net/rows"}
+    refuse_secrets("r.yaml", read(source=source, teacher__arguments=arguments), [])
 
 
 def test_a_password_that_an_override_or_a_comment_holds_travels_too(read: Any, work: Path) -> None:
     recipe = read()
     refuse_secrets("r.yaml", recipe, ["store=/mnt/x", "source.arguments={mail: me@host}"])
-    with pytest.raises(RecipeError, match=r"^An override: a URL .*\(store=s3://\*\*\*@host/b\)"):
+    with pytest.raises(RecipeError, match=r"^An override holds a password.*\(store=s3://\*\*\*@host/b\)"):
         refuse_secrets("r.yaml", recipe, [f"store=s3://me:{PASSWORD}@host/b", "store=/mnt/x"])
     with open(work / "r.yaml", "a") as file:
         file.write(f"# store: s3://me:{PASSWORD}@host/b\n")
     line = len((work / "r.yaml").read_text().splitlines())
-    with pytest.raises(RecipeError, match=rf"^r.yaml, line {line}: a URL .*\(# store: s3://\*\*\*@host/b\)"):
+    with pytest.raises(RecipeError, match=rf"^r.yaml, line {line} holds a password.*\(# store: s3://\*\*\*@host/b\)"):
         refuse_secrets("r.yaml", recipe, [])
 
 
@@ -149,4 +157,4 @@ def test_a_tracker_of_this_machine_is_refused() -> None:
         assert f"MLFLOW_TRACKING_URI is '{uri}', a path of this" in refused_tracker(None, {"MLFLOW_TRACKING_URI": uri})
         assert f"r.yaml: tracking.uri is '{uri}'" in refused_tracker(uri, {"MLFLOW_TRACKING_URI": "http://tracker"})
     said = refused_tracker(None, {"MLFLOW_TRACKING_URI": f"http://me:{PASSWORD}@host"})
-    assert said.startswith("MLFLOW_TRACKING_URI: a URL holds a user or a password (http://***@host)")
+    assert said.startswith("MLFLOW_TRACKING_URI holds a password, a token or a key (http://***@host)")

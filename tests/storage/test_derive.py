@@ -141,6 +141,7 @@ def test_what_was_not_kept_cannot_be_derived(tmp_path: Path) -> None:
         ("topk", TopK(64, (1.0, 2.0))),
         ("topk:k=16", TopK(16, (1.0, 2.0))),
         ("topk:temperatures=[1]", TopK(64)),
+        ("topk:k=010,temperatures=[1e0, 0x2]", TopK(10, (1.0, 2.0))),
         ("topk: k=8, temperatures=[1, 0.5]", TopK(8, (0.5, 1.0))),
     ],
 )

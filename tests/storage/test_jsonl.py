@@ -19,6 +19,7 @@ from storage.folder import Folder
 from storage.samples import Columns, as_samples, inputs_digests
 from storage.sources import jsonl, make_source
 from storage.sources.jsonl import JsonlSource
+from storage.sources.lines import Lines
 from storage.stream import CacheRows, JoinedRows, SourceRows, scan
 from tests.storage.stream import caches
 
@@ -98,13 +99,13 @@ def test_a_file_is_looked_through_once_for_the_types_of_all_its_columns(
 ) -> None:
     looked_at_together(monkeypatch, 2)
     source = source_of(tmp_path / "a.jsonl", list(range(7)), inputs=("x",))
-    [file], passes, objects = source.files(), list[tuple[int, int]](), JsonlSource._objects
+    [file], passes, objects = source.files(), list[tuple[int, int]](), Lines.objects
 
-    def watched(self: JsonlSource, name: str, start: int, stop: int) -> Any:
+    def watched(self: Lines, start: int, stop: int) -> Any:
         passes.append((start, stop))
-        return objects(self, name, start, stop)
+        return objects(self, start, stop)
 
-    monkeypatch.setattr(JsonlSource, "_objects", watched)
+    monkeypatch.setattr(Lines, "objects", watched)
     source.ids(file)
     assert passes.count((0, 7)) == 2  # the ids, and the types
     passes.clear()
@@ -121,7 +122,7 @@ def test_columns_that_are_not_wanted_may_be_of_any_types(tmp_path: Path) -> None
 
 
 def test_few_lines_are_held_where_lines_are_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.sources.jsonl._CHUNK", 64)
+    monkeypatch.setattr("storage.sources.lines.CHUNK", 64)
     source, held = source_of(tmp_path / "a.jsonl", ["t" * 30] * 20), list[int]()
     widened = jsonl._widened
 

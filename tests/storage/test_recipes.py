@@ -151,12 +151,44 @@ def test_a_source_of_two_kinds_or_none_is_refused(read: Read, path: Path) -> Non
         ("name=a=b", lambda r: r.name == "a=b"),
         ("name='7'", lambda r: r.name == "7"),
         ("tracking.uri=false", lambda r: r.tracking.uri is False),
+        ("tracking.uri=no", lambda r: r.tracking.uri is False),
+        ("tracking.uri=Off", lambda r: r.tracking.uri is False),
+        ("source.columns.label=y", lambda r: r.source.columns.label == "y"),
+        ("train.learning_rate=5.E-6", lambda r: r.train.learning_rate == 5e-6),
+        ("train.batch_size=010", lambda r: r.train.batch_size == 10),
+        ("name=12:30:45", lambda r: r.name == "12:30:45"),
+        ("name=2024-01-02", lambda r: r.name == "2024-01-02"),
+        (
+            "source={function: 'a:b', arguments: {lr: 1e-5, at: 1:30, n: 1_000, day: 2024-01-02, country: no}}",
+            lambda r: (
+                r.source.arguments == {"lr": 1e-5, "at": "1:30", "n": "1_000", "day": "2024-01-02", "country": "no"}
+            ),
+        ),
         ("source.columns.label=false", lambda r: r.source.columns.label is False),
         ("source.columns.inputs=[a, b]", lambda r: r.source.columns.inputs == ["a", "b"]),
     ],
 )
 def test_an_override_is_a_key_and_a_yaml_value(read: Read, override: str, found: Callable[[Recipe], bool]) -> None:
     assert found(read(override))
+
+
+@pytest.mark.parametrize("word", ["no", "off", "yes", "On", "'false'"])
+def test_a_word_for_a_boolean_is_no_label_column(read: Read, word: str) -> None:
+    assert "source.columns.label: is a text and no boolean" in refused(read, f"source.columns.label={word}")
+
+
+@pytest.mark.parametrize("word", ["on", "yes", "true"])
+def test_a_word_for_true_is_no_tracker(read: Read, word: str) -> None:
+    assert "tracking.uri" in refused(read, f"tracking.uri={word}")
+
+
+def test_an_override_with_a_key_twice_is_refused(read: Read) -> None:
+    assert "the key 'batch_size' appears twice" in refused(read, "train={batch_size: 5, batch_size: 6}")
+
+
+def test_a_recipe_file_is_yaml_1_2(path: Path, read: Read) -> None:
+    path.write_text(TEXT.replace("batch_size: 16", "{batch_size: 0x10, learning_rate: 1e-5}").replace("digits", "010e"))
+    assert (read().train.batch_size, read().train.learning_rate, read().name) == (16, 1e-5, "010e")
 
 
 def test_an_override_of_nothing_is_null(read: Read) -> None:

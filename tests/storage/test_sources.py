@@ -201,7 +201,7 @@ def test_a_place_without_parquet_files_is_named(tmp_path: Path, end: str) -> Non
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path, content: bytes) -> None:
     pq.write_table(raw(), tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes(content)
-    with pytest.raises(SourceError, match=r"b\.parquet' is no Parquet file"):
+    with pytest.raises(SourceError, match=r"b\.parquet' cannot be read: .*Every file of a source is Parquet"):
         make_source({"parquet": str(tmp_path)}).files()
 
 
@@ -259,7 +259,7 @@ def test_lines_are_found_across_pieces_of_a_file(tmp_path: Path, monkeypatch: py
     text = "\n\n" + "".join(f'{n % 2 * " "}{{"sample_id": {n}, "x": {n}}}\n{n % 3 * " "}\n' for n in range(40)) + "   "
     expected = list(range(40))
     for size in (1, 2, 3, 7, 64, 1000):
-        monkeypatch.setattr("storage.sources.jsonl._CHUNK", size)
+        monkeypatch.setattr("storage.sources.lines.CHUNK", size)
         assert read_all(lines(tmp_path / "a.jsonl", text)).column("sample_id").to_pylist() == expected
 
 

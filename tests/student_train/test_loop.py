@@ -35,7 +35,7 @@ from student_train import checkpoint, loop
 from student_train.config import OptimizerSection, StudentRecipe
 from student_train.fit import check_fit
 from student_train.journal import Point
-from student_train.loop import Outcome, Place, learning_rate, step_seed, train
+from student_train.loop import Outcome, Place, learning_rate, open_data, step_seed, train
 from teacher_infer.config import TeacherRecipe
 from tests.student_train.sequences import SequenceRows
 
@@ -99,6 +99,14 @@ def test_a_recipe_without_a_cache_learns_from_labels(write_source: Any, make_rec
     assert sum(losses[-10:]) < 0.2 * sum(losses[:10])
     assert outcome.eval["accuracy"] > 0.95
     assert outcome.eval.keys() == {"accuracy", "cross_entropy", "ece"}
+
+
+def test_a_worker_that_reads_other_rows_than_the_driver_is_refused(write_source: Any, make_recipe: Any) -> None:
+    recipe = make_recipe(source={"parquet": write_source("data.parquet", 60)}, steps=2)
+    digest = open_data(recipe).digest
+    write_source("data.parquet", 61)
+    with pytest.raises(SourceChanged, match=rf"has the digest .*The driver read {digest[:16]}\."):
+        train(recipe, Place(), expected=[digest, None])
 
 
 def test_a_recipe_may_mix_the_teacher_with_labels(make_cache: Any, make_recipe: Any) -> None:

@@ -122,15 +122,6 @@ def test_a_device_that_fails_costs_its_actor_and_no_password_is_told(
     assert "https://***@host/kernel" in said and "planted" not in said
 
 
-def test_no_password_of_a_recipe_is_sealed_into_a_cache(
-    one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path
-) -> None:
-    code, answer, said = run(write_yaml(**recipe({"survives": "https://bob:planted-hunter2@host/x?sig=planted-too"})))
-    assert code == 0, said
-    sealed = (Path(answer["cache"]) / "cache.json").read_text()
-    assert "https://***@host/x?sig=***" in sealed and "planted" not in sealed
-
-
 def test_where_there_are_no_hard_links_the_driver_commits_alone_and_says_so(
     one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

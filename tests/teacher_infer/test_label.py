@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -20,6 +22,7 @@ from storage.errors import SourceChanged, SourceError, StoreFull, TeacherError
 from storage.folder import Folder
 from storage.models import ModelSpec
 from storage.ranges import read_footer
+from storage.sources import make_source
 from storage.sources.function import FunctionSource
 from storage.stream import CacheRows, Stream, scan
 from teacher_infer.label import Work, label_span
@@ -87,6 +90,16 @@ def test_a_committed_span_stays_as_it_was_first_committed(toys: Path, tmp_path: 
     again = label_span(work, toy_teacher(), span)
     assert (again.commit, again.computed) == (first.commit, False)
     assert work.store.names(f"shards/{span.shard_key[:2]}") == [first.commit.path.rsplit("/", 1)[1]]
+
+
+def test_a_file_that_cannot_be_read_any_more_has_changed(toys: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"sample_id": range(4), "x": np.zeros(4, np.float32)}), path)
+    work = replace(work_of(tmp_path), source=make_source({"parquet": str(path)}))
+    [span] = spans_of(work)
+    path.write_bytes(b"no Parquet")
+    with pytest.raises(SourceChanged, match=r"could be planned, and cannot be read\. .*a\.parquet"):
+        label_span(work, toy_teacher(), span)
 
 
 def test_rows_that_changed_under_the_plan_are_no_shard(toys: Path, tmp_path: Path) -> None:

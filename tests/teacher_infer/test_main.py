@@ -209,6 +209,6 @@ def test_arguments_that_are_no_json(recipe: Recipe, fails: Any) -> None:
     code, said = fails(recipe(), "source.arguments.count=.nan")
     assert code == 2
     assert "source.arguments: arguments are JSON" in said
-    code, said = fails(recipe(), "teacher.arguments.day=2026-01-01")
+    code, said = fails(recipe(), "teacher.arguments.rate=.inf")
     assert code == 2
     assert "teacher.arguments: arguments are JSON" in said

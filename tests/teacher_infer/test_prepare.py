@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from storage.errors import Mismatch, SourceError
+from storage.errors import Mismatch, RecipeError, SourceError
 from storage.folder import Folder
 from storage.sources import make_source
+from teacher_infer.__main__ import main
 from teacher_infer.config import TeacherRecipe
 from teacher_infer.prepare import Prepared, actor_settings, lineage_of, prepare, show_plan
 from teacher_infer.teachers import make_spec
@@ -126,3 +129,89 @@ def test_a_held_out_source_is_looked_at_too(ask: Ask, tmp_path: Path) -> None:
     second = {"jsonl": str(tmp_path / "b.jsonl"), "pack": {"column": "text", "sequence_length": L}}
     with pytest.raises(SourceError, match="has the token id 99"):
         ask(held_out={"name": "held", "source": second})
+
+
+@pytest.mark.parametrize(
+    "place, changed",
+    [
+        ("source.jsonl", {"source": {"jsonl": "https://me:hunter2@host/a.jsonl"}}),
+        ("source.arguments.password", {"source": {"function": "a:b", "arguments": {"password": "hunter2"}}}),
+        (
+            "held_out.source.parquet",
+            {"held_out": {"name": "h", "source": {"parquet": "https://host/a.parquet?sig=hunter2"}}},
+        ),
+        ("teacher.path", {"teacher": {"path": "s3://k:hunter2@bucket/m", "dtype": "float32", "batch_size": 4}}),
+        (
+            "teacher.weights",
+            {
+                "teacher": {
+                    "factory": "a:b",
+                    "weights": "https://host/w.safetensors?X-Amz-Signature=hunter2",
+                    "dtype": "float32",
+                    "batch_size": 4,
+                }
+            },
+        ),
+        (
+            "teacher.arguments.api_key",
+            {"teacher": {"factory": "a:b", "arguments": {"api_key": "hunter2"}, "dtype": "float32", "batch_size": 4}},
+        ),
+    ],
+)
+def test_a_secret_that_would_be_sealed_is_refused_before_any_work(ask: Ask, place: str, changed: Any) -> None:
+    with pytest.raises(RecipeError, match=rf"^{place} holds a password, a token or a key") as caught:
+        ask(**changed)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_url_that_holds_no_secret_is_sealed_whole(ask: Ask, tmp_path: Path) -> None:
+    url = f"{tmp_path}/ids.jsonl?partition_key=2024"
+    Path(url).write_text("".join(json.dumps({"sample_id": n, "input_ids": [2 + n, 3]}) + "\n" for n in range(3)))
+    prepared = ask(source={"jsonl": url})
+    lineage = lineage_of(prepared, prepared.parts[0])
+    assert lineage["source"]["jsonl"] == url
+    assert make_source(lineage["source"]).files()[0].rows == 3
+
+
+def test_a_plan_says_which_columns_are_inputs_and_which_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_yaml: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    frame = pd.DataFrame({"sample_id": range(6), "x": np.zeros(6, np.float32), "label": [0, 1, 2] * 2})
+    (tmp_path / "data" / "year=2024").mkdir(parents=True)
+    frame[frame.label != 1].to_parquet(tmp_path / "data" / "year=2024" / "a.parquet")
+    (tmp_path / "plan_nets.py").write_text(
+        "import torch\nclass Net(torch.nn.Linear):\n    def forward(self, x): return super().forward(x[:, None])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = write_yaml(
+        name="toy",
+        store=str(tmp_path / "store"),
+        source={"parquet": str(tmp_path / "data")},
+        teacher={
+            "factory": "plan_nets:Net",
+            "arguments": {"in_features": 1, "out_features": 3},
+            "dtype": "float32",
+            "batch_size": 4,
+        },
+        targets={"encoding": "dense"},
+        tracking={"uri": "off"},
+    )
+    assert main([recipe, "--plan"]) == 0
+    assert (
+        "\n  inputs: x float32; label: label int64; sample_id: sample_id int64; left out, unless source.columns.inputs "
+        "names them: '__index_level_0__' (the index of a pandas data frame), 'year' (a partition: folders named "
+        "key=value)\n"
+    ) in capfd.readouterr().out
+    assert main([recipe, "--plan", "--json"]) == 0
+    plan = json.loads(capfd.readouterr().out)
+    assert plan["inputs"] == {"x": {"dtype": "float32", "shape": []}}
+    assert [one["column"] for one in plan["left_out"]] == ["__index_level_0__", "year"]
+    assert main([recipe, "--plan", "--json", "source.columns.inputs=[year]"]) == 0
+    plan = json.loads(capfd.readouterr().out)
+    assert (list(plan["inputs"]), plan["left_out"]) == (["year"], [])
+
+
+def test_a_plan_of_documents_has_the_inputs_of_packed_rows(ask: Ask) -> None:
+    told = show_plan(ask())
+    assert told["inputs"]["input_ids"] == {"dtype": "int32", "shape": [L]}
+    assert (told["label"]["column"], told["left_out"]) == ("label", [])

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.errors import SourceError
+from storage.errors import SourceChanged, SourceError
 from storage.folder import Folder
 from storage.sources import make_source
 from storage.stream import CacheRows, SourceRows, Stream, read_group, scan
@@ -122,7 +122,38 @@ def test_the_rows_of_a_group_are_in_memory_of_their_own(source_rows: SourceRows)
     assert read_group(source_rows, 0).sample_id.tolist() == list(range(14))
 
 
-def test_a_source_that_broke_is_told_where_its_rows_are_asked_for(source_rows: SourceRows, tmp_path: Path) -> None:
+def test_a_source_that_broke_has_changed(source_rows: SourceRows, tmp_path: Path) -> None:
     (tmp_path / "data" / "b.parquet").unlink()
-    with pytest.raises((SourceError, FileNotFoundError)):
+    with pytest.raises(SourceChanged, match=r"^rows 0 to 9 of .*b\.parquet could be read at the start, and cannot any"):
         batches(Stream(source_rows, batch_size=N), 1)
+
+
+@pytest.mark.parametrize(
+    "change", ["a value", "a label", "an id", "fewer rows", "more rows", "another type", "garbage"]
+)
+def test_rows_that_changed_after_they_were_digested_are_not_given(
+    source_rows: SourceRows, tmp_path: Path, make_samples: Make, change: str
+) -> None:
+    path, table = tmp_path / "data" / "b.parquet", make_samples(9, 14)
+    size = path.stat().st_size
+    assert len(read_group(source_rows, 1)) == 9
+    for column, name in (("x", "a value"), ("label", "a label"), ("sample_id", "an id")):
+        if change == name:
+            values = table.column(column).to_pylist()
+            at = table.schema.get_field_index(column)
+            changed = pa.array([values[1], values[0], *values[2:]], table.schema.types[at])
+            table = table.set_column(at, table.schema.field(at), changed)
+    if change == "another type":
+        table = table.set_column(0, "sample_id", table.column(0).cast(pa.int32()).cast(pa.string()))
+    rows = {"fewer rows": 8, "more rows": 10}.get(change, 9)
+    pq.write_table(make_samples(10, 14) if rows == 10 else table.slice(0, rows), path, row_group_size=2)
+    if change == "garbage":
+        path.write_bytes(bytes(size))
+    if change == "more rows":
+        # Those that were there at the start are still what they were.
+        assert len(read_group(source_rows, 1)) == 9
+        return
+    with pytest.raises(SourceChanged, match=r"^rows 0 to 9 of .*b\.parquet .*Leave a source alone") as caught:
+        read_group(source_rows, 1)
+    assert caught.value.exit_code == 3
+    assert len(read_group(source_rows, 0)) == 14

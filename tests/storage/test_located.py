@@ -1,0 +1,146 @@
+"""A file is read as it is now, however alike the one was that it took the place of."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from storage.errors import SourceChanged, SourceError
+from storage.folder import Folder
+from storage.sources import Source, make_source
+from storage.sources.located import reading, version_of
+
+
+def content(kind: str, first: int) -> bytes:
+    """A file of 10 rows; of the same size for every `first` below 10."""
+    rows = {"sample_id": [str(n + first) for n in range(10, 20)], "x": [first] * 10}
+    if kind == "jsonl":
+        lines = [json.dumps(row) for row in pa.table(rows).to_pylist()]
+        lines[first] += " " * 40  # the lines behind it begin elsewhere
+        return "".join(f"{line}\n" for line in lines).encode()
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(rows), sink, compression="none", use_dictionary=False, row_group_size=4)
+    return sink.getvalue().to_pybytes()
+
+
+KINDS = ["parquet", "jsonl"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_of_the_same_size_is_read_anew_behind_every_url(folder: Folder, kind: str) -> None:
+    source: Source = make_source({kind: folder.url_of(f"data/a.{kind}")})
+    sizes: set[int] = set()
+    for first in (0, 1, 2, 3):
+        data = content(kind, first)
+        sizes.add(len(data))
+        folder.write(f"data/a.{kind}", data)
+        [file] = source.files()
+        assert source.read(file, 4, 7).column("x").to_pylist() == [first] * 3
+        assert source.read(file, 5, 8).column("sample_id").to_pylist() == [str(n + first) for n in range(15, 18)]
+        assert source.ids(file).to_pylist() == [str(n + first) for n in range(10, 20)]
+    assert len(sizes) == 1
+
+
+def in_place(path: Path, data: bytes) -> None:
+    with open(path, "r+b") as file:
+        file.write(data)
+
+
+def with_the_old_times(path: Path, data: bytes) -> None:
+    times = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def by_a_rename(path: Path, data: bytes) -> None:
+    times = path.stat()
+    path.with_suffix(".new").write_bytes(data)
+    shutil.copystat(path, path.with_suffix(".new"))
+    os.utime(path.with_suffix(".new"), ns=(times.st_atime_ns, times.st_mtime_ns))
+    path.with_suffix(".new").rename(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", [Path.write_bytes, in_place, with_the_old_times, by_a_rename])
+def test_a_local_file_is_read_anew_however_it_was_written(
+    tmp_path: Path, kind: str, change: Callable[[Path, bytes], Any]
+) -> None:
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(content(kind, 0))
+    source: Source = make_source({kind: str(path)})
+    [file] = source.files()
+    for first in range(1, 9):
+        change(path, content(kind, first))
+        assert source.read(file, 0, 10).column("x").to_pylist() == [first] * 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_that_changed_are_packed_anew(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    source = make_source({kind: str(path), "pack": {"column": "tokens", "sequence_length": 3}})
+    for token in (4, 5):
+        table = pa.table({"tokens": [[token, 2, 3, token]]})
+        if kind == "parquet":
+            pq.write_table(table, path, compression="none", use_dictionary=False)
+        else:
+            path.write_text(json.dumps(table.to_pylist()[0]) + "\n")
+        [file] = source.files()
+        row = source.read(file, 0, 1)
+        assert row.column("input_ids").to_pylist()[0][:4] == token.to_bytes(4, "little")
+
+
+def test_a_file_that_stays_is_looked_at_once_a_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+    real = LocalFileSystem.info
+    for kind in KINDS:
+        path = tmp_path / f"a.{kind}"
+        path.write_bytes(content(kind, 0))
+        os.utime(path, (1, 1))
+        source: Source = make_source({kind: str(path)})
+        [file] = source.files()
+        version_of(LocalFileSystem(), str(path))  # the time of its inode lies back by now
+        source.read(file, 0, 1)
+        monkeypatch.setattr(LocalFileSystem, "info", lambda *a, **k: looks.append("") or real(*a, **k))
+        source.read(file, 1, 2)
+        assert len(looks) == 1
+        looks.clear()
+        monkeypatch.undo()
+
+
+class Web:
+    """A file system that says less than others of its files."""
+
+    def __init__(self, **facts: Any) -> None:
+        self.facts = facts
+
+    def info(self, name: str) -> dict[str, Any]:
+        return {"name": name, "size": 3, **self.facts}
+
+
+def test_where_nothing_names_a_version_every_look_finds_another() -> None:
+    assert version_of(Web(), "a") != version_of(Web(), "a")
+    assert version_of(Web(ETag=None), "a") != version_of(Web(ETag=None), "a")
+    assert version_of(Web(ETag="x"), "a") == version_of(Web(ETag="x"), "a") != version_of(Web(ETag="y"), "a")
+    old = "Wed, 21 Oct 2015 07:28:00 GMT"
+    assert version_of(Web(**{"Last-Modified": old}), "a") == version_of(Web(**{"Last-Modified": old}), "a")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_breaks_while_it_is_read_has_changed(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(content(kind, 0))
+    fs = LocalFileSystem()
+    with pytest.raises(SourceError, match="cannot be read: torn"), reading(fs, str(path), kind):
+        raise OSError("torn")
+    with pytest.raises(SourceChanged, match=r"was written while it was read\..*torn"), reading(fs, str(path), kind):
+        path.write_bytes(content(kind, 1))
+        raise OSError("torn")

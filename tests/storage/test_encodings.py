@@ -169,7 +169,7 @@ def test_dense_in_float32_is_exact() -> None:
     np.testing.assert_array_equal(back.logits_PV, soft())
 
 
-@pytest.mark.parametrize("low", [-65504.0, -65519.0, -65520.0, -1e6, -3e38, -np.inf])
+@pytest.mark.parametrize("low", [-65504.0, -65519.0, -65520.0, -1e6, -3e38])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_dense_clamps_what_float16_cannot_hold(low: float, dtype: str) -> None:
     encoding = make_encoding("dense", {})
@@ -338,7 +338,7 @@ def test_topk_comes_back_from_its_bytes_as_float16_has_it() -> None:
             np.testing.assert_array_equal(found, right)
 
 
-@pytest.mark.parametrize("low", [-65504.0, -65519.0, -65520.0, -1e6, -3e38, -np.inf])
+@pytest.mark.parametrize("low", [-65504.0, -65519.0, -65520.0, -1e6, -3e38])
 def test_topk_clamps_what_float16_cannot_hold(low: float) -> None:
     encoding = make_encoding("topk", {"k": 2})
     one = np.zeros((1, 1), np.float32)

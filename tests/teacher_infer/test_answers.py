@@ -95,7 +95,7 @@ def test_a_teacher_that_gives_nan_is_asked_once() -> None:
     teacher = Picky(nan=(5,))
     _, questioner = ask(teacher)
     assert len(teacher.asked) == 2
-    assert questioner.bad[0].reason == "its logits are NaN or infinite"
+    assert questioner.bad[0].reason == "its logits contain NaN"
 
 
 def test_the_reason_says_what_was_raised_and_where_without_a_password() -> None:

@@ -104,7 +104,7 @@ def test_batch_size_changes_the_answer_within_rounding_only(kind: Kind) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_dtype_is_the_recipes(kind: Kind, dtype: str) -> None:
     teacher = kind.make(dtype)
-    assert {p.dtype for p in teacher._model.parameters()} == {getattr(torch, dtype)}
+    assert {p.dtype for p in teacher.inner._model.parameters()} == {getattr(torch, dtype)}
 
 
 def test_a_modules_inputs_are_of_its_dtype(toys: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_modules_inputs_are_of_its_dtype(toys: Path) -> None:
             return x
 
     teacher: Any = make_teacher(ModelSpec("stillhouse_toys:linear"), dtype="float16", seed=0)
-    teacher._model = Probe()
+    teacher.inner._model = Probe()
     teacher.logits({"x": X})
 
 
@@ -147,6 +147,6 @@ def test_a_spec_travels_as_plain_values(kind: Kind) -> None:
 @pytest.mark.parametrize("shape", [(32,), (31, 5), (32, 2, 3, 4)])
 def test_a_module_that_gives_no_logits_is_named(toys: Path, shape: tuple[int, ...]) -> None:
     teacher: Any = make_teacher(ModelSpec("stillhouse_toys:linear"), dtype="float32", seed=0)
-    teacher._model = lambda x: torch.zeros(shape)
+    teacher.inner._model = lambda x: torch.zeros(shape)
     with pytest.raises(TeacherError, match=r"gave shape \[.*\[samples, positions, classes\]"):
         teacher.logits({"x": X})

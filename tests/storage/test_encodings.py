@@ -177,6 +177,13 @@ def test_dense_clamps_what_float16_cannot_hold(low: float, dtype: str) -> None:
     np.testing.assert_array_equal(back.logits_PV, np.array([[0.0, -65504.0, -1.5]], np.float16))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_dense_keeps_minus_infinity_beside_finite_values(dtype: str) -> None:
+    encoding = make_encoding("dense", {"dtype": dtype})
+    back = encoding.decode(columns_of(encoding, np.array([[0.0, -np.inf, -1.5]], np.float32)), 3)
+    np.testing.assert_array_equal(back.logits_PV, [[0.0, -np.inf, -1.5]])
+
+
 def test_dense_has_these_bytes() -> None:
     encoding = make_encoding("dense", {"temperature": 2.0})
     (field,) = encoding.fields(3)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from storage.errors import TeacherError
+from storage.errors import ModelError, TeacherError
 from storage.hugging_face import HuggingFaceSpec
 from storage.models import ModelSpec
 from storage.samples import Columns, as_samples
@@ -142,6 +142,12 @@ def test_a_spec_travels_as_plain_values(kind: Kind) -> None:
     import json
 
     assert make_spec(json.loads(json.dumps(spec_settings(kind.spec)))) == kind.spec
+
+
+def test_a_module_with_one_logit_is_refused_before_it_runs(toys: Path) -> None:
+    example = as_samples(pa.table({"sample_id": range(32), "x": X.tolist()}), Columns(), "toys").slice(0, 1)
+    with pytest.raises(ModelError, match=r"one logit a position.*\[0, z\]"):
+        answer_shape(ModelSpec("stillhouse_toys:linear", {"classes": 1}), example, dtype="float32", seed=0)
 
 
 @pytest.mark.parametrize("shape", [(32,), (31, 5), (32, 2, 3, 4)])

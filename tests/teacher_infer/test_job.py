@@ -66,7 +66,7 @@ def test_a_second_run_makes_no_forward_pass_and_more_data_costs_only_itself(
     more = run(path, capfd, "source.arguments.count=57")
     assert more["spans"] == {"total": 6, "reused": 4, "computed": 2}
     assert more["forward_positions"] == 17
-    assert forward_rows() == 57
+    assert forward_rows() - rows in (17 + 4, 17 + 8)
     ids = [i for rows in scan(CacheRows(open_cache(more["cache"])), 100) for i in rows.sample_id]
     assert ids == [f"s{i}" for i in range(57)]
 

@@ -25,10 +25,11 @@ class Meter:
         # Sums, whose rates are shares of the time; the sums of Ray's histograms are made of their buckets' middles.
         self._seconds = counter("span_seconds", "Where the time of computed spans went.", "stage")
 
-    def span(self, rows: int, size: int, seconds: dict[str, float], computed: bool) -> None:
+    def span(self, positions: int, size: int, seconds: dict[str, float], computed: bool) -> None:
+        """positions: of the rows in the span's shard, so without quarantined samples. size: its bytes."""
         how = {"how": "computed" if computed else "found"}
-        if rows:  # a span may hold quarantined samples only
-            self._positions.inc(rows, how)
+        if positions:  # a span may hold quarantined samples only
+            self._positions.inc(positions, how)
         self._spans.inc(1, how)
         if computed:
             self._bytes.inc(size)

@@ -66,7 +66,7 @@ def narrowed(targets: TopKTargets, encoding: TopK) -> TopKTargets:
 
 
 def likeliest(targets: DenseTargets, label: Array | None, encoding: TopK) -> TopKTargets:
-    """The k likeliest of all classes, in float64; a position whose label is IGNORED reads as zeros."""
+    """The k likeliest of all classes, in float64; a sequence's position whose label is IGNORED reads as zeros."""
     lead, classes = targets.logits_PV.shape[:-1], targets.classes
     encoding.fields(classes)  # refuses a k that is no less than the classes
     flat = targets.flat()
@@ -78,6 +78,7 @@ def likeliest(targets: DenseTargets, label: Array | None, encoding: TopK) -> Top
             flat.temperature_P[start : start + size],
             None if label_P is None else label_P[start : start + size],
             encoding,
+            len(lead) > 1,
         )
         for start in range(0, max(1, len(flat.logits_PV)), size)
     ]
@@ -85,7 +86,9 @@ def likeliest(targets: DenseTargets, label: Array | None, encoding: TopK) -> Top
     return TopKTargets(*columns, temperatures=encoding.temperatures, classes=classes)
 
 
-def _likeliest(logits_PV: Array, temperature_P: Array, label_P: Array | None, encoding: TopK) -> tuple[Array, ...]:
+def _likeliest(
+    logits_PV: Array, temperature_P: Array, label_P: Array | None, encoding: TopK, sequences: bool
+) -> tuple[Array, ...]:
     z_PV = logits_PV.astype(np.float64) * temperature_P[:, None]
     z_PV -= z_PV.max(axis=1, keepdims=True)
     ids_PK = np.argsort(-z_PV, axis=1, kind="stable")[:, : encoding.k]
@@ -104,16 +107,20 @@ def _likeliest(logits_PV: Array, temperature_P: Array, label_P: Array | None, en
         log_p_PV = z_PV / temperature - log_z_P[:, None]
         log_z_PG[:, place] = log_z_P - log_z1_P / temperature
         log_tail_PG[:, place] = _log_sum_exp(tail_PV / temperature) - log_z_P
-        entropy_PG[:, place] = -(np.exp(log_p_PV) * log_p_PV).sum(axis=1)
+        # 0 * -inf is NaN; a probability of 0 adds 0.
+        entropy_PG[:, place] = -(np.exp(log_p_PV) * np.maximum(log_p_PV, np.finfo(np.float64).min)).sum(axis=1)
     found = (ids_PK, l_PK, label_l_P, log_z_PG, log_tail_PG, entropy_PG)
     if label_P is not None:
         ignored_P = label_P == IGNORED
-        for array in found:
+        for array in found if sequences else ():
             array[ignored_P] = 0
         label_l_P[ignored_P] = np.nan
     return found
 
 
 def _log_sum_exp(values: Array) -> Array:
+    """Over the last axis; -inf where all values are -inf."""
     highest = values.max(axis=-1, keepdims=True)
-    return highest[..., 0] + np.log(np.exp(values - highest).sum(axis=-1))
+    highest = np.where(np.isneginf(highest), 0.0, highest)
+    with np.errstate(divide="ignore"):  # log(0) is meant
+        return highest[..., 0] + np.log(np.exp(values - highest).sum(axis=-1))

@@ -53,7 +53,8 @@ def view(targets: Targets, label_P: Array | None, likeliest: int = 1) -> View:
         l_P = np.take_along_axis(l_PV, np.maximum(label_P, 0)[:, None].astype(np.int64), axis=1)[:, 0]
         label_l_P = np.where(label_P == IGNORED, np.nan, l_P)
     probability_Pn = np.exp(np.take_along_axis(l_PV, top_Pn, axis=1))
-    entropy_P = -(np.exp(l_PV) * l_PV).sum(axis=1)
+    # 0 * -inf is NaN; a probability of 0 adds 0.
+    entropy_P = -(np.exp(l_PV) * np.maximum(l_PV, np.finfo(np.float64).min)).sum(axis=1)
     return View(top_Pn, probability_Pn, entropy_P, np.ones(len(l_PV)), label_l_P)
 
 
@@ -66,19 +67,22 @@ def overview(cache: Cache) -> dict[str, Any]:
     rows = CacheRows(cache, ["targets"])
     some = np.flatnonzero(np.asarray(rows.rows))
     some = np.unique(some[np.linspace(0, len(some) - 1, min(GROUPS, len(some))).astype(int)])
-    seen, masked, right = list[View](), 0, list[Array]()
+    seen, masked, right, log_probs = list[View](), 0, list[Array](), list[Array]()
     for group in some.tolist():
         found = read_group(rows, group)
         assert found.targets is not None
         label_P = None if found.label is None else found.label.reshape(-1)
         targets: Any = found.targets.flat()
-        if label_P is not None:
+        # A row that is one position keeps its soft targets without a label; a sequence's position does not.
+        if label_P is not None and found.label is not None and found.label.ndim > 1:
             counted = label_P != IGNORED
             masked += int((~counted).sum())
             targets, label_P = targets.each(lambda array, counted=counted: array[counted]), label_P[counted]
         seen.append(view(targets, label_P))
         if label_P is not None:
-            right.append(seen[-1].top_Pn[:, 0] == label_P)
+            labelled = label_P != IGNORED
+            right.append((seen[-1].top_Pn[:, 0] == label_P)[labelled])
+            log_probs.append(seen[-1].label_log_prob_P[labelled])
     entropy_P = np.concatenate([v.entropy_P for v in seen]) if seen else np.zeros(0)
     count = len(entropy_P)
     facts: dict[str, Any] = {"positions": count, "masked": masked / max(1, count + masked)}
@@ -95,8 +99,7 @@ def overview(cache: Cache) -> dict[str, Any]:
     if cache.encoding["encoding"] == "topk":
         kept_P = np.concatenate([v.kept_P for v in seen])
         facts["mass_kept"] = {"mean": float(kept_P.mean()), "lowest": float(kept_P.min())}
-    if right:
-        log_prob_P = np.concatenate([v.label_log_prob_P for v in seen])
-        facts["teacher_cross_entropy"] = float(-log_prob_P.mean())
+    if sum(map(len, right)):
+        facts["teacher_cross_entropy"] = float(-np.concatenate(log_probs).mean())
         facts["teacher_accuracy"] = float(np.concatenate(right).mean())
     return facts

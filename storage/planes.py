@@ -33,7 +33,8 @@ def join(planes: Array, dtype: type[np.unsignedinteger[Any]]) -> Array:
 
 
 def split_falling(values: Array) -> Array:
-    """[R, ..., K] of float16, none above zero, each at most the one before: the planes of how its bits grow.
+    """[R, ..., K] of float16, none above zero (-inf included), each at most the one before:
+    the planes of how its bits grow.
 
     Of such numbers the bits, taken as integers, only grow, and neighbours differ by little.
 

@@ -37,5 +37,6 @@ def summarise(targets: DenseTargets) -> dict[str, np.ndarray[Any, Any]]:
     z_PV -= z_PV.max(axis=1, keepdims=True)
     p_PV = np.exp(z_PV)
     total_P = p_PV.sum(axis=1)
-    entropy_P = np.log(total_P) - (p_PV * z_PV).sum(axis=1) / total_P
+    # 0 * -inf is NaN; a probability of 0 adds 0.
+    entropy_P = np.log(total_P) - (p_PV * np.maximum(z_PV, np.finfo(np.float64).min)).sum(axis=1) / total_P
     return {ENTROPY: entropy_P.astype(np.float32), TOP1: z_PV.argmax(axis=1).astype(np.int32)}

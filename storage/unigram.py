@@ -30,7 +30,7 @@ def unigram(groups: RowGroups) -> np.ndarray[Any, np.dtype[np.float32]]:
         rows = read_group(groups, group)
         if rows.targets is None:
             raise Mismatch(f"{groups.where} has no soft targets.", "A mean is taken of a cache's.")
-        counted.add(rows.targets.flat(), None if rows.label is None else rows.label.reshape(-1))
+        counted.add(rows.targets.flat(), rows.label)
     mean_V = counted.mean()
     if not len(mean_V):
         raise Mismatch(f"{groups.where} has no rows.", "A mean is taken of some.")
@@ -45,8 +45,12 @@ class _Counted:
         self._labels_V: Array = np.zeros(0)
         self._tail = 0.0
 
-    def add(self, targets: Targets, label_P: Array | None) -> None:
-        kept_P = np.ones(len(targets), bool) if label_P is None else label_P != IGNORED
+    def add(self, targets: Targets, label: Array | None) -> None:
+        """Flat targets [P] and labels [R] or [R, L]. Only of sequences a position without a label has no target."""
+        label_P = None if label is None else label.reshape(-1)
+        kept_P = np.ones(len(targets), bool)
+        if label is not None and label.ndim > 1:
+            kept_P = label.reshape(-1) != IGNORED
         if not len(self._head_V):
             self._head_V, self._labels_V = np.zeros(targets.classes), np.ones(targets.classes)
         if isinstance(targets, TopKTargets):
@@ -58,7 +62,7 @@ class _Counted:
             p_PV = np.exp(z_PV - z_PV.max(axis=1, keepdims=True))
             self._head_V += (p_PV / p_PV.sum(axis=1, keepdims=True)).sum(axis=0)
         if label_P is not None:
-            self._labels_V += np.bincount(label_P[kept_P], minlength=targets.classes)
+            self._labels_V += np.bincount(label_P[label_P != IGNORED], minlength=targets.classes)
 
     def mean(self) -> np.ndarray[Any, np.dtype[np.float32]]:
         sums_V = self._head_V + self._tail * self._labels_V / self._labels_V.sum()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from storage.commits import Quarantined
 from storage.encodings import Encoding
 from storage.errors import DeviceLost, SourceError, StillhouseError, TeacherError
 from storage.lineage import redact
+from storage.out_of_memory import chain, is_out_of_memory
 from storage.samples import SAMPLE_ID
 from storage.shard import Rows, sample_rows
 from storage.targets import IGNORED
@@ -66,13 +68,14 @@ class Questioner:
             return
         bad = softened.bad_R
         for row in bad.nonzero()[0].tolist():
-            self._quarantine(batch, row, "its logits are NaN or infinite")
+            self._quarantine(batch, row, _why_bad(logits[row]))
         if not bad.all():
             yield Answers(batch, softened) if not bad.any() else Answers(batch.filter(~bad), softened.only(~bad))
 
     def _refuse_machines_fault(self, error: Exception, batch: pa.Table) -> None:
         """What a machine lacks or loses is no fault of a sample, and may not decide which samples a cache holds."""
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        # Before a lost device: CUBLAS_STATUS_ALLOC_FAILED is a lack of memory.
+        if is_out_of_memory(error):
             raise TeacherError(
                 f"The teacher has no memory for {batch.num_rows} samples (in {self._where}): {_in_short(error)}.",
                 f"teacher.batch_size is {self._batch_size}.",
@@ -108,13 +111,26 @@ def _refuse_foreign_labels(rows: Rows, shape: tuple[int, ...], where: str) -> No
             "There is a label for each answer: one a sample, or one for each position of a sequence.",
             "Name another column as source.columns.label, or leave labels out with source.columns.label=false.",
         )
-    outside = ((label != IGNORED) | (label.ndim == 1)) & ((label < 0) | (label >= classes))
+    outside = (label != IGNORED) & ((label < 0) | (label >= classes))
     if outside.any():
         at = tuple(int(i) for i in np.argwhere(outside)[0])
         raise SourceError(
             f"The sample '{rows.sample_id[at[0]]}' (in {where}) has the label {label[at]}.",
             f"The teacher has the classes 0 to {classes - 1}.",
         )
+
+
+def _why_bad(logits: Any) -> str:
+    """Why one row's logits [V] or [L, V] are no distribution."""
+    import torch
+
+    if logits.isnan().any():
+        return "its logits contain NaN"
+    if logits.isposinf().any():
+        return "its logits contain +inf"
+    if torch.isneginf(logits).all(dim=-1).any():
+        return "all its logits are -inf" if logits.ndim == 1 else "all logits of a position are -inf"
+    return "its logits overflow float32, as they are or divided by the temperature"
 
 
 def _in_short(error: Exception) -> str:
@@ -124,5 +140,8 @@ def _in_short(error: Exception) -> str:
 
 
 def _is_device_lost(error: Exception) -> bool:
+    """Whether the exception, or one behind it, reports a device that failed."""
     signs = ("CUDA error", "CUDA driver error", "HIP error", "cuDNN error", "CUBLAS_STATUS", "NCCL error")
-    return type(error).__name__ == "AcceleratorError" or any(sign in str(error) for sign in signs)
+    return any(
+        type(one).__name__ == "AcceleratorError" or any(sign in str(one) for sign in signs) for one in chain(error)
+    )

@@ -129,7 +129,7 @@ def _compare(teacher: Teacher, rows: Rows, batch: slice, found: _Found) -> None:
     for block in blocks(logits_PV):
         stored_PK, fresh_PK = _log_probs(targets.each(lambda array, b=block: array[b]), logits_PV[block])
         counted_P = torch.ones(len(fresh_PK), dtype=torch.bool)
-        if label_P is not None:
+        if label_P is not None and rows.label is not None and rows.label.ndim > 1:
             counted_P = torch.from_numpy(label_P[block] != IGNORED)
         difference_PK = (stored_PK.exp() - fresh_PK.exp()).abs()[counted_P]
         if not len(difference_PK):

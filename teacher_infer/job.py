@@ -203,7 +203,7 @@ class _Crew:
         labelled = Labelled(commit, answer["computed"], Seconds(**answer["seconds"]))
         self.pool.done(number, task)
         self._tally.add(task.span, labelled)
-        self._meter.span(labelled.commit.rows, labelled.commit.bytes, vars(labelled.seconds), labelled.computed)
+        self._meter.span(self._tally.positions(commit), commit.bytes, vars(labelled.seconds), labelled.computed)
 
     def _try_again(self, number: int, task: Task, error: StoreLost) -> None:
         say(f"{task.span} will be tried again: {error}")

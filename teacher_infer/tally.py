@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +62,8 @@ class Tally:
                 f"{commit_path(commit.shard_key)} from the store: its span is then computed anew.",
             )
 
-    def _positions(self, commits: Sequence[Commit]) -> int:
+    def positions(self, *commits: Commit) -> int:
+        """Positions of the rows in these shards; quarantined samples have none."""
         return sum(commit.rows * self.positions_a_row.get(commit.shard_key, 1) for commit in commits)
 
     def note(self) -> str:
@@ -78,7 +78,7 @@ class Tally:
         """positions_per_s: of those computed, over the job's seconds. forward_share: of the actors' time."""
         mine = [labelled for labelled in self.labelled.values() if labelled.computed]
         commits = [*self.reused.values(), *(labelled.commit for labelled in self.labelled.values())]
-        rows, all_rows = self._positions([one.commit for one in mine]), self._positions(commits)
+        rows, all_rows = self.positions(*(one.commit for one in mine)), self.positions(*commits)
         forward = sum(labelled.seconds.forward for labelled in mine)
         return {
             "computed_positions": rows,

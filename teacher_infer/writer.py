@@ -13,7 +13,9 @@ import pyarrow as pa
 
 from storage import tensors
 from storage.encodings import Encoding
+from storage.errors import StillhouseError, TeacherError
 from storage.filesystems import in_words
+from storage.out_of_memory import is_out_of_memory
 from storage.samples import INPUTS_XXH3, inputs_digests
 from storage.shard import write_shard
 from storage.summary import ENTROPY, TOP1
@@ -86,7 +88,7 @@ class Writer:
                     group_row_bytes=group_row_bytes,
                 )
         except BaseException as error:
-            self._error = error
+            self._error = _translated(error, self._where)
             # Whoever puts must not wait for a thread that writes no more; most of a shard is written at its end.
             while not self._ended and self._queue.get() is not None:
                 pass
@@ -101,6 +103,17 @@ class Writer:
                 self._ended = True
                 return
             yield record_batch(answers, self._encoding, schema)
+
+
+def _translated(error: BaseException, where: str) -> BaseException:
+    """A lack of memory as one sentence; any other error as it is."""
+    if isinstance(error, StillhouseError) or not is_out_of_memory(error):
+        return error
+    return TeacherError(
+        f"There is no memory to write a shard of {where} ({type(error).__name__}).",
+        "Some batches of soft targets and one row group must fit into an actor's memory.",
+        "Lower teacher.batch_size, or give each actor more memory.",
+    )
 
 
 def record_batch(answers: Answers, encoding: Encoding, schema: pa.Schema) -> pa.RecordBatch:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage import tensors
+from storage.encodings.rounding import rounded
 from storage.errors import RecipeError
 from storage.targets import DenseTargets
 from storage.temperatures import BOUNDS, is_temperature
@@ -22,7 +23,8 @@ class Dense:
 
     Any temperature T is served by softmax(stored * T_c / T), so T_c is recorded but is not part of
     the question that a shard answers. Rounding: a stored value x is within |x| * 2^-11 + 2^-25 of
-    the teacher's (float16), and a value below -65,504 is stored as -65,504.
+    the teacher's (float16), and a finite value below -65,504 is stored as -65,504.
+    -inf, a probability of 0, is stored as it is.
     """
 
     temperature: float = 1.0
@@ -48,8 +50,7 @@ class Dense:
         return [tensors.tensor_field(COLUMN, np.dtype(self.dtype), shape, meaning)]
 
     def encode(self, targets: DenseTargets) -> list[pa.Array]:
-        lowest = np.finfo(self.dtype).min
-        return [tensors.pack(np.maximum(targets.logits_PV, lowest).astype(self.dtype))]
+        return [tensors.pack(rounded(targets.logits_PV, self.dtype))]
 
     def decode(self, columns: dict[str, np.ndarray[Any, Any]], classes: int) -> DenseTargets:
         logits_PV = columns[COLUMN]

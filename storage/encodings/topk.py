@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage import planes, tensors
+from storage.encodings.rounding import rounded
 from storage.errors import RecipeError
 from storage.targets import TopKTargets
 from storage.temperatures import BOUNDS, is_temperature
@@ -22,7 +23,8 @@ class TopK:
     """Keep the k likeliest ids with l = log softmax(z) in float16, and (L_T, log tail, H_T) for each temperature.
 
     temperatures: the grid. Only those are served, since L_T = logsumexp(l / T) needs the whole vocabulary;
-    1 is always among them. Rounding: a stored l is within |l| * 2^-11 + 2^-25 of the teacher's.
+    1 is always among them. Rounding: a stored l is within |l| * 2^-11 + 2^-25 of the teacher's; -inf, a
+    probability of 0, is stored as it is.
     """
 
     k: int = 64
@@ -78,8 +80,8 @@ class TopK:
         singles = (targets.log_z_PG, targets.log_tail_PG, targets.entropy_PG)
         return [
             tensors.pack(planes.split(targets.ids_PK.astype(_ids_type(targets.classes)))),
-            tensors.pack(planes.split_falling(_half(targets.log_probs_PK))),
-            tensors.pack(_half(targets.label_log_prob_P)),
+            tensors.pack(planes.split_falling(rounded(targets.log_probs_PK, "float16"))),
+            tensors.pack(rounded(targets.label_log_prob_P, "float16")),
             *(tensors.pack(values.astype(np.float32)) for values in singles),
         ]
 
@@ -99,8 +101,3 @@ def _field(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], meaning: str
     if shape:
         return tensors.tensor_field(name, dtype, shape, meaning)
     return pa.field(name, pa.from_numpy_dtype(dtype), nullable=False, metadata={tensors.MEANING: meaning})
-
-
-def _half(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float16]]:
-    lowest = np.finfo(np.float16).min
-    return np.maximum(values, lowest, dtype=np.float32).astype(np.float16)

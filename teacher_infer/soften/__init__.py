@@ -10,7 +10,7 @@ import numpy as np
 from storage.encodings import Encoding
 from storage.encodings.dense import Dense
 from storage.encodings.topk import TopK
-from storage.targets import IGNORED, Targets
+from storage.targets import IGNORED, Targets, TopKTargets
 from teacher_infer.soften.dense import soften_dense
 from teacher_infer.soften.parts import Parts
 from teacher_infer.soften.topk import soften_topk
@@ -28,7 +28,8 @@ class Softened:
 
     targets: as the encoding takes them, before its own rounding; of sequences of L positions [R, L, ...].
     entropy_R: the teacher's at T = 1, in nats; of a sequence the mean over its positions with a target.
-    top1_R: the likeliest class; None of sequences. bad_R: whether a row has a NaN or infinite value.
+    top1_R: the likeliest class; None of sequences. bad_R: whether a row has NaN, +inf, an overflow or
+    a position of -inf only.
     positions: L, or None where a row is one position.
     """
 
@@ -47,8 +48,9 @@ class Softened:
 def soften(logits: torch.Tensor, encoding: Encoding, label: np.ndarray[Any, Any] | None = None) -> Softened:
     """What `encoding` keeps of logits [R, V], or [R, L, V] of sequences.
 
-    label: [R] or [R, L], the class that is true, where one is known; a position whose label is IGNORED
-    has no target, so its entropy counts in no mean.
+    label: [R] or [R, L], the class that is true, where one is known. A position of a sequence whose label is
+    IGNORED has no target: topk keeps zeros of it, and its entropy counts in no mean. A row that is one position
+    keeps its soft targets without a label.
     """
     import torch
 
@@ -62,9 +64,17 @@ def soften(logits: torch.Tensor, encoding: Encoding, label: np.ndarray[Any, Any]
         counted_P = torch.ones_like(parts.entropy_P) if label_P is None else (label_P != IGNORED).to(torch.float32)
         sums_R = (parts.entropy_P * counted_P).view(lead).sum(dim=1)
         entropy_R = sums_R / counted_P.view(lead).sum(dim=1).clamp(min=1)
+        if label_P is not None and isinstance(parts.targets, TopKTargets):
+            _clear(parts.targets, label_P == IGNORED)
         targets = parts.targets.each(lambda array: array.view(*lead, *array.shape[1:]))
         host = _on_host(Parts(targets, entropy_R, parts.top1_P, parts.bad_P.view(lead).any(dim=1)))
         return Softened(host.targets, host.entropy_P, None, host.bad_P, lead[1])
+
+
+def _clear(targets: TopKTargets, ignored_P: torch.Tensor) -> None:
+    """Zeros, in place, at positions without a target; NaN as their label_log_prob."""
+    targets.each(lambda array: array.masked_fill_(ignored_P.view(-1, *[1] * (array.ndim - 1)), 0))
+    targets.label_log_prob_P.masked_fill_(ignored_P, float("nan"))
 
 
 def _on_host(parts: Parts) -> Parts:

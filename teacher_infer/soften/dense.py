@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def soften_dense(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding: Dense) -> Parts:
-    """(z - max z) / T in float32. Centring spends low precision on what is likely."""
+    """(z - max z) / T in float32. Centring spends low precision on what is likely.
+
+    A logit of -inf stays -inf, a probability of 0. A finite one that overflows makes its position bad.
+    """
     import torch
 
     z_PV = logits_PV.to(torch.float32, copy=True)  # the one copy, changed in place from here on
@@ -21,8 +24,9 @@ def soften_dense(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding
     z_PV.sub_(highest_P1)
     entropy_P = torch.cat([_entropy(z_PV[b], top1_P1[b]) for b in blocks(z_PV)] or [z_PV.new_zeros(0)])
     z_PV.div_(encoding.temperature)
-    # Dividing can overflow too.
-    bad_P = torch.cat([~torch.isfinite(z_PV[b]).all(dim=1) for b in blocks(z_PV)] or [z_PV.new_zeros(0).bool()])
+    # Conversion to float32 and division can overflow too: infinite may be only what the teacher gave as -inf.
+    bad = [(torch.isfinite(z_PV[b]) == torch.isneginf(logits_PV[b])).any(dim=1) for b in blocks(z_PV)]
+    bad_P = torch.cat(bad or [z_PV.new_zeros(0).bool()]) | ~torch.isfinite(highest_P1[:, 0])
     temperature_P = z_PV.new_full((len(z_PV),), encoding.temperature)
     return Parts(DenseTargets(z_PV, temperature_P), entropy_P, top1_P1[:, 0], bad_P)
 
@@ -30,8 +34,12 @@ def soften_dense(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding
 def _entropy(centred_PV: torch.Tensor, top1_P1: torch.Tensor) -> torch.Tensor:
     """[P] of softmax, in nats: log(1 + tail) - sum(e^z z) / (1 + tail), the tail being all but the top, whose e^z is 1.
 
-    Without the top in the sum, a sharp distribution's small tail is not lost beside 1.
+    A class of -inf adds nothing. Without the top in the sum, a sharp distribution's small tail is not lost beside 1.
     """
+    import torch
+
     e_PV = centred_PV.exp().scatter_(1, top1_P1, 0.0)
     tail_P = e_PV.sum(dim=1)
-    return tail_P.log1p() - e_PV.mul_(centred_PV).sum(dim=1) / (1 + tail_P)
+    # 0 * -inf is NaN; a probability of 0 adds 0.
+    lowest = torch.finfo(centred_PV.dtype).min
+    return tail_P.log1p() - e_PV.mul_(centred_PV.clamp(min=lowest)).sum(dim=1) / (1 + tail_P)

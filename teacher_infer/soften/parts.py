@@ -19,7 +19,7 @@ BLOCK_BYTES = 4 << 20
 class Parts:
     """Of P positions, as tensors of the device or arrays: targets, and at T = 1 the entropy and likeliest class.
 
-    bad_P: whether a logit is NaN or infinite.
+    bad_P: whether a logit is NaN, +inf or overflows, or all are -inf. A single -inf is a probability of 0.
     """
 
     targets: Targets

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def soften_topk(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding: TopK) -> Parts:
     """Block by block, so that no second [P, V] in float32 is held.
 
-    label_P: [P] int64; of a position whose label is IGNORED nothing is kept, which reads as zeros.
+    label_P: [P] int64; of a position whose label is IGNORED label_log_prob is NaN.
     """
     import torch
 
@@ -42,9 +42,9 @@ def soften_topk(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding:
     if label_P is None:
         targets.label_log_prob_P.fill_(torch.nan)
     else:
-        ignored_P = label_P == IGNORED
-        targets.each(lambda array: array.masked_fill_(ignored_P.view(-1, *[1] * (array.ndim - 1)), 0))
-        targets.label_log_prob_P.masked_fill_(ignored_P, torch.nan)
+        targets.label_log_prob_P.masked_fill_(label_P == IGNORED, torch.nan)
+    if logits_PV.dtype == torch.float64:  # a finite one may be -inf in float32
+        made.bad_P.logical_or_((torch.isneginf(logits_PV.float()) & torch.isfinite(logits_PV)).any(dim=1))
     return made
 
 
@@ -54,9 +54,9 @@ def _soften_block(work: Wide, label_C: torch.Tensor | None, made: Parts) -> None
     k, grid = targets.ids_PK.shape[1], targets.temperatures
     highest, ids = likeliest(work, k + 1)
     label_z_C1 = None if label_C is None else work.gather(label_C.clamp(min=0)[:, None])
-    sums_CG, weighted_CG, finite_C = work.tails(ids[:, :k], highest[:, k - 1 : k], highest[:, k:], grid)
+    sums_CG, weighted_CG, valid_C = work.tails(ids[:, :k], highest[:, k - 1 : k], highest[:, k:], grid)
     targets.ids_PK.copy_(ids[:, :k])
-    made.bad_P.copy_(~finite_C)
+    made.bad_P.copy_(~valid_C)
     log_probs_CK, *moments, log_z1_C1 = work.moments(highest, sums_CG, weighted_CG, grid)
     targets.log_probs_PK.copy_(log_probs_CK)
     for whole_CG, found_CG in zip((targets.log_z_PG, targets.log_tail_PG, targets.entropy_PG), moments, strict=True):

@@ -22,6 +22,8 @@ CLASSES = 32
 # What lies further below the highest of a tail counts for nothing in its sums: 262,144 times e^-43 is 6e-14. The square
 # of e^-43 is still a normal float32; arithmetic with smaller ones is slow.
 _LOWEST = -43.0
+# Stands for -inf in float64. It times the number of classes is still finite; as float32 it is -inf again.
+_LOWEST_FLOAT64 = -1e300
 
 # Bytes of float32 that a block of positions takes: within a core's own cache, or enough to fill a device.
 BLOCK_BYTES = {"cpu": 4 << 20, "other": 64 << 20}
@@ -53,7 +55,7 @@ class Wide(Protocol):
         self, ids_CK: torch.Tensor, last_C1: torch.Tensor, highest_C1: torch.Tensor, grid: Sequence[float]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """For each T, of x = (z - highest) / T over all ids but these: sum e^x and sum e^x x, [C, G] each; and [C]
-        whether the whole row is finite.
+        whether the row is a distribution: no NaN, no +inf, not all -inf.
 
         last_C1: the logit of the last of the ids, which come before all others in the order of (logit, lowest id).
         """
@@ -101,9 +103,10 @@ class Eager:
         import torch
 
         z_CV = self._z[: self._count, : self._classes]
-        # What is not a number is the highest of all to torch, and the lowest as well.
-        finite_C = torch.isfinite(z_CV.amin(dim=1)) & torch.isfinite(z_CV.amax(dim=1))
+        # torch's amax gives NaN where any value is NaN.
+        valid_C = torch.isfinite(z_CV.amax(dim=1))
         self._z[: self._count].scatter_(1, ids_CK, -torch.inf)
+        highest_C1 = _finite(highest_C1)
         sums: dict[float, tuple[torch.Tensor, torch.Tensor]] = {}
         for temperature in sorted(grid, reverse=True):
             if temperature in sums:
@@ -119,7 +122,7 @@ class Eager:
                 e.mul_(e)
                 sums[temperature / 2] = e.sum(dim=1), torch.linalg.vecdot(e, x) * 2
         sums_CG, weighted_CG = (torch.stack(column, dim=1) for column in zip(*(sums[t] for t in grid), strict=True))
-        return sums_CG, weighted_CG, finite_C
+        return sums_CG, weighted_CG, valid_C
 
     def moments(
         self, highest: torch.Tensor, sums_CG: torch.Tensor, weighted_CG: torch.Tensor, grid: Sequence[float]
@@ -191,6 +194,7 @@ def tails_pass(
     import torch
 
     z_CV = logits_CV.float()
+    highest_C1 = _finite(highest_C1)
     ids_V = torch.arange(z_CV.shape[1], device=z_CV.device)
     in_tail_CV = (z_CV < last_C1) | ((z_CV == last_C1) & (ids_V > last_id_C1))
     sums: list[torch.Tensor] = []
@@ -200,8 +204,13 @@ def tails_pass(
         e_CV = torch.where(in_tail_CV, x_CV.exp(), 0.0)
         sums.append(e_CV.sum(dim=1))
         weighted.append(torch.where(in_tail_CV, e_CV * x_CV, 0.0).sum(dim=1))
-    infinite_C = (~torch.isfinite(z_CV)).any(dim=1)
-    return torch.stack(sums, dim=1), torch.stack(weighted, dim=1), ~infinite_C
+    invalid_C = (torch.isnan(z_CV) | torch.isposinf(z_CV)).any(dim=1) | torch.isneginf(z_CV).all(dim=1)
+    return torch.stack(sums, dim=1), torch.stack(weighted, dim=1), ~invalid_C
+
+
+def _finite(highest_C1: torch.Tensor) -> torch.Tensor:
+    """A tail's highest logit, with 0 for -inf: -inf - -inf is NaN. `moments` gives such a tail no mass."""
+    return highest_C1.masked_fill(highest_C1.isneginf(), 0.0)
 
 
 def moments(
@@ -218,7 +227,9 @@ def moments(
     x = highest.double() - highest[:, :1].double()
     found: list[tuple[torch.Tensor, ...]] = []
     for place, temperature in enumerate(grid):
-        rest, gap_C = x[:, 1:-1] / temperature, x[:, -1] / temperature
+        # Not -inf, of which a product with a probability of 0 is NaN.
+        y = (x / temperature).clamp(min=_LOWEST_FLOAT64)
+        rest, gap_C = y[:, 1:-1], y[:, -1]
         sum_C, weighted_C = sums_CG[:, place].double(), weighted_CG[:, place].double()
         log_z_C = (rest.exp().sum(dim=1) + gap_C.exp() * sum_C).log1p()
         total_C = (rest.exp() * rest).sum(dim=1) + gap_C.exp() * (weighted_C + sum_C * gap_C)

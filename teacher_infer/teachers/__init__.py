@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from storage.hugging_face import HuggingFaceSpec
 from storage.models import ModelSpec
+from teacher_infer.teachers.checked import CheckedTeacher
 from teacher_infer.teachers.module import ModuleTeacher
 from teacher_infer.teachers.transformers import TransformersTeacher
 
@@ -52,7 +53,7 @@ def make_teacher(spec: Spec, *, dtype: str, seed: int, gpus: int = 0) -> Teacher
     seed: of one without weights.
     """
     device = "cpu" if not gpus else "auto" if gpus > 1 and spec.kind == "transformers" else "cuda"
-    return TEACHERS[spec.kind](spec, dtype=dtype, seed=seed, device=device)
+    return CheckedTeacher(TEACHERS[spec.kind](spec, dtype=dtype, seed=seed, device=device), dtype)
 
 
 def answer_shape(spec: Spec, example: pa.Table, *, dtype: str, seed: int) -> tuple[int, ...] | None:

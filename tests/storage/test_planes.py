@@ -9,8 +9,8 @@ import pytest
 
 from storage import planes
 
-# All float16 that are no NaN and not above zero, from -0.0 down to -65504: as integers their bits only grow.
-FALLING = np.arange(0x8000, 0xFC00).astype(np.uint16).view(np.float16)
+# All float16 that are no NaN and not above zero, from -0.0 down to -65504 and -inf: as integers their bits only grow.
+FALLING = np.arange(0x8000, 0xFC01).astype(np.uint16).view(np.float16)
 
 
 def bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from storage.converted import convert
 from storage.encodings import Encoding
 from storage.encodings.dense import Dense
 from storage.encodings.topk import TopK
 from storage.errors import Mismatch
 from storage.folder import Folder
 from storage.stream import CacheRows, scan
-from storage.targets import IGNORED
-from storage.unigram import unigram
+from storage.targets import IGNORED, DenseTargets
+from storage.unigram import _Counted, unigram
 from tests.storage import sparse
 
 
@@ -53,3 +54,14 @@ def test_rows_without_targets_have_none(tmp_path: Path) -> None:
     with pytest.raises(Mismatch, match="has no soft targets"):
         unigram(CacheRows(cache, ["inputs"]))
     assert next(iter(scan(CacheRows(cache), 8))).targets is not None
+
+
+@pytest.mark.parametrize("encoding", [Dense(), TopK(2)], ids=str)
+def test_of_classified_samples_those_without_a_label_count(encoding: Encoding) -> None:
+    z_PV = np.log(np.array([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]], np.float32))
+    dense = DenseTargets(z_PV - z_PV.max(axis=1, keepdims=True), np.ones(2, np.float32))
+    label = np.array([0, IGNORED])
+    counted = _Counted()
+    counted.add(dense if isinstance(encoding, Dense) else convert(dense, label, encoding), label)
+    assert counted._head_V[1] == pytest.approx(0.75, rel=1e-3)
+    assert counted._labels_V.tolist() == [2, 1, 1]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from storage.encodings.dense import Dense
-from storage.errors import DeviceLost, TeacherError
+from storage.encodings.topk import TopK
+from storage.errors import DeviceLost, SourceError, TeacherError
 from storage.samples import Columns, as_samples
 from teacher_infer.answers import Questioner
 
@@ -95,7 +96,7 @@ def test_a_teacher_that_gives_nan_is_asked_once() -> None:
     teacher = Picky(nan=(5,))
     _, questioner = ask(teacher)
     assert len(teacher.asked) == 2
-    assert questioner.bad[0].reason == "its logits are NaN or infinite"
+    assert questioner.bad[0].reason == "its logits contain NaN"
 
 
 def test_the_reason_says_what_was_raised_and_where_without_a_password() -> None:
@@ -133,6 +134,12 @@ def test_an_error_about_the_answers_shape_is_no_samples_fault() -> None:
     assert len(teacher.asked) == 1
 
 
+def caused_by(cause: Exception) -> Exception:
+    error = ValueError("sample 5 failed")
+    error.__cause__ = cause
+    return error
+
+
 class OutOfMemoryError(RuntimeError):
     """As torch names its own."""
 
@@ -144,8 +151,12 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), DeviceLost, "The teacher's device failed"),
         (OutOfMemoryError("tried to allocate 2 GiB"), TeacherError, r"no memory for 8 samples .*Lower it"),
         (MemoryError(), TeacherError, r"no memory for 8 samples .*teacher\.batch_size is 8\."),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), TeacherError, "no memory for 8 samples"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), TeacherError, "no memory for 8 samples"),
+        (caused_by(RuntimeError("std::bad_alloc")), TeacherError, "no memory for 8 samples"),
+        (caused_by(RuntimeError("CUDA error: unspecified launch failure")), DeviceLost, "device failed"),
     ],
-    ids=["assert", "cudnn", "device memory", "memory"],
+    ids=["assert", "cudnn", "device memory", "memory", "cpu", "cublas", "cause", "device behind a cause"],
 )
 def test_what_a_machine_lacks_or_loses_quarantines_nobody(error: Exception, told: type[Exception], said: str) -> None:
     class Broken(Picky):
@@ -157,3 +168,42 @@ def test_what_a_machine_lacks_or_loses_quarantines_nobody(error: Exception, told
     with pytest.raises(told, match=said):
         ask(teacher)
     assert len(teacher.asked) == 1
+
+
+class Fixed(Picky):
+    """The same logits for every row."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.fixed = logits
+
+    def logits(self, inputs: dict[str, np.ndarray[Any, Any]]) -> torch.Tensor:
+        return torch.tensor([self.fixed] * len(inputs["x"]))
+
+
+@pytest.mark.parametrize(
+    ("logits", "reason"),
+    [
+        ([0.0, np.nan, 1.0], "its logits contain NaN"),
+        ([0.0, np.inf, 1.0], r"its logits contain \+inf"),
+        ([-np.inf] * 3, "all its logits are -inf"),
+        ([3e38, -3e38, 0.0], "its logits overflow"),
+    ],
+)
+def test_the_reason_names_what_is_wrong_with_logits(logits: list[float], reason: str) -> None:
+    with pytest.raises(TeacherError, match=reason):
+        ask(Fixed(logits), max_bad=0)
+
+
+def test_a_classified_sample_may_have_no_label_and_other_foreign_labels_are_refused() -> None:
+    def labelled(labels: list[int]) -> list[int]:
+        x = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(3, dtype=np.float32)), 1)
+        table = pa.table({"sample_id": ["a", "b", "c"], "x": x, "label": labels})
+        questioner = Questioner(Picky(), 8, TopK(1), 0, "rows[0:3]")
+        [answers] = questioner.ask(as_samples(table, Columns(), "made"))
+        return np.isnan(answers.softened.targets.label_log_prob_P).tolist()
+
+    assert labelled([0, -100, 2]) == [False, True, False]
+    for foreign in (-1, 3, -101):
+        with pytest.raises(SourceError, match=f"has the label {foreign}"):
+            labelled([0, foreign, 2])

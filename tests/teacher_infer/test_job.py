@@ -46,14 +46,17 @@ def test_a_second_run_makes_no_forward_pass_and_more_data_costs_only_itself(
 
     first = run(path, capfd)
     assert first["spans"] == {"total": 4, "reused": 0, "computed": 4}
-    assert first["forward_positions"] == forward_rows() == 40
+    # Each actor's teacher is checked once, with 4 rows of its first batch.
+    assert first["forward_positions"] == 40
+    rows = forward_rows()
+    assert rows in (44, 48)
     assert first["cache_key"] == plan["cache_key"]
     assert first["cache"] == open_cache(f"{tmp_path}/store/toy").url
 
     again = run(path, capfd)
     assert again["spans"] == {"total": 4, "reused": 4, "computed": 0}
     assert again["forward_positions"] == 0
-    assert forward_rows() == 40
+    assert forward_rows() == rows
     assert again["cache_digest"] == first["cache_digest"]
 
     # Another temperature, seed, batch size or name is the same question.
@@ -63,7 +66,7 @@ def test_a_second_run_makes_no_forward_pass_and_more_data_costs_only_itself(
     more = run(path, capfd, "source.arguments.count=57")
     assert more["spans"] == {"total": 6, "reused": 4, "computed": 2}
     assert more["forward_positions"] == 17
-    assert forward_rows() == 57
+    assert forward_rows() - rows in (17 + 4, 17 + 8)
     ids = [i for rows in scan(CacheRows(open_cache(more["cache"])), 100) for i in rows.sample_id]
     assert ids == [f"s{i}" for i in range(57)]
 
@@ -133,7 +136,8 @@ def test_rows_that_two_caches_share_are_labelled_once(
     assert answer["cache_key"] == answer["held_out"]["cache_key"]
     assert (answer["forward_positions"], answer["held_out"]["forward_positions"]) == (40, 0)
     assert answer["held_out"]["spans"] == {"total": 4, "reused": 4, "computed": 0}
-    assert sum(int(line) for line in calls.read_text().split()) == 40
+    # Each actor's teacher is checked once, with 4 rows of its first batch.
+    assert sum(int(line) for line in calls.read_text().split()) in (44, 48)
 
 
 def test_a_teacher_that_changes_under_a_job_leaves_no_shard(

@@ -39,7 +39,7 @@ def test_every_temperature_comes_back_from_what_was_stored(dtype: torch.dtype, c
     assert (error <= bound).all()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_bad_positions_are_found_and_no_others(value: float) -> None:
     logits_PV = torch.zeros(5, 3)
     assert soften(logits_PV, Dense(2.0)).bad_R.tolist() == [False] * 5

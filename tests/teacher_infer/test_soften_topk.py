@@ -134,7 +134,7 @@ def test_positions_of_sequences_are_softened_as_if_each_were_a_row(encoding: Den
     np.testing.assert_allclose(rows.entropy_R, flat.entropy_R.reshape(3, 7).mean(axis=1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_topk_finds_bad_rows_and_no_others(value: float) -> None:
     logits_PV = torch.randn(5, 70)
     assert not soften(logits_PV, TopK(3)).bad_R.any()

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from storage.errors import TeacherError
+from storage.errors import ModelError, TeacherError
 from storage.hugging_face import HuggingFaceSpec
 from storage.models import ModelSpec
 from storage.samples import Columns, as_samples
@@ -104,7 +104,7 @@ def test_batch_size_changes_the_answer_within_rounding_only(kind: Kind) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_dtype_is_the_recipes(kind: Kind, dtype: str) -> None:
     teacher = kind.make(dtype)
-    assert {p.dtype for p in teacher._model.parameters()} == {getattr(torch, dtype)}
+    assert {p.dtype for p in teacher.inner._model.parameters()} == {getattr(torch, dtype)}
 
 
 def test_a_modules_inputs_are_of_its_dtype(toys: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_modules_inputs_are_of_its_dtype(toys: Path) -> None:
             return x
 
     teacher: Any = make_teacher(ModelSpec("stillhouse_toys:linear"), dtype="float16", seed=0)
-    teacher._model = Probe()
+    teacher.inner._model = Probe()
     teacher.logits({"x": X})
 
 
@@ -144,9 +144,15 @@ def test_a_spec_travels_as_plain_values(kind: Kind) -> None:
     assert make_spec(json.loads(json.dumps(spec_settings(kind.spec)))) == kind.spec
 
 
+def test_a_module_with_one_logit_is_refused_before_it_runs(toys: Path) -> None:
+    example = as_samples(pa.table({"sample_id": range(32), "x": X.tolist()}), Columns(), "toys").slice(0, 1)
+    with pytest.raises(ModelError, match=r"one logit a position.*\[0, z\]"):
+        answer_shape(ModelSpec("stillhouse_toys:linear", {"classes": 1}), example, dtype="float32", seed=0)
+
+
 @pytest.mark.parametrize("shape", [(32,), (31, 5), (32, 2, 3, 4)])
 def test_a_module_that_gives_no_logits_is_named(toys: Path, shape: tuple[int, ...]) -> None:
     teacher: Any = make_teacher(ModelSpec("stillhouse_toys:linear"), dtype="float32", seed=0)
-    teacher._model = lambda x: torch.zeros(shape)
+    teacher.inner._model = lambda x: torch.zeros(shape)
     with pytest.raises(TeacherError, match=r"gave shape \[.*\[samples, positions, classes\]"):
         teacher.logits({"x": X})

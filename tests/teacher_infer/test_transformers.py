@@ -18,6 +18,7 @@ from storage.hugging_face import HuggingFaceSpec
 from storage.sources import make_source
 from teacher_infer.config import TeacherSection
 from teacher_infer.teachers import make_teacher
+from teacher_infer.teachers.checked import CheckedTeacher
 from teacher_infer.teachers.transformers import TransformersTeacher
 from tests.tiny_models import SIZE, WORDS, save_model, save_tokenizer
 
@@ -55,6 +56,8 @@ def own(saved: Save, tmp_path: Path) -> Save:
 
 def teacher_of(folder: str, dtype: str = "float32", **settings: Any) -> TransformersTeacher:
     teacher = make_teacher(HuggingFaceSpec(folder, **settings), dtype=dtype, seed=0)
+    assert isinstance(teacher, CheckedTeacher)
+    teacher = teacher.inner
     assert isinstance(teacher, TransformersTeacher)
     return teacher
 

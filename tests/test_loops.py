@@ -52,19 +52,28 @@ def test_a_loader_trains_the_same(url: str) -> None:
         assert apart(weights(dataloader.train(url, 3, workers, batch_size=8)[0]), expected) == 0
 
 
+def run_torchrun(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command, and again where a rank aborts at its exit: a thread of gloo may outlive its process group."""
+    for _ in range(3):
+        run = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        if "terminate called without an active exception" not in run.stderr:
+            break
+    return run
+
+
 def test_two_processes_have_the_gradients_of_one(url: str, tmp_path: Path) -> None:
     # An odd batch: the ranks' parts are not equal.
     steps, batch_size, saved = 12, 7, tmp_path / "student.safetensors"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = ["-m", "recipes.loops.torchrun", url, "--steps", str(steps), "--batch-size", str(batch_size)]
-    run = subprocess.run(
-        [*launch, *script, "--save", str(saved)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    run = run_torchrun([*launch, *script, "--save", str(saved)])
     assert run.returncode == 0, run.stderr[-4000:]
     alone = weights(torchrun.train(url, steps, batch_size=batch_size))
     assert apart(load_file(saved), alone) < 1e-6 < apart(weights(torchrun.train(url, 1)), alone)

@@ -9,6 +9,7 @@ import torch
 
 from storage.errors import Mismatch, SourceError, StillhouseError
 from storage.model_call import apply_model
+from storage.out_of_memory import is_out_of_memory
 from storage.shard import Rows
 from storage.stream import RowGroups, head
 from storage.targets import IGNORED
@@ -56,6 +57,8 @@ def _output(model: torch.nn.Module, batch: Rows, data: RowGroups) -> Output:
     except StillhouseError:
         raise
     except Exception as error:  # whatever a model's own checks raise
+        if is_out_of_memory(error):
+            raise
         shapes = ", ".join(f"{name} {list(value.shape[1:])} {value.dtype}" for name, value in batch.inputs.items())
         raise Mismatch(
             f"The model does not take the inputs of {data.where} ({shapes}): {type(error).__name__}: {error}."

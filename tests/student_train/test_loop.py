@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -30,12 +33,14 @@ from storage.errors import (
 from storage.recipes import read_recipe
 from storage.shard import Rows
 from storage.stream import CacheRows, Reading, Stream, open_rows, plain_table, scan
+from storage.targets import with_mask
 from storage.torch import to_torch
 from student_train import checkpoint, loop
 from student_train.config import OptimizerSection, StudentRecipe
 from student_train.fit import check_fit
 from student_train.journal import Point
 from student_train.loop import Outcome, Place, learning_rate, open_data, step_seed, train
+from student_train.losses.forward_kl import kl_divergence
 from teacher_infer.config import TeacherRecipe
 from tests.student_train.sequences import SequenceRows
 
@@ -752,3 +757,128 @@ def test_a_batch_in_which_nothing_counts_moves_nothing_and_is_no_error(sequences
     untrained = sequences(data).student.spec().build(0).state_dict()
     torch.testing.assert_close(weights(outcome), dict(untrained), rtol=0, atol=0)
     assert series(told, "train/loss") == [(2, 0.0)]
+
+
+def test_the_power_of_the_temperature_applies_with_and_without_a_hard_loss(make_cache: Any, make_recipe: Any) -> None:
+    """A hard loss of weight 0 beside a soft one changes neither the weights nor what is reported."""
+    cache, optimizer = make_cache(), {"name": "sgd", "lr": 0.05, "momentum": 0.0}
+    alone, beside = (
+        observed(make_recipe(cache=cache, optimizer=optimizer, losses={"forward_kl": {"temperature": 4.0}, **more}))
+        for more in ({}, {"cross_entropy": {"weight": 0.0}})
+    )
+    torch.testing.assert_close(weights(alone[0]), weights(beside[0]), rtol=1e-5, atol=1e-6)
+    for name in ("train/loss", "train/loss_forward_kl"):
+        [(_, one)], [(_, other)] = series(alone[1], name), series(beside[1], name)
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_the_divergence_is_reported_without_the_power_and_the_objective_with_it(
+    make_cache: Any, make_recipe: Any
+) -> None:
+    recipe = make_recipe(
+        cache=make_cache(), losses={"forward_kl": {"weight": 0.5, "temperature": 4.0}}, steps=3, log_every=1
+    )
+    _, told = observed(recipe)
+    reported, objective = (series(told, f"train/{name}") for name in ("loss_forward_kl", "loss"))
+    assert [value for _, value in objective] == pytest.approx([0.5 * 16 * value for _, value in reported])
+    model = recipe.student.spec().build(0)
+    stream = Stream(open_data(recipe), batch_size=8)
+    first = to_torch(next(iter(stream)).rows)
+    divergence = kl_divergence(model(first.inputs["x"]), first.targets, temperature=4.0)  # type: ignore[arg-type]
+    stream.close()
+    assert reported[0] == (1, pytest.approx(float(divergence.mean().detach()), rel=1e-5))
+
+
+def test_what_is_reported_at_temperature_1_is_what_evaluation_reports(make_cache: Any, make_recipe: Any) -> None:
+    """A step over the whole cache with a rate of 0: training's divergence is evaluation's."""
+    cache = make_cache(rows=32)
+    for encoding in ({}, {"cross_entropy": {"weight": 0.3}}):
+        recipe = make_recipe(
+            cache=cache,
+            evaluate=cache,
+            losses={"forward_kl": {}, **encoding},
+            steps=1,
+            batch_size=32,
+            optimizer={"name": "sgd", "lr": 1e-12},
+        )
+        outcome, told = observed(recipe)
+        [(_, reported)] = series(told, "train/loss_forward_kl")
+        assert reported == pytest.approx(outcome.eval["kl_to_teacher"], rel=1e-5)
+
+
+def test_samples_without_a_label_count_for_the_teacher_and_not_for_the_labels(sequences: Any) -> None:
+    """Half of the rows have the label -100: soft losses are means over all, cross entropy over the labelled half."""
+
+    class Half(SequenceRows):
+        """Each sequence's first position alone, as a classified sample."""
+
+        def rows_of(self, group_B: Any, columns: Any) -> Rows:
+            rows = super().rows_of(group_B, columns)
+            assert rows.targets is not None and rows.label is not None
+            label = np.where(rows.sample_id.astype(int) % 2 == 0, rows.label.max(axis=1), -100)
+            targets = with_mask(rows.targets.each(lambda array: array[:, 0]), label)
+            return Rows(rows.sample_id, rows.inputs, label, targets)
+
+    data = Half(8, masked=False)
+    losses = {"forward_kl": {"temperature": 2.0}, "cross_entropy": {"weight": 0.3}}
+    nets = sequences(data).student.factory.partition(":")[0]
+    recipe = sequences(
+        data, losses=losses, steps=1, batch_size=8, optimizer={"name": "sgd", "lr": 1e-12}, factory=f"{nets}:pooled"
+    )
+    _, told = observed(recipe)
+    rows = to_torch(data.whole())
+    logits = recipe.student.spec().build(0)(**rows.inputs)
+    soft_P = kl_divergence(logits, rows.targets, temperature=2.0)  # type: ignore[arg-type]
+    hard = torch.nn.functional.cross_entropy(logits, rows.label.long())  # type: ignore[arg-type]
+    assert (soft_P > 0).all()
+    [(_, soft)] = series(told, "train/loss_forward_kl")
+    [(_, found)] = series(told, "train/loss_cross_entropy")
+    [(_, loss)] = series(told, "train/loss")
+    assert soft == pytest.approx(float(soft_P.mean().detach()), rel=1e-5)
+    assert found == pytest.approx(float(hard.detach()), rel=1e-5)
+    assert loss == pytest.approx(4 * soft + 0.3 * found, rel=1e-5)
+
+
+def test_inputs_go_by_name_into_a_student(make_recipe: Any, tmp_path: Path) -> None:
+    """Columns in another order than the arguments of forward; one that forward does not take is refused."""
+    rng = np.random.default_rng(0)
+    x, scale = rng.normal(size=(32, 4)).astype(np.float32), rng.uniform(1, 9, size=(32, 4)).astype(np.float32)
+    columns = {"sample_id": list(range(32)), "scale": list(scale), "x": list(x), "label": (x.argmax(axis=1) % 3)}
+    pq.write_table(pa.table(columns), tmp_path / "two.parquet")
+    source = {"parquet": str(tmp_path / "two.parquet")}
+    module = tmp_path / "modules"
+    name = next(module.glob("student_train_nets_*.py")).stem
+    with open(module / f"{name}.py", "a") as file:
+        file.write(
+            "\n\ndef scaled():\n"
+            "    class Scaled(nn.Module):\n"
+            "        def __init__(self):\n"
+            "            super().__init__()\n"
+            "            self.linear = nn.Linear(4, 3)\n\n"
+            "        def forward(self, x, scale=None):\n"
+            "            assert x.min() < 0 and (scale is None or scale.min() >= 1)\n"
+            "            return self.linear(x if scale is None else x / scale)\n\n"
+            "    return Scaled()\n"
+        )
+    recipe = make_recipe(source=source, factory="scaled", steps=2)
+    train(recipe, Place())
+    odd = make_recipe(source={**source, "columns": {"inputs": ["x", "label"], "label": False}}, factory="scaled")
+    with pytest.raises((Mismatch, SourceError), match="label"):
+        train(odd, Place())
+
+
+def test_a_student_with_one_logit_is_refused(make_recipe: Any, write_source: Any) -> None:
+    recipe = make_recipe(source={"parquet": write_source("s.parquet", 16, labels=[0] * 16)}, arguments={"classes": 1})
+    with pytest.raises(Mismatch, match=r"logits for 1 class.*The softmax of a single number is 1"):
+        train(recipe, Place())
+
+
+def test_a_lack_of_memory_is_not_said_to_be_the_inputs_fault(
+    make_cache: Any, make_recipe: Any, monkeypatch: Any
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("student_train.fit.apply_model", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        train(make_recipe(cache=make_cache()), Place())

@@ -98,5 +98,5 @@ def test_what_the_recipe_says_is_checked_first(recipe: dict[str, Any]) -> None:
         prepared("store=runs/store")
     with pytest.raises(RecipeError, match=r"teacher\.weights is '.*', which lies in the working directory"):
         prepared(f"teacher.weights={Path.cwd()}/w.safetensors")
-    with pytest.raises(RecipeError, match="An override: a URL holds"):
+    with pytest.raises(RecipeError, match="An override holds a password"):
         prepared("store=s3://me:pw@host/b", "store=/mnt/store")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.shipped import LEFT_BEHIND, Shipped
+from storage.code_digest import own_files
 from storage.errors import RecipeError
 from storage.lineage import redact, secrets
-from storage.names import is_own_code
+from storage.own_code import is_own_code
 from storage.recipes import Section, TrackingSection
 
 # The places that a job writes to; whatever else a recipe names is there before.
@@ -104,21 +105,18 @@ def refuse_left_behind(path: str, recipe: Section, shipped: Shipped) -> list[str
 
 
 def _refuse_code_left_behind(path: str, key: str, function: str, shipped: Shipped) -> None:
-    import importlib.util
-
     if not is_own_code(function):
         return
-    try:
-        spec = importlib.util.find_spec(function.partition(":")[0])
-    except Exception:
-        return  # the job will say what is wrong with it
-    relative = shipped.inside(spec.origin) if spec is not None and spec.origin else None
-    if relative is not None and not shipped.holds(relative):
-        raise RecipeError(
-            f"{path}: {key} is '{function}', whose file {relative} lies in the working directory and is not shipped.",
-            f"{LEFT_BEHIND}.",
-            "Take it out of the ignore file.",
-        )
+    named = function.partition(":")[0]
+    for module, file in own_files([named]).items():
+        relative = shipped.inside(str(file))
+        if relative is not None and not shipped.holds(relative):
+            whose = "whose file" if module == named else f"which imports {module}, and its file"
+            raise RecipeError(
+                f"{path}: {key} is '{function}', {whose} {relative} lies in the working directory and is not shipped.",
+                f"{LEFT_BEHIND}.",
+                "Take it out of the ignore file.",
+            )
 
 
 def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:

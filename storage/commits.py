@@ -47,10 +47,14 @@ class Commit:
     row_groups: tuple[ByteRange, ...]
     footer: ByteRange
     quarantined: tuple[Quarantined, ...] = ()
+    # The readable parts of the shard key. The record has them; a commit that was read does not, so that 100,000 of
+    # them stay small (see `read_key`).
+    key: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         # By hand: asdict copies field by field, which a cache of 100,000 shards feels.
         return {
+            **({} if self.key is None else {"key": self.key}),
             **{name: getattr(self, name) for name in _PLAIN},
             "row_groups": [group.to_dict() for group in self.row_groups],
             "footer": self.footer.to_dict(),
@@ -58,10 +62,11 @@ class Commit:
         }
 
     @staticmethod
-    def from_dict(facts: dict[str, Any]) -> Commit:
+    def from_dict(facts: dict[str, Any], *, with_key: bool = False) -> Commit:
         # Fields that a later version added are left alone.
         return Commit(
             *_plain(facts),
+            key=facts.get("key") if with_key else None,
             row_groups=tuple(map(ByteRange.from_dict, facts["row_groups"])),
             footer=ByteRange.from_dict(facts["footer"]),
             quarantined=tuple(Quarantined(q["sample_id"], q["reason"]) for q in facts.get("quarantined") or ()),
@@ -92,7 +97,13 @@ def commit_shard(
 
 
 def publish_shard(
-    store: Folder, shard_key: str, attempt: str, staged: Path, rows: int, quarantined: Sequence[Quarantined] = ()
+    store: Folder,
+    shard_key: str,
+    attempt: str,
+    staged: Path,
+    rows: int,
+    quarantined: Sequence[Quarantined] = (),
+    key: dict[str, Any] | None = None,
 ) -> Commit:
     """Check a staged shard file and publish it under its attempt's name; its commit, which nobody knows of yet.
 
@@ -109,7 +120,7 @@ def publish_shard(
             digest = sha256_file(file)
         path, size = shard_path(shard_key, attempt), staged.stat().st_size
     store.publish(staged, path)
-    return Commit(shard_key, attempt, path, size, digest, rows, tuple(groups), footer, tuple(quarantined))
+    return Commit(shard_key, attempt, path, size, digest, rows, tuple(groups), footer, tuple(quarantined), key)
 
 
 def settle(store: Folder, mine: Commit, tries: int = 3) -> Commit:
@@ -150,6 +161,11 @@ def _checked(staged: Path, shard_key: str, rows: int) -> tuple[list[ByteRange], 
 def read_commit(store: Folder, shard_key: str) -> Commit:
     """The commit of a shard key. Raises FileNotFoundError for none, CorruptShard for one that is no record."""
     return _parse(store, shard_key, store.read(commit_path(shard_key)))
+
+
+def read_key(store: Folder, shard_key: str) -> dict[str, Any] | None:
+    """The readable parts of a committed shard key; None where the record has none. Raises FileNotFoundError."""
+    return json.loads(store.read(commit_path(shard_key))).get("key")
 
 
 def _parse(store: Folder, shard_key: str, record: bytes) -> Commit:

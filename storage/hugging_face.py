@@ -19,7 +19,7 @@ from storage.digest import sha256_file, sha256_of
 from storage.errors import Mismatch, ModelError, RecipeError, SourceError
 from storage.folder import Folder
 from storage.hub import INDEX_FILE, fetched
-from storage.models import CONFIG_FILE, OTHER_WEIGHTS, SAVE_ANEW, WEIGHTS_FILE, read_config
+from storage.models import CONFIG_FILE, OTHER_WEIGHTS, PRECISION, SAVE_ANEW, WEIGHTS_FILE, read_config
 from storage.samples import LABEL, SAMPLE_ID, input_names
 from storage.sources.packed import INPUT_IDS, POSITION_IDS
 from storage.targets import IGNORED
@@ -43,21 +43,21 @@ class HuggingFaceSpec:
     revision: str | None = None
     vocabulary: int | None = None
 
-    @property
-    def trained(self) -> bool:
-        return True
-
-    def digest(self, dtype: str) -> str:
-        """sha256 of everything that decides what the model answers. Raises ModelError, RecipeError."""
-        facts = {
+    def key_parts(self, dtype: str, model: Any = None) -> dict[str, Any]:
+        """Everything that decides what it answers, readable. Raises ModelError, RecipeError."""
+        return {
             "kind": self.kind,
             "config": _sha256(self.folder / CONFIG_FILE),
             "index": _sha256(self.folder / INDEX_FILE) if len(self._weights_sha256) > 1 else None,
             "weights": self._weights_sha256,
             "dtype": dtype,
+            "precision": PRECISION[dtype],
             "classes": self.classes,
         }
-        return sha256_of(facts)
+
+    def digest(self, dtype: str) -> str:
+        """sha256 of `key_parts`."""
+        return sha256_of(self.key_parts(dtype))
 
     def weights_sha256(self) -> str:
         """sha256 of the weights file; of several, of their names and hashes."""

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from storage.digest import sha256_file, sha256_of
+import numpy as np
+
+from storage.code_digest import code_digests
+from storage.digest import canonical_json, sha256_file, sha256_of
 from storage.errors import ModelError
 from storage.folder import Folder, open_url
-from storage.names import call, find_function, is_own_code
+from storage.names import call, find_function
+from storage.own_code import is_in_working_directory
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 # Endings of weights that are not read, and what to do about them.
 OTHER_WEIGHTS = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+# How float32 products and convolutions are made: never as TF32. Of 16 bits, as the device makes them.
+PRECISION = {"float32": "ieee", "float16": "default", "bfloat16": "default"}
+
 SAVE_ANEW = "Load it with transformers where it comes from, and save it with save_pretrained(FOLDER)."
 
 
@@ -45,17 +54,30 @@ class ModelSpec:
             load_weights(model, self.weights)
         return model
 
-    @property
-    def trained(self) -> bool:
-        """Whether its answers are decided without a seed."""
-        return self.weights is not None
-
     def lineage(self) -> dict[str, Any]:
         """What a cache says of its teacher, besides its digests."""
         return {"factory": self.factory, "arguments": self.arguments, "weights": self.weights}
 
+    def key_parts(self, dtype: str, model: Any = None) -> dict[str, Any]:
+        """Everything that decides what it answers as a teacher, readable.
+
+        model: what `build` gave, where no weights file is given: its parameters and buffers count instead.
+        """
+        if self.weights is None and model is None:
+            raise ValueError("the key of a model without a weights file needs the built model")
+        return {
+            "kind": self.kind,
+            "factory": self.factory,
+            "arguments": self.arguments,
+            "code": code_digests(self.factory),
+            "weights": self.weights_sha256() if model is None else None,
+            "parameters": None if model is None else parameters_digest(model),
+            "dtype": dtype,
+            "precision": PRECISION[dtype],
+        }
+
     def digest(self, dtype: str) -> str:
-        """sha256 of everything that decides what the model answers: weights, the factory's source, arguments, dtype."""
+        """sha256 of weights, the factory's source, arguments and dtype: what a student's run is known by."""
         function = find_function(self.factory, "factory")
         try:
             source = inspect.getsource(inspect.getmodule(function) or function)
@@ -76,8 +98,12 @@ class ModelSpec:
             return sha256_file(file)
 
 
-def spec_from_folder(url: str) -> ModelSpec:
-    """The spec of a model folder that a training run wrote. Raises ModelError."""
+def spec_from_folder(url: str, factory: str | None = None) -> ModelSpec:
+    """The spec of a model folder that a training run wrote. Raises ModelError.
+
+    factory: the one that the recipe names beside the folder. Loading a model calls its factory: so the folder's is one
+    in a file of the working directory, or the one that the recipe names.
+    """
     config = read_config(url)
     if "factory" not in config:
         raise ModelError(
@@ -86,11 +112,19 @@ def spec_from_folder(url: str) -> ModelSpec:
         )
     if not isinstance(config.get("arguments"), dict):
         raise ModelError(f"{CONFIG_FILE} in '{url}' has no arguments.", "They are a mapping, which may be empty.")
-    if not is_own_code(config["factory"]):
+    named = config["factory"]
+    if not isinstance(named, str) or (factory is not None and factory != named):
         raise ModelError(
-            f"{CONFIG_FILE} in '{url}' names the factory {config['factory']}, which is no code of yours.",
-            "A folder may name functions of the working directory only, since loading it calls them.",
-            "Name factory, arguments and weights in the recipe instead.",
+            f"{CONFIG_FILE} in '{url}' names the factory {named!r}, the recipe {factory}.",
+            "Beside teacher.path, teacher.factory is the folder's own, which it allows to be called.",
+            "Name the folder's factory in the recipe if you trust it, or factory, arguments and weights without path.",
+        )
+    if factory is None and not is_in_working_directory(named):
+        raise ModelError(
+            f"{CONFIG_FILE} in '{url}' names the factory {named}, which is no code of the working directory.",
+            "Loading a folder calls the function that it names: one of a file below the working directory, or one that "
+            "the recipe names too.",
+            f"If you trust it, name it in the recipe: teacher.factory={named}",
         )
     return ModelSpec(config["factory"], config["arguments"], Folder(url).url_of(WEIGHTS_FILE))
 
@@ -114,6 +148,33 @@ def read_config(url: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{CONFIG_FILE} in '{url}' is no JSON object.", "It names the model's settings.")
     return config
+
+
+def parameters_digest(model: Any) -> str:
+    """sha256 of all numbers that a built torch module holds, as they are on the CPU before a dtype or device is set.
+
+    Parameters, buffers (those that are not persistent as well), and tensors and arrays that are plain attributes.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in sorted(_numbers(model), key=lambda item: item[0]):
+        array = value.detach().cpu().contiguous() if isinstance(value, torch.Tensor) else torch.from_numpy(value.copy())
+        digest.update(canonical_json([name, str(array.dtype), list(array.shape)]))
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _numbers(model: Any) -> Iterator[tuple[str, Any]]:
+    import torch
+
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            is_numbers = isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
+            if is_numbers or (isinstance(value, torch.Tensor) and not value.is_meta):
+                yield f"{path}.{name}" if path else name, value
 
 
 def _open_weights(url: str) -> Any:

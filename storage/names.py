@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import inspect
-import sysconfig
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from storage.errors import RecipeError, StillhouseError
@@ -26,21 +23,6 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f" Did you mean '{near[0]}'?" if near else ""
-
-
-def is_own_code(name: str) -> bool:
-    """Whether package.module:function lies in a file that is neither Python's own nor an installed package's."""
-    try:
-        spec = importlib.util.find_spec(name.partition(":")[0])
-    except (ImportError, ValueError):
-        return True  # finding it will say what is wrong
-    if spec is None:
-        return True
-    origin = Path(spec.origin or "")
-    if origin.suffix != ".py" or not origin.exists():
-        return False  # built in, frozen or compiled
-    installed = {Path(path).resolve() for path in sysconfig.get_paths().values()}
-    return not any(parent in installed for parent in origin.resolve().parents)
 
 
 def call(

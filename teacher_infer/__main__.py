@@ -1,16 +1,22 @@
-"""python -m teacher_infer [submit] RECIPE.yaml [a.b=c ...] [--plan] | audit CACHE [--fraction F]; each with [--json]"""
+"""python -m teacher_infer [submit] RECIPE.yaml [a.b=c ...] [--plan] | audit RECIPE.yaml [CACHE]; each with [--json]"""
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from storage.console import last, run_command, say
+from storage.errors import RecipeError
 from storage.folder import Folder
 from storage.recipes import read_recipe
 from teacher_infer.config import TeacherRecipe
+
+# What sets a key of a recipe; a path may hold a sign of equality only after a folder's name.
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m teacher_infer",
         description="Run a teacher over a source and seal a cache of its softened logits. "
         "What is committed is not computed again. `python -m teacher_infer submit` gives the recipe to a Ray cluster, "
-        "`python -m teacher_infer audit` asks a cache's teacher again.",
+        "`python -m teacher_infer audit` runs a recipe's teacher again.",
     )
     parser.add_argument("recipe", help="a YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", help="key.subkey=value, in place of what the recipe says")
@@ -43,10 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _audit(given: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m teacher_infer audit",
-        description="Run a cache's teacher again on a seeded sample of its spans, in this process. "
-        "Exit 3 where its answers are further from the stored ones than the tolerance.",
+        description="Run a recipe's teacher again on a seeded sample of a cache's spans, in this process. "
+        "Exit 3 where its answers are further from the stored ones than the tolerance, or where the cache is another "
+        "teacher's. Teacher and source are the recipe's: nothing that a cache names is run.",
     )
-    parser.add_argument("cache", help="STORE/NAME, STORE/NAME@KEY8 or STORE/caches/KEY")
+    parser.add_argument("recipe", help="the teacher's recipe, a YAML file")
+    parser.add_argument(
+        "rest",
+        nargs="*",
+        metavar="key=value | CACHE",
+        help="overrides of the recipe, and a cache in place of the recipe's own: STORE/NAME or STORE/caches/KEY",
+    )
     parser.add_argument("--fraction", type=float, default=0.01, help="of the spans, at least one (0.01 unless said)")
     parser.add_argument("--seed", type=int, default=0, help="which spans")
     parser.add_argument("--batch-size", type=int, default=8, help="samples the teacher is given at once")
@@ -54,15 +67,26 @@ def _audit(given: Sequence[str]) -> int:
         "--tolerance", type=float, help="how far a probability may be; 0.001 for float32, more for 16 bits, unless said"
     )
     parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
-    asked = parser.parse_args(given)
+    asked = parser.parse_intermixed_args(given)
 
     def run() -> tuple[dict[str, Any], str, int]:
         from storage.cache import open_cache
         from storage.recipes import absolute
+
+        if not os.path.isfile(asked.recipe):
+            raise RecipeError(
+                f"'{asked.recipe}' is no recipe file.",
+                "An audit takes the teacher's recipe, since nothing that a cache names is run.",
+                "python -m teacher_infer audit RECIPE.yaml [key=value ...] [CACHE]",
+            )
+        caches = [text for text in asked.rest if not _OVERRIDE.match(text)]
+        if len(caches) > 1:
+            raise RecipeError(f"Two caches are named: {caches[0]} and {caches[1]}.", "An audit looks at one.")
+        recipe = read_recipe(asked.recipe, [text for text in asked.rest if text not in caches], TeacherRecipe)
         from teacher_infer.audit import Settings, audit, told
 
-        settings = Settings(asked.fraction, asked.seed, asked.batch_size, asked.tolerance)
-        answer = audit(open_cache(absolute(asked.cache)), settings)
+        cache = open_cache(absolute(caches[0]) if caches else f"{recipe.store}/{recipe.name}")
+        answer = audit(recipe, cache, Settings(asked.fraction, asked.seed, asked.batch_size, asked.tolerance))
         return answer, told(answer), 0 if answer["ok"] else 3
 
     return run_command(run, as_json=asked.json)
@@ -71,7 +95,6 @@ def _audit(given: Sequence[str]) -> int:
 def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     recipe = read_recipe(asked.recipe, asked.overrides, TeacherRecipe)
     # Imported once the recipe is known to be right: a typing error should not wait for torch and ray.
-    from storage.samples import columns_line
     from teacher_infer.prepare import prepare, show_plan
     from teacher_infer.run import run
     from teacher_infer.tally import paragraph
@@ -79,16 +102,24 @@ def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     prepared = prepare(recipe, Folder(recipe.store))
     if asked.plan:
         plan = show_plan(prepared)
-        return plan, "\n".join(f"{_plan_line(part)}\n  {columns_line(part)}" for part in _parts(plan)), 0
+        return plan, "\n".join(_plan_lines(part, part) for part in _parts(plan)), 0
     for part in prepared.parts:
         forward = sum(span.rows for span in part.missing) * part.plan.positions_a_row
-        say(f"{_plan_line({**part.answer(), 'forward_positions': forward})}\n  {columns_line(part.columns)}")
+        say(_plan_lines({**part.answer(), "forward_positions": forward}, part.columns))
     answer = run(prepared)
     return answer, "\n".join([*map(_done_line, _parts(answer)), paragraph(answer["work"])]), 0
 
 
 def _parts(answer: dict[str, Any]) -> list[dict[str, Any]]:
     return [answer, *([answer["held_out"]] if "held_out" in answer else [])]
+
+
+def _plan_lines(part: dict[str, Any], columns: dict[str, Any]) -> str:
+    from storage.samples import columns_line
+    from teacher_infer.miss import Miss
+
+    why = [f"  {Miss(**part['miss'])}"] if "miss" in part else []
+    return "\n".join([_plan_line(part), f"  {columns_line(columns)}", *why])
 
 
 def _plan_line(part: dict[str, Any]) -> str:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from storage.cache import Cache
-from storage.errors import RecipeError, UsageError
-from storage.hugging_face import HuggingFaceSpec
-from storage.models import ModelSpec
+from storage.digest import sha256_of
+from storage.errors import RecipeError
+from storage.key_parts import differences
 from storage.order import permute
 from storage.samples import INPUTS_XXH3
 from storage.shard import Rows
 from storage.stream import CacheRows, open_rows, read_group
 from storage.targets import IGNORED, TopKTargets
+from teacher_infer.config import TeacherRecipe
 from teacher_infer.soften.parts import blocks
-from teacher_infer.teachers import Spec, Teacher, make_teacher
+from teacher_infer.teachers import Teacher, build_without_weights, make_teacher
 
 if TYPE_CHECKING:
     import torch
@@ -51,27 +52,32 @@ class _Found:
     largest_log: float = 0.0
 
 
-def audit(cache: Cache, settings: Settings) -> dict[str, Any]:
-    """Run the teacher that the lineage names over sampled spans, and tell how far its answers are from the stored ones.
+def audit(recipe: TeacherRecipe, cache: Cache, settings: Settings) -> dict[str, Any]:
+    """Run a recipe's teacher over sampled spans of a cache, and say how far its answers are from the stored ones.
 
+    Teacher and source are the recipe's; of the cache digests are compared, and no name in it is imported or called.
     `largest` and `mean`: absolute differences of probabilities at T = 1. `ok` is False where the largest is
-    beyond `tolerance`. Raises UsageError where the teacher or the inputs cannot be had, and what loading raises.
+    beyond `tolerance`, or where the cache is another teacher's. Raises what loading raises.
     """
+    import torch
+
     if not 0 < settings.fraction <= 1:
         raise RecipeError(f"The fraction is {settings.fraction:g}.", "It lies above 0, and is at most 1.")
-    told = cache.lineage["teacher"]
-    tolerance = TOLERANCES[told["dtype"]] if settings.tolerance is None else settings.tolerance
-    spec = spec_of(told)
-    found = spec.digest(told["dtype"])
-    facts: dict[str, Any] = {"cache": cache.url, "cache_digest": cache.digest, "teacher": told["digest"]}
-    if found != told["digest"]:
-        problem = f"The teacher {told['factory']} ({told['weights']}) has the digest {found[:16]} now"
-        return {**facts, "ok": False, "problem": f"{problem}; the cache was made with {told['digest'][:16]}."}
-    teacher = _teacher(spec, told["dtype"])
+    dtype, spec, sealed = recipe.teacher.dtype, recipe.teacher.spec(), cache.lineage["teacher"]["digest"]
+    tolerance = TOLERANCES[dtype] if settings.tolerance is None else settings.tolerance
+    model = build_without_weights(spec, recipe.seed)
+    parts = spec.key_parts(dtype, model)
+    facts: dict[str, Any] = {"cache": cache.url, "cache_digest": cache.digest, "teacher": sealed}
+    if sha256_of(parts) != sealed:
+        differs = differences((cache.lineage.get("key") or {}).get("teacher") or {}, parts)
+        problem = f"The recipe's teacher {spec.lineage()['factory']} has the digest {sha256_of(parts)[:16]}"
+        problem = f"{problem}; the cache was made with {sealed[:16]}. Other: {', '.join(differs)}."
+        return {**facts, "ok": False, "problem": problem, "differs": differs}
+    teacher = make_teacher(spec, dtype=dtype, seed=recipe.seed, gpus=torch.cuda.device_count(), model=model)
     with_rows = np.unique(cache.index.shard[np.asarray(cache.index.rows) > 0])
     count = math.ceil(settings.fraction * len(with_rows))
     compared = _Found()
-    for rows in _rows(cache, with_rows[permute(np.arange(count), len(with_rows), settings.seed)]):
+    for rows in _rows(recipe, cache, with_rows[permute(np.arange(count), len(with_rows), settings.seed)]):
         for start in range(0, len(rows), settings.batch_size):
             _compare(teacher, rows, slice(start, start + settings.batch_size), compared)
     mean = math.fsum(compared.sums) / max(1, compared.values)
@@ -88,31 +94,12 @@ def audit(cache: Cache, settings: Settings) -> dict[str, Any]:
     }
 
 
-def spec_of(teacher: dict[str, Any]) -> Spec:
-    """The teacher that a lineage names. Raises UsageError where a password was taken out of its URL."""
-    if "***" in str(teacher["weights"]):
-        raise UsageError(
-            f"The teacher's weights are at {teacher['weights']}, whose secret the lineage does not keep.",
-            "An audit finds the teacher where the lineage says.",
-            "Put the weights where no secret is part of the URL.",
-        )
-    if teacher.get("kind") == HuggingFaceSpec.kind:
-        at_the_hub = {key: teacher[key] for key in ("hub", "revision") if key in teacher}
-        spec = HuggingFaceSpec(**(at_the_hub or {"path": teacher["weights"]}))
-        return replace(spec, vocabulary=teacher["vocabulary"]) if spec.is_language_model else spec
-    return ModelSpec(teacher["factory"], teacher["arguments"], teacher["weights"])
-
-
-def _teacher(spec: Spec, dtype: str) -> Teacher:
-    import torch
-
-    return make_teacher(spec, dtype=dtype, seed=0, gpus=torch.cuda.device_count())
-
-
-def _rows(cache: Cache, shards: np.ndarray[Any, Any]) -> Iterator[Rows]:
-    """Row group by row group."""
+def _rows(recipe: TeacherRecipe, cache: Cache, shards: np.ndarray[Any, Any]) -> Iterator[Rows]:
+    """Row group by row group. Inputs that the cache keeps by reference are those of the recipe's source."""
+    held_out = recipe.held_out
+    section = held_out.source if held_out is not None and cache.name == held_out.name else recipe.source
     referenced = INPUTS_XXH3 in CacheRows(cache, []).schema(0).names
-    groups = open_rows(cache.url, inputs=cache.lineage["source"] if referenced else None)
+    groups = open_rows(cache.url, inputs=section.settings() if referenced else None)
     for group in np.flatnonzero(np.isin(cache.index.shard, shards)).tolist():
         yield read_group(groups, group)
 

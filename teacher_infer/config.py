@@ -18,7 +18,8 @@ from storage.samples import Inputs
 class TeacherSection(Section):
     """The teacher: a factory with arguments and weights; `path`, a model folder; or `hub`, a model of Hugging Face's.
 
-    path: a folder that a training run wrote, or one in Hugging Face's form. revision: the commit of hub.
+    path: a folder that a training run wrote, or one in Hugging Face's form. factory beside path: that of the folder,
+    which is so allowed to lie outside the working directory. revision: the commit of hub.
     vocabulary: how many classes a language model's padded head really has, where its tokenizer.json does not tell.
     """
 
@@ -34,13 +35,14 @@ class TeacherSection(Section):
 
     @model_validator(mode="after")
     def _one_form(self) -> TeacherSection:
-        if sum(form is not None for form in (self.factory, self.path, self.hub)) != 1:
+        forms = [name for name in ("factory", "hub", "path") if getattr(self, name) is not None]
+        if len(forms) != 1 and forms != ["factory", "path"]:
             raise ValueError("name exactly one of factory, hub and path")
-        if self.factory is None and (self.arguments is not None or self.weights is not None):
+        if (self.path is not None or self.hub is not None) and (self.arguments is not None or self.weights is not None):
             raise ValueError(f"{'path' if self.path else 'hub'} brings its own arguments and weights")
         if (self.hub is None) != (self.revision is None):
             raise ValueError("hub and revision go together; revision is a commit (40 hex digits), since branches move")
-        if self.factory is not None and self.vocabulary is not None:
+        if self.factory is not None and self.path is None and self.vocabulary is not None:
             raise ValueError("vocabulary belongs to a language model of path or hub")
         return self
 
@@ -52,6 +54,12 @@ class TeacherSection(Section):
             assert self.factory is not None
             return ModelSpec(self.factory, self.arguments or {}, self.weights)
         if "factory" not in read_config(self.path):
+            if self.factory is not None:
+                raise RecipeError(
+                    f"teacher.factory is {self.factory}, and '{self.path}' is a model in Hugging Face's form.",
+                    "Beside path, factory names that of a folder which a run wrote.",
+                    "Leave factory out, or path.",
+                )
             return HuggingFaceSpec(self.path, vocabulary=self.vocabulary)
         if self.vocabulary is not None:
             raise RecipeError(
@@ -59,7 +67,7 @@ class TeacherSection(Section):
                 "vocabulary cuts the padded head of a language model in Hugging Face's form.",
                 "Leave it out.",
             )
-        return spec_from_folder(self.path)
+        return spec_from_folder(self.path, self.factory)
 
 
 class TargetsSection(Section):

@@ -15,9 +15,11 @@ from cluster.losses import Losses, what_there_is
 from cluster.metrics import Meter
 from storage.commits import Commit, settle
 from storage.console import Progress, say
+from storage.digest import sha256_of
 from storage.encodings import make_encoding
 from storage.errors import DeviceLost, JobError, RecipeError, SourceChanged, StillhouseError, StoreError, StoreLost
 from storage.folder import Folder
+from storage.key_parts import differences
 from storage.leases import Lease
 from storage.sources import make_source
 from storage.stages import remove_dead_stages
@@ -26,7 +28,7 @@ from teacher_infer.plan import Span
 from teacher_infer.pool import SPANS_IN_FLIGHT, Pool, Task
 from teacher_infer.prepare import Prepared, actor_settings
 from teacher_infer.tally import Tally
-from teacher_infer.teachers import make_spec, make_teacher
+from teacher_infer.teachers import build_without_weights, make_spec, make_teacher
 
 
 @ray.remote
@@ -56,28 +58,32 @@ class TeacherActor:
                 "Name a shared folder or an object store.",
             )
         spec = make_spec(settings["spec"])
+        planned = settings["teacher_parts"]
         try:
-            found = spec.digest(settings["dtype"])
+            model = build_without_weights(spec, settings["seed"])
+            found = spec.key_parts(settings["dtype"], model)
         except RecipeError as error:
             raise RecipeError(
                 f"On the machine {here}: {error}",
                 remedy="Ship the module with the job's working directory, or install it on every machine.",
             ) from None
-        if found != settings["teacher_digest"]:
+        if found != planned:
             raise SourceChanged(
-                f"The teacher {spec.lineage()['factory']} on {here} has the digest {found[:16]}.",
-                f"The job was planned with {settings['teacher_digest'][:16]}.",
-                "Its weights or its source file changed, or this machine has others; run the recipe again.",
+                f"The teacher {spec.lineage()['factory']} on {here} has the digest {sha256_of(found)[:16]}; other than "
+                f"planned: {', '.join(differences(planned, found))}.",
+                f"The job was planned with {sha256_of(planned)[:16]}.",
+                "Its weights or its code changed, or this machine has others; run the recipe again. Where the factory "
+                "makes its weights itself, it makes the same ones each time (torch.manual_seed is set before).",
             )
         targets = dict(settings["targets"])
         encoding = make_encoding(targets.pop("encoding"), targets)
         gpus = len(ray.get_gpu_ids())
-        self._teacher = make_teacher(spec, dtype=settings["dtype"], seed=settings["seed"], gpus=gpus)
-        common = (encoding, settings["teacher_digest"], settings["batch_size"], settings["max_bad_samples"])
+        self._teacher = make_teacher(spec, dtype=settings["dtype"], seed=settings["seed"], gpus=gpus, model=model)
+        common = (encoding, sha256_of(planned), settings["batch_size"], settings["max_bad_samples"])
         kept = {"inputs": settings["inputs"], "compression": settings["compression"]}
         self._works = [
-            Work(store, make_source(source), *common, settings["keeps_create"], **kept)
-            for source in settings["sources"]
+            Work(store, make_source(source), *common, settings["keeps_create"], **kept, key=key)
+            for source, key in zip(settings["sources"], settings["keys"], strict=True)
         ]
 
     def label(self, part: int, span: Span) -> dict[str, Any]:
@@ -192,8 +198,9 @@ class _Crew:
                 self.pool.note_ready(number)
 
     def _commit(self, number: int, task: Task, answer: dict[str, Any]) -> None:
-        commit = Commit.from_dict(answer["commit"])
-        if not self._settings["keeps_create"]:
+        alone = not self._settings["keeps_create"]
+        commit = Commit.from_dict(answer["commit"], with_key=alone)
+        if alone:
             self._held.check()
             try:
                 commit = settle(self._prepared.store, commit)

@@ -31,6 +31,7 @@ class Work:
 
     settles: whether `label_span` commits what it publishes; False where one process commits for all,
     because the store does not keep `Folder.create`'s promise. inputs: as the spans' keys count it.
+    key: the readable parts of the spans' keys, which their commits keep.
     """
 
     store: Folder
@@ -42,6 +43,7 @@ class Work:
     settles: bool = True
     inputs: Inputs = "stored"
     compression: str = "zstd"
+    key: dict[str, Any] | None = None
 
 
 @dataclass
@@ -93,7 +95,8 @@ def label_span(work: Work, teacher: Teacher, span: Span, turn: AbstractContextMa
                     writer.begin(*_schema(work, span, samples.schema, classes, lead[0] if lead else None))
             rows = writer.finish()
         begun = time.perf_counter()
-        mine = publish_shard(work.store, span.shard_key, new_attempt(), staged, rows, questioner.bad)
+        key = None if work.key is None else {**work.key, "span": span.digest}
+        mine = publish_shard(work.store, span.shard_key, new_attempt(), staged, rows, questioner.bad, key)
         commit = settle(work.store, mine) if work.settles else mine
         seconds.write = writer.seconds + time.perf_counter() - begun
         return Labelled(commit, computed=True, seconds=seconds)

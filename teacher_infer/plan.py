@@ -40,9 +40,9 @@ class Span:
 class Question:
     """What is asked of every span: by which teacher, kept in which encoding, with or without the inputs.
 
-    preprocessing: what made samples of the source's rows, as a tokenizer; None where nothing did.
-    seed: only where it has a say (an encoding that draws, a teacher without weights), else None; so
-    that another seed in a recipe costs no teacher work.
+    teacher: the digest of its key parts, which `teacher_parts` shows. preprocessing: what made samples of the source's
+    rows, as a tokenizer; None where nothing did. seed: only of an encoding that draws, else None; so that another seed
+    in a recipe costs no teacher work.
     """
 
     teacher: str
@@ -50,10 +50,22 @@ class Question:
     seed: int | None
     inputs: Inputs = "stored"
     preprocessing: dict[str, Any] | None = None
+    teacher_parts: dict[str, Any] | None = None
 
     @staticmethod
-    def of(teacher_digest: str, encoding: Encoding, seed: int, *, trained: bool, inputs: Inputs = "stored") -> Question:
-        return Question(teacher_digest, encoding.key(), seed if encoding.draws or not trained else None, inputs)
+    def of(teacher_digest: str, encoding: Encoding, seed: int, *, inputs: Inputs = "stored") -> Question:
+        return Question(teacher_digest, encoding.key(), seed if encoding.draws else None, inputs)
+
+    def parts(self) -> dict[str, Any]:
+        """The readable parts of a shard key, without its span."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "teacher": self.teacher if self.teacher_parts is None else self.teacher_parts,
+            "encoding": self.encoding,
+            "seed": self.seed,
+            "inputs": self.inputs,
+            "preprocessing": self.preprocessing,
+        }
 
     def shard_key(self, span_digest: str) -> str:
         facts = {

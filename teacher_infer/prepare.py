@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from storage.cache import cache_key
 from storage.commits import committed_keys
+from storage.digest import sha256_of
 from storage.encodings import Encoding
 from storage.folder import Folder
 from storage.hugging_face import HuggingFaceSpec
@@ -16,22 +17,26 @@ from storage.recipes import recipe_digest
 from storage.samples import described_columns
 from storage.sources import columns_of, make_source
 from teacher_infer.config import TeacherRecipe
+from teacher_infer.miss import Miss, explain
 from teacher_infer.plan import Plan, Question, Span, added_fields, make_plan
-from teacher_infer.teachers import Spec, answer_shape, spec_settings
+from teacher_infer.teachers import Spec, answer_shape, build_without_weights, spec_settings
 
 
 @dataclass(frozen=True)
 class Part:
     """One cache of a job: its name, its source and the plan over it.
 
-    columns: which columns of the source are inputs, and the rest of `storage.samples.described_columns`.
+    question: what is asked of its spans. columns: which columns of the source are inputs, and the rest of
+    `storage.samples.described_columns`. miss: why nothing can be reused, where another cache was near.
     """
 
     name: str
     source: dict[str, Any]
+    question: Question
     plan: Plan
     missing: list[Span]
     columns: dict[str, Any]
+    miss: Miss | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -40,7 +45,8 @@ class Part:
 
     def answer(self) -> dict[str, Any]:
         key = cache_key([span.shard_key for span in self.plan.spans])
-        return {"name": self.name, "cache_key": key, "spans": self.counts, "positions": self.plan.positions}
+        facts = {"name": self.name, "cache_key": key, "spans": self.counts, "positions": self.plan.positions}
+        return facts if self.miss is None else {**facts, "miss": asdict(self.miss)}
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,14 @@ class Prepared:
     recipe: TeacherRecipe
     store: Folder
     spec: Spec
-    teacher_digest: str
+    question: Question
     weights_sha256: str | None
     encoding: Encoding
     parts: tuple[Part, ...]
+
+    @property
+    def teacher_digest(self) -> str:
+        return self.question.teacher
 
 
 def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
@@ -61,8 +71,9 @@ def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
     _refuse_secrets(recipe)
     encoding, spec = recipe.targets.make(), recipe.teacher.spec()
     refuse_secrets(spec.lineage(), "teacher")
-    digest = spec.digest(recipe.teacher.dtype)
-    question = Question.of(digest, encoding, recipe.seed, trained=spec.trained, inputs=recipe.inputs)
+    key = spec.key_parts(recipe.teacher.dtype, build_without_weights(spec, recipe.seed))
+    asked = Question.of(sha256_of(key), encoding, recipe.seed, inputs=recipe.inputs)
+    question = replace(asked, teacher_parts=key)
     parts = [_part(recipe.name, recipe.source.settings(), recipe.span_rows, question, store, spec)]
     if recipe.held_out is not None:
         held_out = recipe.held_out
@@ -70,7 +81,7 @@ def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
         # Rows that both hold are labelled for the first, and reused by the second.
         asked = {span.shard_key for span in parts[0].missing}
         parts.append(replace(second, missing=[span for span in second.missing if span.shard_key not in asked]))
-    return Prepared(recipe, store, spec, digest, spec.weights_sha256(), encoding, tuple(parts))
+    return Prepared(recipe, store, spec, question, spec.weights_sha256(), encoding, tuple(parts))
 
 
 def _refuse_secrets(recipe: TeacherRecipe) -> None:
@@ -92,7 +103,11 @@ def _part(name: str, settings: dict[str, Any], span_rows: int, question: Questio
         plan = replace(plan, length=spec.answer_shape(plan.example)[0])
     done = committed_keys(store, [span.shard_key for span in plan.spans])
     columns = described_columns(plan.example.schema, columns_of(settings), source.left_out())
-    return Part(name, settings, plan, plan.missing(done), columns)
+    missing = plan.missing(done)
+    miss = None
+    if len(missing) == len(plan.spans):
+        miss = explain(store, name, settings, asked.parts(), span_rows)
+    return Part(name, settings, asked, plan, missing, columns, miss)
 
 
 def show_plan(prepared: Prepared) -> dict[str, Any]:
@@ -136,8 +151,9 @@ def actor_settings(prepared: Prepared, marker: str) -> dict[str, Any]:
         "targets": prepared.encoding.to_dict(),
         "inputs": recipe.inputs,
         "compression": recipe.compression,
-        "teacher_digest": prepared.teacher_digest,
+        "teacher_parts": prepared.question.teacher_parts,
         "sources": [part.source for part in prepared.parts],
+        "keys": [part.question.parts() for part in prepared.parts],
         "cpus": recipe.ray.cpus_per_actor,
     }
 
@@ -146,7 +162,7 @@ def lineage_of(prepared: Prepared, part: Part) -> dict[str, Any]:
     """What is sealed into a part's cache of where it came from."""
     spec, recipe = prepared.spec, prepared.recipe
     teacher = {
-        "digest": prepared.teacher_digest,
+        "digest": prepared.question.teacher,
         **spec.lineage(),
         "weights_sha256": prepared.weights_sha256,
         "dtype": recipe.teacher.dtype,
@@ -157,4 +173,5 @@ def lineage_of(prepared: Prepared, part: Part) -> dict[str, Any]:
         targets=prepared.encoding.to_dict(),
         recipe_digest=recipe_digest(recipe),
     )
+    lineage |= {"key": part.question.parts(), "span_rows": recipe.span_rows}
     return {**lineage, "inputs": recipe.inputs} if recipe.inputs != "stored" else lineage

@@ -47,13 +47,32 @@ def make_spec(settings: dict[str, Any]) -> Spec:
     return SPECS[settings["kind"]](**{key: value for key, value in settings.items() if key != "kind"})
 
 
-def make_teacher(spec: Spec, *, dtype: str, seed: int, gpus: int = 0) -> Teacher:
+def build_without_weights(spec: Spec, seed: int) -> Any:
+    """The torch module of a spec that names no weights file, which its key counts; None of any other spec."""
+    return spec.build(seed) if isinstance(spec, ModelSpec) and spec.weights is None else None
+
+
+def make_teacher(spec: Spec, *, dtype: str, seed: int, gpus: int = 0, model: Any = None) -> Teacher:
     """The teacher behind a spec, loaded, on as many GPUs as this process was given. Raises what loading raises.
 
-    seed: of one without weights.
+    seed: of one without weights. model: what `build_without_weights` gave, so that the model that was digested is the
+    one that answers.
     """
     device = "cpu" if not gpus else "auto" if gpus > 1 and spec.kind == "transformers" else "cuda"
-    return CheckedTeacher(TEACHERS[spec.kind](spec, dtype=dtype, seed=seed, device=device), dtype)
+    more = {} if model is None else {"model": model}
+    teacher = TEACHERS[spec.kind](spec, dtype=dtype, seed=seed, device=device, **more)
+    # After the user's code was imported, which may have set another precision.
+    set_precision()
+    return CheckedTeacher(teacher, dtype)
+
+
+def set_precision() -> None:
+    """Make float32 products and convolutions in float32. cuDNN's default is TF32 on GPUs since Ampere."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
 
 
 def answer_shape(spec: Spec, example: pa.Table, *, dtype: str, seed: int) -> tuple[int, ...] | None:

@@ -18,11 +18,13 @@ from storage.samples import input_names
 class ModuleTeacher:
     """The module in eval mode and an explicit dtype; its forward takes the inputs by name (see `apply_model`)."""
 
-    def __init__(self, spec: ModelSpec, *, dtype: str, seed: int, device: str) -> None:
+    def __init__(self, spec: ModelSpec, *, dtype: str, seed: int, device: str, model: Any = None) -> None:
+        """model: what `spec.build(seed)` gave, where it is built already; it is moved and changed to the dtype."""
         import torch
 
         self._torch, self._device, self._dtype = torch, device, getattr(torch, dtype)
-        self._model = spec.build(seed).to(device=device, dtype=self._dtype).eval()
+        model = spec.build(seed) if model is None else model
+        self._model = model.to(device=device, dtype=self._dtype).eval()
 
     def logits(self, inputs: dict[str, np.ndarray[Any, Any]]) -> Any:
         torch, rows = self._torch, len(next(iter(inputs.values())))

@@ -9,13 +9,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from storage.errors import ModelError, RecipeError
-from storage.models import CONFIG_FILE, WEIGHTS_FILE, ModelSpec, load_weights, spec_from_folder
+from storage.models import CONFIG_FILE, WEIGHTS_FILE, ModelSpec, load_weights, parameters_digest, spec_from_folder
 
 SOURCE = '''
 """A model small enough to be looked at."""
@@ -228,7 +230,7 @@ def test_a_model_folder_is_a_spec(spec: ModelSpec, weights: Path, tmp_path: Path
     folder.mkdir()
     (folder / CONFIG_FILE).write_text(json.dumps({"factory": spec.factory, "arguments": {"classes": 2}, "more": 1}))
     (folder / WEIGHTS_FILE).write_bytes(weights.read_bytes())
-    read = spec_from_folder(str(folder))
+    read = spec_from_folder(str(folder), spec.factory)
     assert read == ModelSpec(spec.factory, {"classes": 2}, str(folder / WEIGHTS_FILE))
     assert same(read.build(), spec.build(seed=1))
 
@@ -260,5 +262,74 @@ def test_a_file_is_no_model_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("factory", ["subprocess:getoutput", "os:system", "torch.nn:Linear", "builtins:print"])
 def test_a_folder_names_no_code_but_the_users_own(tmp_path: Path, factory: str) -> None:
     (tmp_path / CONFIG_FILE).write_text(f'{{"factory": "{factory}", "arguments": {{}}}}')
-    with pytest.raises(ModelError, match="which is no code of yours"):
+    with pytest.raises(ModelError, match="which is no code of the working directory"):
         spec_from_folder(str(tmp_path))
+
+
+class Numbers(torch.nn.Module):
+    """A module with each kind of number that a module can hold."""
+
+    def __init__(self, kind: str = "", to: float = 0.0) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 2)
+        with torch.no_grad():
+            self.linear.weight.fill_(to if kind == "parameter" else 0.0)
+            self.linear.bias.zero_()
+        self.register_buffer("kept", torch.full((2,), to if kind == "buffer" else 0.0))
+        self.register_buffer("left", torch.full((2,), to if kind == "non-persistent buffer" else 0.0), persistent=False)
+        self.plain = torch.full((2,), to if kind == "plain tensor" else 0.0)
+        self.array = np.full(2, to if kind == "array" else 0.0)
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer", "non-persistent buffer", "plain tensor", "array"])
+def test_every_number_of_a_built_model_counts(kind: str) -> None:
+    assert parameters_digest(Numbers()) == parameters_digest(Numbers(kind, 0.0))
+    assert parameters_digest(Numbers()) != parameters_digest(Numbers(kind, 1.0))
+
+
+def test_dtype_and_name_count_in_a_built_models_digest() -> None:
+    one, other = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
+    other.load_state_dict(one.state_dict())
+    assert parameters_digest(one) == parameters_digest(other) != parameters_digest(other.half())
+
+
+def test_a_teachers_key_has_weights_or_the_built_numbers(spec: ModelSpec, weights: Path) -> None:
+    with_file = replace(spec, weights=str(weights)).key_parts("float32")
+    assert with_file["weights"] and with_file["parameters"] is None and with_file["precision"] == "ieee"
+    built = spec.key_parts("float32", spec.build(0))
+    assert built["weights"] is None and built == spec.key_parts("float32", spec.build(0))
+    assert built["parameters"] != spec.key_parts("float32", spec.build(1))["parameters"]
+    with pytest.raises(ValueError, match="needs the built model"):
+        spec.key_parts("float32")
+
+
+def test_a_folder_may_name_code_of_the_working_directory(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = module("import torch\n\ndef build():\n    return torch.nn.Linear(1, 2)\n")
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({"factory": f"{name}:build", "arguments": {}}))
+    monkeypatch.chdir(tmp_path)
+    assert spec_from_folder(str(tmp_path)).factory == f"{name}:build"
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(ModelError, match=rf"name it in the recipe: teacher\.factory={name}:build"):
+        spec_from_folder(str(tmp_path))
+    assert spec_from_folder(str(tmp_path), f"{name}:build").factory == f"{name}:build"
+    with pytest.raises(ModelError, match=rf"names the factory '{name}:build', the recipe other:build"):
+        spec_from_folder(str(tmp_path), "other:build")
+
+
+def test_deciding_whose_code_a_folder_names_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """importlib's own look at a dotted name imports its parents."""
+    mark, name = tmp_path / "mark", f"parent_{abs(hash(tmp_path))}"
+    elsewhere = tmp_path / "elsewhere" / name
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "__init__.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    (elsewhere / "nets.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({"factory": f"{name}.nets:build", "arguments": {}}))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(ModelError, match="which is no code of the working directory"):
+        spec_from_folder(str(tmp_path))
+    assert not mark.exists()

@@ -176,7 +176,7 @@ def make_cache(tmp_path: Path, nets: str, write_source: Any) -> Any:
         encoding = make_encoding("dense", {"temperature": temperature, "dtype": dtype})
         digest = spec.digest("float32")
         # Spans shorter than the source: a cache of several shards.
-        plan = make_plan(parquet, 16, Question.of(digest, encoding, 0, trained=True, inputs=inputs))
+        plan = make_plan(parquet, 16, Question.of(digest, encoding, 0, inputs=inputs))
         store = Folder(str(tmp_path / "store"))
         work = Work(store, parquet, encoding, digest, 8, inputs=inputs)
         shards = [label_span(work, teacher, span).commit for span in plan.spans]

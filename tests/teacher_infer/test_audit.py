@@ -11,33 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from storage.cache import Cache, open_cache, seal
-from storage.folder import Folder
-from storage.hugging_face import HuggingFaceSpec
-from storage.sources import make_source
 from teacher_infer.__main__ import main
-from teacher_infer.audit import Settings, audit, spec_of
+from teacher_infer.audit import Settings, audit
 from teacher_infer.config import TeacherRecipe
-from teacher_infer.label import Work, label_span
-from teacher_infer.prepare import lineage_of, prepare
-from teacher_infer.teachers import make_teacher
 from tests import tiny_models
-
-
-def labelled(recipe: dict[str, Any], spoil: Callable[[Any], Any] = lambda logits: logits) -> Cache:
-    """A recipe's cache without Ray; `spoil` changes the teacher's answers on their way."""
-    read = TeacherRecipe.model_validate(recipe)
-    store = Folder(read.store)
-    store.prepare()
-    prepared = prepare(read, store)
-    [part] = prepared.parts
-    teacher = make_teacher(prepared.spec, dtype=read.teacher.dtype, seed=read.seed)
-    really = teacher.logits
-    teacher.logits = lambda inputs: spoil(really(inputs))  # type: ignore[method-assign]
-    work = Work(store, make_source(part.source), prepared.encoding, prepared.teacher_digest, 4, inputs=read.inputs)
-    commits = [label_span(work, teacher, span).commit for span in part.plan.spans]
-    return seal(store, part.name, commits, lineage_of(prepared, part))
+from tests.teacher_infer.without_ray import labelled
 
 
 @pytest.fixture(scope="module")
@@ -64,74 +44,126 @@ def case(corpus: dict[str, Any], tmp_path: Path, **replaced: Any) -> dict[str, A
     return {**corpus, "store": str(tmp_path / "store"), "targets": {"encoding": "topk", "k": 4}, **replaced}
 
 
+@pytest.fixture
+def audited(tmp_path: Path) -> Callable[..., int]:
+    """audited(recipe, *arguments): the exit code of an audit by the command line."""
+
+    def run(recipe: dict[str, Any], *arguments: str) -> int:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        return main(["audit", str(path), *arguments])
+
+    return run
+
+
 @pytest.mark.parametrize("targets", [{"encoding": "topk", "k": 4}, {"encoding": "dense", "temperature": 2.0}])
 @pytest.mark.parametrize("inputs", ["stored", "referenced"])
 def test_a_cache_that_is_right_is_found_right(
     corpus: dict[str, Any], tmp_path: Path, targets: dict[str, Any], inputs: str
 ) -> None:
-    cache = labelled(case(corpus, tmp_path, targets=targets, inputs=inputs))
-    answer = audit(cache, Settings(fraction=1.0, batch_size=3))
+    recipe = case(corpus, tmp_path, targets=targets, inputs=inputs)
+    cache, read = labelled(recipe), TeacherRecipe.model_validate(recipe)
+    answer = audit(read, cache, Settings(fraction=1.0, batch_size=3))
     assert answer["ok"] and answer["spans"] == {"total": len(cache.shards), "audited": len(cache.shards)}
     assert 0 < answer["mean"] < answer["largest"] < 3e-4  # what float16 takes, and not nothing
-    some = audit(cache, Settings(fraction=0.3))
+    some = audit(read, cache, Settings(fraction=0.3))
     assert some["spans"]["audited"] == -(-3 * len(cache.shards) // 10)
     assert 0 < some["positions"] < answer["positions"] < cache.positions
-    assert audit(cache, Settings(fraction=0.3)) == some
-    assert {audit(cache, Settings(fraction=0.2, seed=seed))["largest_at"] for seed in range(5)} != {some["largest_at"]}
+    assert audit(read, cache, Settings(fraction=0.3)) == some
+    places = {audit(read, cache, Settings(fraction=0.2, seed=seed))["largest_at"] for seed in range(5)}
+    assert places != {some["largest_at"]}
 
 
 def test_answers_that_are_not_the_teachers_are_found(
-    corpus: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: dict[str, Any], tmp_path: Path, audited: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def spoil(logits: Any) -> Any:
         logits = logits.clone()
         logits[0, 2] += 3 * logits[0, 2].flip(0)
         return logits
 
-    cache = labelled(case(corpus, tmp_path), spoil)
-    assert main(["audit", cache.url, "--fraction", "1", "--json"]) == 3
+    recipe = case(corpus, tmp_path)
+    labelled(recipe, spoil)
+    assert audited(recipe, "--fraction", "1", "--json") == 3
     answer = json.loads(capsys.readouterr().out)
     assert not answer["ok"] and answer["largest"] > 0.01 and "position 2" in answer["largest_at"]
-    assert main(["audit", cache.url, "--fraction", "1", "--tolerance", "1"]) == 0
-    assert main(["audit", cache.url, "--fraction", "1"]) == 3
+    assert audited(recipe, "--fraction", "1", "--tolerance", "1") == 0
+    assert audited(recipe, "--fraction", "1") == 3
     assert "NOT what was stored" in capsys.readouterr().out
 
 
-def test_another_teacher_in_its_place_is_named_without_being_run(
-    corpus: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_another_teacher_in_its_place_is_named_with_what_differs_without_being_run(
+    corpus: dict[str, Any], tmp_path: Path, audited: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny_models.save_model(tmp_path / "model")
-    cache = labelled(case(corpus, tmp_path, teacher={**corpus["teacher"], "path": str(model)}))
-    assert main(["audit", cache.url]) == 0
+    recipe = case(corpus, tmp_path, teacher={**corpus["teacher"], "path": str(model)})
+    labelled(recipe)
+    assert audited(recipe) == 0
     tiny_models.save_model(model, seed=1)
     capsys.readouterr()
-    assert main(["audit", cache.url]) == 3
-    assert "has the digest" in capsys.readouterr().out
+    assert audited(recipe) == 3
+    said = capsys.readouterr().out
+    assert "has the digest" in said and "Other: weights.model.safetensors." in said
+    assert audited(recipe, "teacher.dtype=bfloat16") == 3
+    assert "dtype: float32 -> bfloat16" in capsys.readouterr().out
+
+
+def test_a_cache_may_be_named_beside_the_recipe(
+    recipe: Callable[..., dict[str, Any]],
+    audited: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = recipe(store=str(tmp_path / "a=b" / "store"))
+    cache = labelled(asked)
+    assert audited({**asked, "name": "other"}, cache.url) == 0
+    assert audited({**asked, "name": "other"}, f"name={cache.name}") == 0
+    assert audited({**asked, "name": "other"}) == 2
+    assert audited(asked, cache.url, f"{cache.store.url}/elsewhere") == 2
+    assert "Two caches are named" in capsys.readouterr().err
+
+
+def test_a_cache_alone_is_no_recipe(recipe: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", labelled(recipe()).url]) == 2
+    assert "takes the teacher's recipe, since nothing that a cache names is run" in capsys.readouterr().err
+
+
+def test_nothing_that_a_cache_names_is_run(
+    recipe: Callable[..., dict[str, Any]], tmp_path: Path, audited: Callable[..., int]
+) -> None:
+    """A cache from elsewhere whose lineage names functions that would leave a file."""
+    asked, mark = recipe(inputs="referenced"), tmp_path / "mark"
+    cache = labelled(asked)
+    path = Path(cache.store.url) / "caches" / cache.key / "cache.json"
+    facts = json.loads(path.read_text())
+    run = {"factory": "subprocess:getoutput", "arguments": {"cmd": f"touch {mark}"}}
+    facts["lineage"]["teacher"] |= run
+    facts["lineage"]["source"] = {"function": run["factory"], "arguments": run["arguments"]}
+    path.write_text(json.dumps(facts))
+    assert audited(asked) == 0
+    assert not mark.exists()
 
 
 def test_a_fraction_that_is_none_is_refused(
-    recipe: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    recipe: Callable[..., dict[str, Any]], audited: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cache = labelled(recipe())
+    labelled(recipe())
     for fraction in ("0", "-1", "1.5"):
-        assert main(["audit", cache.url, "--fraction", fraction]) == 2
+        assert audited(recipe(), "--fraction", fraction) == 2
         assert "It lies above 0" in capsys.readouterr().err
 
 
 def test_a_module_of_ones_own_is_audited_too(recipe: Callable[..., dict[str, Any]]) -> None:
     cache = labelled(recipe())
-    answer = audit(open_cache(cache.url), Settings(fraction=1.0))
+    answer = audit(TeacherRecipe.model_validate(recipe()), cache, Settings(fraction=1.0))
     assert answer["ok"] and answer["positions"] == cache.samples
 
 
-def test_a_teacher_of_the_hub_is_found_there(corpus: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    folder = corpus["teacher"]["path"]
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **settings: folder)
-    spec = HuggingFaceSpec(hub="someone/model", revision="0123456789abcdef" * 2 + "01234567")
-    found = spec_of(spec.lineage())
-    assert isinstance(found, HuggingFaceSpec)
-    assert (found.hub, found.revision, found.vocabulary) == (spec.hub, spec.revision, tiny_models.SIZE)
-    assert found.digest("float32") == spec.digest("float32")
-    assert spec_of(HuggingFaceSpec(folder).lineage()) == HuggingFaceSpec(folder, vocabulary=tiny_models.SIZE)
+def test_a_teacher_without_weights_is_audited_by_what_its_factory_builds(
+    recipe: Callable[..., dict[str, Any]], audited: Callable[..., int]
+) -> None:
+    asked = recipe()
+    del asked["teacher"]["weights"]
+    labelled(asked)
+    assert audited(asked) == 0
+    assert audited(asked, "seed=1") == 3

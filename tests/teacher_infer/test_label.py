@@ -36,7 +36,7 @@ def work_of(folder: Path, batch_size: int = 8, **arguments: Any) -> Work:
 
 
 def spans_of(work: Work, span_rows: int = 10) -> tuple[Span, ...]:
-    question = Question.of(work.teacher_digest, work.encoding, 0, trained=True)
+    question = Question.of(work.teacher_digest, work.encoding, 0)
     return make_plan(work.source, span_rows, question).spans
 
 

@@ -41,7 +41,7 @@ def source_of(folder: Path) -> Source:
 def cache_of(folder: Path, model: str, inputs: Inputs) -> Cache:
     source = source_of(folder)
     work = Work(Folder(f"{folder}/store"), source, Dense(dtype="float32"), "digest", 3, inputs=inputs)
-    spans = make_plan(source, 3, Question.of("digest", work.encoding, 0, trained=True, inputs=inputs)).spans
+    spans = make_plan(source, 3, Question.of("digest", work.encoding, 0, inputs=inputs)).spans
     teacher = make_teacher(HuggingFaceSpec(model), dtype="float32", seed=0)
     return seal(work.store, "words", [label_span(work, teacher, span).commit for span in spans], {"by": "a test"})
 

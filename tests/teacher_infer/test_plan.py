@@ -17,7 +17,7 @@ from storage.samples import SourceFile
 from storage.sources.parquet import ParquetSource
 from teacher_infer.plan import Plan, Question, cut, make_plan
 
-QUESTION = Question.of("teacher", Dense(), seed=0, trained=True)
+QUESTION = Question.of("teacher", Dense(), seed=0)
 
 
 def write(folder: Path, name: str, ids: list[int], **columns: Any) -> None:
@@ -62,11 +62,11 @@ def test_a_key_moves_with_every_part_of_the_question(tmp_path: Path) -> None:
     write(tmp_path, "a.parquet", [1, 2])
     questions = [
         QUESTION,
-        Question.of("another teacher", Dense(), 0, trained=True),
-        Question.of("teacher", Dense(dtype="float32"), 0, trained=True),
-        Question.of("teacher", Dense(), 0, trained=False),
-        Question.of("teacher", Dense(), 1, trained=False),
-        Question.of("teacher", Dense(), 0, trained=True, inputs="referenced"),
+        Question.of("another teacher", Dense(), 0),
+        Question.of("teacher", Dense(dtype="float32"), 0),
+        replace(QUESTION, seed=0),
+        replace(QUESTION, seed=1),
+        Question.of("teacher", Dense(), 0, inputs="referenced"),
         replace(QUESTION, preprocessing={"tokenizer": "one"}),
         replace(QUESTION, preprocessing={"tokenizer": "another"}),
     ]
@@ -78,21 +78,21 @@ def test_keys_stay_what_they_are() -> None:
     """What was committed under a key is found by later versions."""
     span = "ab" * 32
     assert QUESTION.shard_key(span) == "18e8f2927f19e0db582588d4e8016c119721d65e2ed2e9960d1b47a61180f04a"
-    drawn = Question.of("teacher", Dense(dtype="float32"), 5, trained=False, inputs="stored")
+    drawn = replace(Question.of("teacher", Dense(dtype="float32"), 5, inputs="stored"), seed=5)
     assert drawn.shard_key(span) == "41ce5fc9c9f834ac20424312d52f36081da90deaf345c7c96f817b9a0263af59"
-    referenced = Question.of("teacher", Dense(), 0, trained=True, inputs="referenced")
+    referenced = Question.of("teacher", Dense(), 0, inputs="referenced")
     assert referenced.shard_key(span) == "f39c62a6750f0eed1fb9c6c0bb9bdc8ec32e4d4ea51d34fc98d9fe58f545b026"
 
 
 def test_what_is_not_stored_is_not_counted(tmp_path: Path) -> None:
     write(tmp_path, "a.parquet", [1, 2, 3], label=[0, 1, 2])
-    referenced = Question.of("teacher", Dense(), 0, trained=True, inputs="referenced")
+    referenced = Question.of("teacher", Dense(), 0, inputs="referenced")
     inputs_bytes = plan_of(tmp_path).sample_bytes - plan_of(tmp_path, question=referenced).sample_bytes
     assert inputs_bytes == 3 * 4
 
 
-def test_temperature_and_a_trained_teachers_seed_cost_no_teacher_work() -> None:
-    assert Question.of("teacher", Dense(temperature=4.0), seed=5, trained=True) == QUESTION
+def test_temperature_and_a_seed_that_draws_nothing_cost_no_teacher_work() -> None:
+    assert Question.of("teacher", Dense(temperature=4.0), seed=5) == QUESTION
 
 
 def test_missing_is_the_plan_minus_what_is_committed(tmp_path: Path) -> None:

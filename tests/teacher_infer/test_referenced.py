@@ -40,7 +40,7 @@ def work_of(folder: Path, inputs: Inputs = "referenced", compression: str = "zst
 
 
 def spans_of(work: Work) -> tuple[Span, ...]:
-    question = Question.of(work.teacher_digest, work.encoding, 0, trained=True, inputs=work.inputs)
+    question = Question.of(work.teacher_digest, work.encoding, 0, inputs=work.inputs)
     return make_plan(work.source, 10, question).spans
 
 

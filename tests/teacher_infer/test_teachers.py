@@ -20,6 +20,7 @@ from teacher_infer.teachers import (
     TEACHERS,
     Spec,
     answer_shape,
+    build_without_weights,
     make_spec,
     make_teacher,
     spec_settings,
@@ -90,7 +91,7 @@ def test_logits_have_a_row_a_sample_and_a_column_a_class(kind: Kind) -> None:
 def test_the_same_seed_gives_the_same_answer(kind: Kind) -> None:
     first, again, other = (kind.make(seed=seed).logits(kind.inputs) for seed in (0, 0, 1))
     assert torch.equal(first, again)
-    assert torch.equal(first, other) == kind.spec.trained
+    assert torch.equal(first, other) == (build_without_weights(kind.spec, 0) is None)
 
 
 def test_batch_size_changes_the_answer_within_rounding_only(kind: Kind) -> None:
@@ -156,3 +157,20 @@ def test_a_module_that_gives_no_logits_is_named(toys: Path, shape: tuple[int, ..
     teacher.inner._model = lambda x: torch.zeros(shape)
     with pytest.raises(TeacherError, match=r"gave shape \[.*\[samples, positions, classes\]"):
         teacher.logits({"x": X})
+
+
+def test_float32_is_never_tf32(toys: Path) -> None:
+    """Whatever the user's code, or another teacher, has set before."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    make_teacher(ModelSpec("stillhouse_toys:linear"), dtype="float32", seed=0)
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_the_model_that_was_digested_is_the_one_that_answers(toys: Path) -> None:
+    spec = ModelSpec("stillhouse_toys:linear")
+    model: Any = build_without_weights(spec, 3)
+    found = make_teacher(spec, dtype="float32", seed=0, model=model).logits({"x": X})
+    assert torch.equal(found, model(torch.from_numpy(X)))
+    assert build_without_weights(ModelSpec("stillhouse_toys:linear", weights="w.safetensors"), 0) is None

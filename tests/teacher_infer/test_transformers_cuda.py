@@ -70,7 +70,7 @@ def test_a_span_that_a_gpu_labelled_is_that_of_a_cpu(tmp_path: Path) -> None:
     read: list[list[Rows]] = []
     for device in ("cpu", "cuda"):
         work = Work(Folder(f"{tmp_path}/{device}"), source, TopK(4, (1.0, 2.0)), "digest", 3, inputs="stored")
-        spans = make_plan(source, 3, Question.of("digest", work.encoding, 0, trained=True, inputs="stored")).spans
+        spans = make_plan(source, 3, Question.of("digest", work.encoding, 0, inputs="stored")).spans
         teacher = teacher_on(device, spec)
         cache = seal(work.store, "w", [label_span(work, teacher, span).commit for span in spans], {"by": "a test"})
         groups = CacheRows(cache)

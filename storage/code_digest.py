@@ -1,0 +1,98 @@
+"""The code behind a factory: its module and the user's own modules that this imports, each with a digest."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from storage.errors import ModelError
+from storage.names import find_function
+from storage.own_code import is_own_file, module_file
+
+# stillhouse's packages: they decide no answer by themselves, and their version is lineage.
+_OURS, _ROOT = ("storage", "cluster", "teacher_infer", "student_train"), Path(__file__).resolve().parent.parent
+
+
+def code_digests(factory: str) -> dict[str, str]:
+    """The sha256 of the file of each module that decides what a factory does, by the module's name, sorted.
+
+    factory: package.module:function. Counted are its module, wherever it lies, the module that defines the function,
+    and what these import transitively as far as it is the user's own: no part of Python, of an installed package or of
+    stillhouse. Only the factory's module is imported; see `own_files`.
+    Raises RecipeError where it cannot be, ModelError for a factory that is in no file.
+    """
+    function, named = find_function(factory, "factory"), factory.partition(":")[0]
+    defining = inspect.getmodule(inspect.unwrap(function))
+    files = own_files([named, *([defining.__name__] if defining is not None else [])])
+    if not files:
+        raise ModelError(
+            f"The source of {factory} cannot be read.", "A factory is a function or a class in a Python file."
+        )
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(files.items())}
+
+
+def own_files(modules: Sequence[str]) -> dict[str, Path]:
+    """The files of the first module, and of the others and all that they import as far as it is the user's own.
+
+    Nothing is imported: files are read for their imports, those inside functions as well, relative ones, the
+    `__init__` of packages, and `importlib.import_module` with a literal name.
+    """
+    found: dict[str, Path] = {}
+    seen: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        path = None if module in seen else module_file(module)
+        seen.add(module)
+        if path is None or not (module == modules[0] or is_own_file(path)):
+            continue
+        if module.partition(".")[0] in _OURS and _ROOT in path.resolve().parents:
+            continue
+        found[module] = path
+        if path.suffix == ".py":
+            waiting += _imported(path, module)
+    return found
+
+
+def _imported(path: Path, module: str) -> Iterator[str]:
+    """The names that may be modules which a file imports, and their parents."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:
+        return  # importing it will say what is wrong
+    for node in ast.walk(tree):
+        for name in _names(node, package):
+            parts = name.split(".")
+            yield from (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+
+
+def _names(node: ast.AST, package: str) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = _absolute("." * node.level + (node.module or ""), package)
+        if base:
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
+    elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = node.args[0].value
+        if function in ("import_module", "__import__") and isinstance(name, str) and name:
+            yield from filter(None, [_absolute(name, package)])
+
+
+def _absolute(name: str, package: str) -> str:
+    """
+    >>> _absolute("..nets.small", "mine.models"), _absolute("torch", "mine")
+    ('mine.nets.small', 'torch')
+    """
+    bare = name.lstrip(".")
+    level = len(name) - len(bare)
+    if not level:
+        return name
+    parents = package.split(".")[: len(package.split(".")) - (level - 1)] if package else []
+    return ".".join([*parents, *([bare] if bare else [])])

@@ -1,0 +1,37 @@
+"""A teacher's recipe run to a sealed cache in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from storage.cache import Cache, seal
+from storage.folder import Folder
+from storage.sources import make_source
+from teacher_infer.config import TeacherRecipe
+from teacher_infer.label import Work, label_span
+from teacher_infer.prepare import lineage_of, prepare
+from teacher_infer.teachers import make_teacher
+
+
+def labelled(recipe: dict[str, Any], spoil: Callable[[Any], Any] = lambda logits: logits) -> Cache:
+    """A recipe's cache without Ray; `spoil` changes the teacher's answers on their way."""
+    read = TeacherRecipe.model_validate(recipe)
+    store = Folder(read.store)
+    store.prepare()
+    prepared = prepare(read, store)
+    [part] = prepared.parts
+    teacher = make_teacher(prepared.spec, dtype=read.teacher.dtype, seed=read.seed)
+    really = teacher.logits
+    teacher.logits = lambda inputs: spoil(really(inputs))  # type: ignore[method-assign]
+    work = Work(
+        store,
+        make_source(part.source),
+        prepared.encoding,
+        prepared.teacher_digest,
+        4,
+        inputs=read.inputs,
+        key=part.question.parts(),
+    )
+    commits = [label_span(work, teacher, span).commit for span in part.plan.spans]
+    return seal(store, part.name, commits, lineage_of(prepared, part))

@@ -19,11 +19,14 @@ from storage.digest import sha256_file, sha256_of
 from storage.errors import Mismatch, ModelError, RecipeError, SourceError
 from storage.folder import Folder
 from storage.hub import INDEX_FILE, fetched
-from storage.models import CONFIG_FILE, OTHER_WEIGHTS, PRECISION, SAVE_ANEW, WEIGHTS_FILE, read_config
+from storage.models import ADAPTER_CONFIG, CONFIG_FILE, OTHER_WEIGHTS, PRECISION, SAVE_ANEW, WEIGHTS_FILE, read_config
 from storage.samples import LABEL, SAMPLE_ID, input_names
 from storage.sources.packed import INPUT_IDS, POSITION_IDS
 from storage.targets import IGNORED
 from storage.tokenizers import TOKENIZER_FILE, TokenizerFile
+
+# What PEFT's save_pretrained writes.
+ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors")
 
 _LANGUAGE_MODELS, _CLASSIFIERS = ("ForCausalLM", "LMHeadModel"), ("ForSequenceClassification",)
 
@@ -34,6 +37,7 @@ class HuggingFaceSpec:
 
     path: its folder; or hub and revision, an id and a commit there. vocabulary: how many classes the head has that
     are none of its padding; None takes the tokens of the folder's tokenizer.json, and without one all of the head.
+    adapter: the folder of a PEFT adapter that is merged into it; without one, none is.
     """
 
     kind: ClassVar[str] = "transformers"
@@ -42,10 +46,16 @@ class HuggingFaceSpec:
     hub: str | None = None
     revision: str | None = None
     vocabulary: int | None = None
+    adapter: str | None = None
 
     def key_parts(self, dtype: str, model: Any = None) -> dict[str, Any]:
-        """Everything that decides what it answers, readable. Raises ModelError, RecipeError."""
+        """Everything that decides what it answers, readable: of each file that loading reads the sha256.
+
+        Raises ModelError, RecipeError.
+        """
+        adapter = {} if self.adapter is None else {"adapter": self._adapter_sha256}
         return {
+            **adapter,
             "kind": self.kind,
             "config": _sha256(self.folder / CONFIG_FILE),
             "index": _sha256(self.folder / INDEX_FILE) if len(self._weights_sha256) > 1 else None,
@@ -67,6 +77,7 @@ class HuggingFaceSpec:
     def lineage(self) -> dict[str, Any]:
         """What a cache says of its teacher, in the words that it has for a factory."""
         whence = {"hub": self.hub, "revision": self.revision} if self.hub else {}
+        whence |= {"adapter": self.adapter} if self.adapter else {}
         return {
             "kind": self.kind,
             "factory": f"transformers:{self.architecture}",
@@ -195,6 +206,41 @@ class HuggingFaceSpec:
                 "Copy the whole folder.",
             )
         return files
+
+    def counted_files(self) -> list[str]:
+        """The names of the files in the folder that its key counts, and that alone are read by loading."""
+        files = self.weights_files()
+        return [CONFIG_FILE, *files, *([INDEX_FILE] if files != [WEIGHTS_FILE] else [])]
+
+    @functools.cached_property
+    def adapter_folder(self) -> Path | None:
+        """The adapter's folder on this machine; None without one. Raises ModelError for one that lacks its files."""
+        if self.adapter is None:
+            return None
+        folder = Folder(self.adapter)
+        missing = [name for name in ADAPTER_FILES if not folder.is_local or not (Path(folder.url) / name).exists()]
+        if missing:
+            raise ModelError(
+                f"The adapter '{self.adapter}' has no {_few(missing)}.",
+                f"teacher.adapter is a folder of this machine's disks that holds {' and '.join(ADAPTER_FILES)}.",
+                "Save it with PeftModel.save_pretrained(FOLDER, safe_serialization=True).",
+            )
+        return Path(folder.url)
+
+    @functools.cached_property
+    def _adapter_sha256(self) -> dict[str, str]:
+        folder = self.adapter_folder
+        assert folder is not None
+        return {name: _sha256(folder / name) for name in ADAPTER_FILES}
+
+    def notes(self) -> list[str]:
+        """What lies in the folder and is not used, in a sentence each."""
+        if self.adapter is not None or not (self.folder / ADAPTER_FILES[0]).exists():
+            return []
+        return [
+            f"'{self.folder}' holds an adapter beside the model ({ADAPTER_FILES[0]}). It is not used. If the weights "
+            f"are not merged with it yet, name it: teacher.adapter={self.folder}"
+        ]
 
     def refuse_source(self, source: Any) -> None:
         """Raises Mismatch for a source whose tokenizer has another vocabulary. source: any; most have none."""

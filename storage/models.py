@@ -19,6 +19,7 @@ from storage.names import call, find_function
 from storage.own_code import is_in_working_directory
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 
 # Endings of weights that are not read, and what to do about them.
 OTHER_WEIGHTS = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
@@ -140,6 +141,13 @@ def read_config(url: str) -> dict[str, Any]:
     try:
         config = json.loads(Folder(url).read(CONFIG_FILE))
     except (FileNotFoundError, NotADirectoryError):
+        if ADAPTER_CONFIG in Folder(url).names():
+            raise ModelError(
+                f"'{url}' holds an adapter ({ADAPTER_CONFIG}) without its model.",
+                f"teacher.path is the folder of a whole model, with {CONFIG_FILE}.",
+                f"Name the base model's folder in teacher.path and this one in teacher.adapter={url}, or merge them: "
+                "PeftModel.merge_and_unload().save_pretrained(FOLDER).",
+            ) from None
         raise ModelError(
             f"There is no {CONFIG_FILE} in '{url}'.", "A model folder holds it and model.safetensors."
         ) from None

@@ -100,6 +100,8 @@ def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     from teacher_infer.tally import paragraph
 
     prepared = prepare(recipe, Folder(recipe.store))
+    for note in prepared.notes:
+        say(note)
     if asked.plan:
         plan = show_plan(prepared)
         return plan, "\n".join(_plan_lines(part, part) for part in _parts(plan)), 0

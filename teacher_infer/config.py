@@ -21,6 +21,7 @@ class TeacherSection(Section):
     path: a folder that a training run wrote, or one in Hugging Face's form. factory beside path: that of the folder,
     which is so allowed to lie outside the working directory. revision: the commit of hub.
     vocabulary: how many classes a language model's padded head really has, where its tokenizer.json does not tell.
+    adapter: the folder of a PEFT adapter, merged into a model of Hugging Face's form.
     """
 
     factory: str | None = None
@@ -30,6 +31,7 @@ class TeacherSection(Section):
     hub: str | None = None
     revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
     vocabulary: int | None = Field(default=None, gt=1)
+    adapter: Location | None = None
     dtype: Literal["float32", "float16", "bfloat16"]
     batch_size: int = Field(gt=0)
 
@@ -44,12 +46,16 @@ class TeacherSection(Section):
             raise ValueError("hub and revision go together; revision is a commit (40 hex digits), since branches move")
         if self.factory is not None and self.path is None and self.vocabulary is not None:
             raise ValueError("vocabulary belongs to a language model of path or hub")
+        if forms == ["factory"] and self.adapter is not None:
+            raise ValueError("adapter belongs to a model of path or hub")
         return self
 
     def spec(self) -> ModelSpec | HuggingFaceSpec:
         """Raises ModelError, RecipeError."""
         if self.hub is not None:
-            return HuggingFaceSpec(hub=self.hub, revision=self.revision, vocabulary=self.vocabulary)
+            return HuggingFaceSpec(
+                hub=self.hub, revision=self.revision, vocabulary=self.vocabulary, adapter=self.adapter
+            )
         if self.path is None:
             assert self.factory is not None
             return ModelSpec(self.factory, self.arguments or {}, self.weights)
@@ -60,7 +66,13 @@ class TeacherSection(Section):
                     "Beside path, factory names that of a folder which a run wrote.",
                     "Leave factory out, or path.",
                 )
-            return HuggingFaceSpec(self.path, vocabulary=self.vocabulary)
+            return HuggingFaceSpec(self.path, vocabulary=self.vocabulary, adapter=self.adapter)
+        if self.adapter is not None:
+            raise RecipeError(
+                f"teacher.adapter is {self.adapter}, and '{self.path}' is a model that a run wrote.",
+                "An adapter belongs to a model in Hugging Face's form.",
+                "Leave it out.",
+            )
         if self.vocabulary is not None:
             raise RecipeError(
                 f"teacher.vocabulary is {self.vocabulary}, and '{self.path}' is a model that a run wrote.",

@@ -65,6 +65,11 @@ class Prepared:
     def teacher_digest(self) -> str:
         return self.question.teacher
 
+    @property
+    def notes(self) -> list[str]:
+        """What lies beside the teacher and is not used."""
+        return self.spec.notes() if isinstance(self.spec, HuggingFaceSpec) else []
+
 
 def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
     """Resolve the teacher, digest the sources and plan. Raises UsageError of every kind."""
@@ -121,7 +126,8 @@ def show_plan(prepared: Prepared) -> dict[str, Any]:
         classes = None if shape is None else shape[-1]
         facts = {"forward_positions": forward, "expected_bytes": size, "classes": classes}
         answers.append({**part.answer(), **facts, **part.columns})
-    return {"store": prepared.store.url, **nested(answers)}
+    notes = {"notes": prepared.notes} if prepared.notes else {}
+    return {"store": prepared.store.url, **notes, **nested(answers)}
 
 
 def _added(prepared: Prepared, shape: tuple[int, ...]) -> int:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from storage.errors import ModelError, SourceError, TeacherError
-from storage.hugging_face import HuggingFaceSpec
+from storage.hugging_face import ADAPTER_FILES, HuggingFaceSpec
+
+log = logging.getLogger("stillhouse.teacher")
 
 # How far the logits of a document that follows another in its row may be from its own, in parts of their spread: four
 # times as far as those of the first one are, which nothing but rounding moves, within these bounds. Of SmolLM2-135M
@@ -152,25 +159,25 @@ def _load(spec: HuggingFaceSpec, dtype: Any, device: str) -> Any:
             "The code that a folder brings along is not run.",
             "Take a version of transformers that knows the model.",
         )
-    spec.weights_files()
     placed = {"device_map": "auto"} if device == "auto" else {}
     transformers.utils.logging.disable_progress_bar()
-    try:
-        model, found = kind.from_pretrained(
-            str(spec.folder),
-            dtype=dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            **placed,
-        )
-    except Exception as error:
-        raise ModelError(
-            f"transformers cannot load '{spec.folder}' as {spec.architecture} ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]})."
-        ) from error
+    with _links_to(spec.folder, spec.counted_files()) as folder:
+        try:
+            model, found = kind.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **placed,
+            )
+        except Exception as error:
+            reason = " ".join(str(error).replace(folder, str(spec.folder)).split())[:300]
+            raise ModelError(
+                f"transformers cannot load '{spec.folder}' as {spec.architecture} ({type(error).__name__}: {reason})."
+            ) from error
     absent = sorted({*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])})
     if absent:
         raise ModelError(
@@ -179,6 +186,10 @@ def _load(spec: HuggingFaceSpec, dtype: Any, device: str) -> Any:
             "A teacher brings all its weights; transformers would draw these at random.",
             "Name the folder of the whole model, with its head.",
         )
+    if spec.adapter_folder is not None:
+        model = _merged(model, spec.adapter_folder, spec)
+    for note in spec.notes():
+        log.warning(note)
     if device == "auto":
         import torch
 
@@ -193,6 +204,39 @@ def _load(spec: HuggingFaceSpec, dtype: Any, device: str) -> Any:
             )
         return model.eval()
     return model.to(device).eval()
+
+
+@contextmanager
+def _links_to(folder: Path, names: Sequence[str]) -> Generator[str]:
+    """A temporary folder of links to these files alone: so loading reads nothing that the key does not count.
+
+    transformers applies an adapter that lies beside a model without being asked to.
+    """
+    with tempfile.TemporaryDirectory() as linked:
+        for name in names:
+            (Path(linked) / name).symlink_to((folder / name).absolute())
+        yield linked
+
+
+def _merged(model: Any, adapter: Path, spec: HuggingFaceSpec) -> Any:
+    """The model with a PEFT adapter's weights merged into its own, in its dtype."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise ModelError(
+            f"The adapter '{adapter}' is read by the package peft, which is not installed.",
+            remedy="Install it with: pip install 'stillhouse[adapters]'",
+        ) from None
+    with _links_to(adapter, ADAPTER_FILES) as folder:
+        try:
+            return PeftModel.from_pretrained(model, folder).merge_and_unload()
+        except Exception as error:
+            reason = " ".join(str(error).replace(folder, str(adapter)).split())[:300]
+            raise ModelError(
+                f"The adapter '{adapter}' does not fit {spec.architecture} in '{spec.folder}' "
+                f"({type(error).__name__}: {reason}).",
+                "It is one that was trained on this model.",
+            ) from error
 
 
 def _head_device(model: Any, spec: HuggingFaceSpec) -> Any:

@@ -12,6 +12,7 @@ from storage.samples import Columns, SourceFile
 from storage.sources.function import FunctionSource
 from storage.sources.jsonl import JsonlSource
 from storage.sources.packed import Pack, PackedSource
+from storage.sources.packed_labels import USUAL
 from storage.sources.parquet import ParquetSource
 
 
@@ -58,15 +59,16 @@ def make_source(settings: dict[str, Any]) -> Source:
     columns = dict(settings.pop("columns", None) or {})
     pack = settings.pop("pack", None)
     if pack is not None:
-        odd = [name for name in ("inputs", "label") if columns.get(name) is not None]
-        if odd:
+        if columns.get("inputs") is not None:
             raise RecipeError(
-                f"source names columns.{odd[0]} beside pack.",
-                "What is packed has the inputs input_ids and position_ids, and the next token as label.",
+                "source names columns.inputs beside pack.",
+                "What is packed has the inputs input_ids and position_ids.",
                 "Name the column of documents in source.pack.column.",
             )
         packing = Pack(**pack)
-        columns["inputs"] = (packing.column,)
+        # Columns that a source does not have are not read; those of labels are looked for.
+        labels = USUAL if columns.get("label") is None else ()
+        columns["inputs"] = tuple(dict.fromkeys((packing.column, *labels)))
         return PackedSource(SOURCES[kinds[0]](**settings, columns=Columns(**columns)), packing)
     return SOURCES[kinds[0]](**settings, columns=columns_of({"columns": columns}))
 

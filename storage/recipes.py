@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictInt,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -96,8 +97,8 @@ class PackSection(Section):
     sequence_length: int = Field(gt=1)
     tokenizer: Location | None = None
     special_tokens: bool | None = None
-    begin_token: str | int | None = None
-    end_token: str | int | None = None
+    begin_token: str | StrictInt | None = None
+    end_token: str | StrictInt | None = None
     block_documents: int = Field(default=1024, gt=0)
 
     @model_validator(mode="after")

@@ -224,7 +224,12 @@ def columns_line(facts: dict[str, Any]) -> str:
     said += f"; sample_id: {sample_id['column']} {kind(sample_id)}"
     if facts["left_out"]:
         reasons = described({one["column"]: one["reason"] for one in facts["left_out"]})
-        said += f"; left out, unless source.columns.inputs names them: {reasons}"
+        unless = ", unless source.columns.inputs names them" if "preprocessing" not in facts else ""
+        said += f"; left out{unless}: {reasons}"
+    special = (facts.get("preprocessing") or {}).get("special_tokens")
+    if special is not None:
+        said += f"; the tokenizer adds {special['before'] or 'no token'} before a document, "
+        said += f"{special['after'] or 'none'} after it"
     return said
 
 

@@ -21,7 +21,10 @@ TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """where: its URL, for people; data: its bytes, which its digest is of; config: the tokenizer_config.json beside it."""
+    """where: its URL, for people; data: its bytes, which its digest is of.
+
+    config: the bytes of the tokenizer_config.json beside it, None where there is none.
+    """
 
     where: str
     data: bytes = field(repr=False)
@@ -98,15 +101,14 @@ class TokenizerFile:
     @functools.cached_property
     def special_tokens(self) -> tuple[list[str], list[str]]:
         """The tokens that the post-processor adds before and after a text."""
+        made = self._made  # raises where the package is missing
         from tokenizers import Tokenizer, models
 
-        made = self._made
         word = Tokenizer(models.WordLevel({"x": 0}, unk_token="x")).encode("x")
-        mask = made.post_process(word, None, True).special_tokens_mask
-        ids = made.post_process(word, None, True).ids
-        at = mask.index(0)
-        text = made.id_to_token
-        return [text(token) for token in ids[:at]], [text(token) for token in ids[at + 1 :]]
+        whole = made.post_process(word, None, True)
+        at = whole.special_tokens_mask.index(0)
+        tokens = [made.id_to_token(token) for token in whole.ids]
+        return tokens[:at], tokens[at + 1 :]
 
     def check_config(self, begins: bool, ends: bool) -> None:
         """Raises SourceError where tokenizer_config.json and the post-processor of tokenizer.json disagree.
@@ -127,10 +129,11 @@ class TokenizerFile:
             wanted: Any = config.get(f"add_{kind}_token")
             if wanted is None or token is None or wanted == (token in added) or (wanted and named):
                 continue
-            name, adds = f"add_{kind}_token", "adds" if token in added else "does not add"
+            adds = "adds" if token in added else "does not add"
             add = f", or source.pack.{key}='{token}' to add it" if wanted else ""
             raise SourceError(
-                f"{CONFIG_FILE} says {name}: {json.dumps(wanted)}, and the post-processor of {self.where} {adds} '{token}'.",
+                f"{CONFIG_FILE} says add_{kind}_token: {json.dumps(wanted)}, and the post-processor of {self.where} "
+                f"{adds} '{token}'.",
                 "The two agree, since versions of transformers differ in which they follow.",
                 f"Set source.pack.special_tokens=true to follow the post-processor, or false to add none{add}.",
             )

@@ -19,7 +19,14 @@ from storage import tensors
 from storage.errors import SourceError
 from storage.names import nearest
 from storage.samples import LABEL, SAMPLE_ID, Columns, SourceFile, as_samples, sample_ids
-from storage.sources.packed_labels import TokenDocuments, label_column, targets_of, unaligned
+from storage.sources.packed_labels import (
+    ATTENTION_MASK,
+    TokenDocuments,
+    label_column,
+    refuse_padding,
+    targets_of,
+    unaligned,
+)
 from storage.sources.packing import PackedRows, count_rows, insert_tokens, packed_rows
 from storage.tokenizers import TokenizerFile
 
@@ -156,10 +163,11 @@ class PackedSource:
         for file in self.documents.files():
             names = self.documents.column_names(file)
             label = label_column(names, self.documents.columns, self.pack.column, file.name)
-            left_out |= {name: "pack takes one column" for name in names if name not in {*used, label}}
+            left_out |= {name: f"pack takes '{self.pack.column}' alone" for name in names if name not in {*used, label}}
         return left_out
 
     def preprocessing(self) -> dict[str, Any] | None:
+        """Where text is tokenised, with the special tokens that the post-processor adds."""
         tokenizer = self.tokenizer
         if tokenizer is None:
             return None
@@ -234,6 +242,8 @@ class PackedSource:
                 "A document has at least one.",
                 "Drop empty documents from the source.",
             )
+        if tokenizer is None and ATTENTION_MASK in table.column_names and column != ATTENTION_MASK:
+            refuse_padding(table.column(ATTENTION_MASK).combine_chunks(), names, column, file.name)
         targets_N = None
         label = label_column(table.column_names, self.documents.columns, column, file.name)
         if label is not None:

@@ -15,6 +15,7 @@ from storage.targets import IGNORED
 
 # The usual names: ours, and that of Hugging Face's data collators.
 USUAL = (LABEL, "labels")
+ATTENTION_MASK = "attention_mask"
 _LEAVE_OUT = "Set source.columns.label=false to leave it out: then every token is a target."
 
 
@@ -59,6 +60,23 @@ def unaligned(label: str, where: str) -> SourceError:
     )
 
 
+def refuse_padding(mask: pa.Array, names: list[str], column: str, where: str) -> None:
+    """Raises SourceError where the attention mask beside documents of token ids says that some are padding."""
+    is_numbers = _is_list(mask.type) and pa.types.is_integer(mask.type.value_type)
+    for row, values in enumerate(mask.to_pylist() if is_numbers else []):
+        if values is not None and 0 in values:
+            raise SourceError(
+                f"The document '{names[row]}' (in {where}) has padding: a 0 at {values.index(0)} in "
+                f"'{ATTENTION_MASK}'.",
+                "Every token of a document is a token of its text: pack does the padding.",
+                f"Take the padding out of '{column}', or drop '{ATTENTION_MASK}' if it means something else.",
+            )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def targets_of(labels: pa.Array, label: str, documents: TokenDocuments, where: str) -> np.ndarray[Any, Any]:
     """Each token as a target [N], int32: itself, or IGNORED where its label is.
 
@@ -66,7 +84,7 @@ def targets_of(labels: pa.Array, label: str, documents: TokenDocuments, where: s
     before it has the target. Raises SourceError for others.
     """
     kind = labels.type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    is_list = _is_list(kind)
     aligned = "Labels are lists as long as the document, and each is the token's id or -100 for no target."
     if not is_list or not pa.types.is_integer(kind.value_type) or labels.null_count or labels.flatten().null_count:
         nulls = ", with nulls" if is_list and (labels.null_count or labels.flatten().null_count) else ""

@@ -92,11 +92,12 @@ class TokenizerFile:
     def encode(self, texts: Sequence[str], special_tokens: bool = True) -> list[np.ndarray[Any, Any]]:
         """The ids of each text, int32, neither truncated nor padded, whatever the file says.
 
-        special_tokens: add those of the post-processor. A text without tokens of its own has no ids either way.
+        special_tokens: add those of the post-processor, but none where the text has the same token there already, as
+        one that a chat template made. A text without tokens of its own has no ids either way.
         """
-        added = self._made.num_special_tokens_to_add(False) if special_tokens else 0
+        before, after = map(len, self.special_tokens) if special_tokens else (0, 0)
         encodings = self._made.encode_batch_fast(texts, add_special_tokens=special_tokens)
-        return [np.array(one.ids if len(one.ids) > added else [], np.int32) for one in encodings]
+        return [np.array(_without_doubles(one.ids, before, after), np.int32) for one in encodings]
 
     @functools.cached_property
     def special_tokens(self) -> tuple[list[str], list[str]]:
@@ -161,3 +162,20 @@ class TokenizerFile:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"where": self.where, "data": self.data, "config": self.config}  # what is made of them is made again
+
+
+def _without_doubles(ids: list[int], before: int, after: int) -> list[int]:
+    """A text's ids without the special tokens that it has itself. before, after: how many were added on each side.
+
+    >>> [_without_doubles(ids, 1, 1) for ids in ([1, 5, 2], [1, 1, 5, 2, 2], [1, 1, 2], [1, 2])]
+    [[1, 5, 2], [1, 5, 2], [1, 2], []]
+    """
+    own = len(ids) - before - after
+    if own <= 0:
+        return []
+    head, text, tail = ids[:before], ids[before : before + own], ids[before + own :]
+    if head and head[-1] == text[0]:
+        head = head[:-1]
+    if tail and tail[0] == text[-1]:
+        tail = tail[1:]
+    return [*head, *text, *tail]

@@ -43,7 +43,7 @@ class Pack:
     column: the documents: text, or where there is no tokenizer, lists of token ids.
     tokenizer: a tokenizer.json, or a folder that holds one.
     special_tokens: True adds those that the tokenizer's post-processor adds, False none. None is as True, and
-    refuses a tokenizer_config.json that disagrees with the post-processor.
+    refuses a tokenizer_config.json that disagrees with the post-processor. A text that has them gets no second ones.
     begin_token, end_token: precedes, follows every document that does not begin, end with it; a token of the
     tokenizer, or without one an id.
     block_documents: so many documents are packed together. Part of where rows, and so spans, lie.

@@ -159,3 +159,12 @@ def test_encoding_is_what_the_tokenizer_does(tmp_path: Path) -> None:
     assert file.special_tokens == (["[CLS]"], ["[SEP]"])
     assert [ids.tolist() for ids in file.encode(["a", ""])] == [[CLS, A, SEP], []]
     assert [ids.tolist() for ids in file.encode(["a"], special_tokens=False)] == [[A]]
+
+
+@pytest.mark.parametrize("text", ["a", "<bos> a", "a <eos>", "<bos> a <eos>"])
+@pytest.mark.parametrize("pack", [{}, {"special_tokens": True}, {"begin_token": "<bos>", "end_token": "<eos>"}])
+def test_a_text_that_has_its_special_tokens_gets_no_second_ones(
+    tmp_path: Path, text: str, pack: dict[str, Any]
+) -> None:
+    tokenizer = save(tmp_path / "t", TEMPLATES["both"])
+    assert tokens_of(tmp_path, [text], tokenizer=tokenizer, **pack) == [BOS, A, EOS]

@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictInt,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -95,15 +96,20 @@ class PackSection(Section):
     column: str
     sequence_length: int = Field(gt=1)
     tokenizer: Location | None = None
-    end_token: str | int | None = None
+    special_tokens: bool | None = None
+    begin_token: str | StrictInt | None = None
+    end_token: str | StrictInt | None = None
     block_documents: int = Field(default=1024, gt=0)
 
     @model_validator(mode="after")
-    def _end_token_of_its_kind(self) -> PackSection:
-        if isinstance(self.end_token, str) and self.tokenizer is None:
-            raise ValueError("end_token is a text, and there is no tokenizer; give its id")
-        if isinstance(self.end_token, int) and (self.tokenizer is not None or self.end_token < 0):
-            raise ValueError("end_token is a token of the tokenizer; only without one it is an id, from 0 on")
+    def _tokens_of_their_kind(self) -> PackSection:
+        for name, token in (("begin_token", self.begin_token), ("end_token", self.end_token)):
+            if isinstance(token, str) and self.tokenizer is None:
+                raise ValueError(f"{name} is a text, and there is no tokenizer; give its id")
+            if isinstance(token, int) and (self.tokenizer is not None or not 0 <= token < 1 << 31):
+                raise ValueError(f"{name} is a token of the tokenizer; only without one it is an id, from 0 on")
+        if self.special_tokens is not None and self.tokenizer is None:
+            raise ValueError("special_tokens are those of a tokenizer, and there is none; leave it out")
         return self
 
 
@@ -126,8 +132,8 @@ class SourceSection(Section):
             raise ValueError("name exactly one of jsonl, parquet and function")
         if self.arguments is not None and self.function is None:
             raise ValueError("arguments belong to a function")
-        if self.pack is not None and (self.columns.inputs is not None or self.columns.label is not None):
-            raise ValueError("with pack, the inputs and labels are its own; columns says sample_id only")
+        if self.pack is not None and self.columns.inputs is not None:
+            raise ValueError("with pack, the inputs are its own; columns says sample_id and label only")
         return self
 
     def settings(self) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def described_columns(samples: pa.Schema, columns: Columns, left_out: dict[str, 
 
 
 def columns_line(facts: dict[str, Any]) -> str:
-    """`described_columns` as a line for people.
+    """`described_columns` as a line for people. Of packed documents, facts have their `preprocessing` besides.
 
     >>> columns_line({"inputs": {"x": {"dtype": "float32", "shape": [2]}}, "label": None,
     ...     "sample_id": {"column": "key", "dtype": "int64", "shape": []}, "left_out": []})
@@ -224,7 +224,12 @@ def columns_line(facts: dict[str, Any]) -> str:
     said += f"; sample_id: {sample_id['column']} {kind(sample_id)}"
     if facts["left_out"]:
         reasons = described({one["column"]: one["reason"] for one in facts["left_out"]})
-        said += f"; left out, unless source.columns.inputs names them: {reasons}"
+        unless = ", unless source.columns.inputs names them" if "preprocessing" not in facts else ""
+        said += f"; left out{unless}: {reasons}"
+    special = (facts.get("preprocessing") or {}).get("special_tokens")
+    if special is not None:
+        before, after = (" ".join(special[where]) or "nothing" for where in ("before", "after"))
+        said += f"; the tokenizer adds {before} before a document, {after} after it"
     return said
 
 

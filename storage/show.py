@@ -67,6 +67,8 @@ def first_rows(cache: Cache, text: Text = lambda _: None, count: int = 3) -> lis
                 token = int(tokens[at][place])
                 position = {"token": token, **_said(text, token), **position}
             told.append(position)
+        if tokens is not None:
+            row["tokens"] = [{"token": token, **_said(text, token)} for token in tokens[at][:POSITIONS].tolist()]
         # Of a position without a target nothing was kept.
         shown.append({**row, "positions": told} if sequence else {**row, **told[0]})
     return shown
@@ -123,6 +125,8 @@ def lines(facts: dict[str, Any]) -> list[str]:
     for row in facts["rows"]:
         if "positions" in row:
             told.append(f"    sample {row['sample_id']}:")
+            if "tokens" in row:
+                told.append(f"      tokens  {' '.join(_name(one['token'], one.get('text')) for one in row['tokens'])}")
             told += [f"      {_position_line(position)}" for position in row["positions"]]
         else:
             label = "" if row["label"] is None else f", label {row['label']}"

@@ -108,6 +108,8 @@ def _part(name: str, settings: dict[str, Any], span_rows: int, question: Questio
         plan = replace(plan, length=spec.answer_shape(plan.example)[0])
     done = committed_keys(store, [span.shard_key for span in plan.spans])
     columns = described_columns(plan.example.schema, columns_of(settings), source.left_out())
+    if settings.get("pack") is not None:
+        columns["preprocessing"] = asked.preprocessing
     missing = plan.missing(done)
     miss = None
     if len(missing) == len(plan.spans):

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from storage.errors import RecipeError
+from storage.recipes import PackSection
 from storage.samples import Columns, SourceFile
 from storage.sources.function import FunctionSource
 from storage.sources.jsonl import JsonlSource
 from storage.sources.packed import Pack, PackedSource
+from storage.sources.packed_labels import ATTENTION_MASK, USUAL
 from storage.sources.parquet import ParquetSource
 
 
@@ -58,17 +61,30 @@ def make_source(settings: dict[str, Any]) -> Source:
     columns = dict(settings.pop("columns", None) or {})
     pack = settings.pop("pack", None)
     if pack is not None:
-        odd = [name for name in ("inputs", "label") if columns.get(name) is not None]
-        if odd:
+        if columns.get("inputs") is not None:
             raise RecipeError(
-                f"source names columns.{odd[0]} beside pack.",
-                "What is packed has the inputs input_ids and position_ids, and the next token as label.",
+                "source names columns.inputs beside pack.",
+                "What is packed has the inputs input_ids and position_ids.",
                 "Name the column of documents in source.pack.column.",
             )
-        packing = Pack(**pack)
-        columns["inputs"] = (packing.column,)
+        packing = _pack_of(pack)
+        # Columns that a source does not have are not read.
+        labels = USUAL if columns.get("label") is None else ()
+        mask = () if packing.tokenizer else (ATTENTION_MASK,)
+        columns["inputs"] = tuple(dict.fromkeys((packing.column, *labels, *mask)))
         return PackedSource(SOURCES[kinds[0]](**settings, columns=Columns(**columns)), packing)
     return SOURCES[kinds[0]](**settings, columns=columns_of({"columns": columns}))
+
+
+def _pack_of(settings: dict[str, Any]) -> Pack:
+    try:
+        return Pack(**PackSection.model_validate(settings).model_dump())
+    except ValidationError as error:
+        faults = [(".".join(map(str, ("pack", *fault["loc"]))), fault["msg"]) for fault in error.errors()]
+        raise RecipeError(
+            " ".join(f"source.{key}: {text.removeprefix('Value error, ')}." for key, text in faults),
+            f"The keys of source.pack are: {', '.join(PackSection.model_fields)}.",
+        ) from None
 
 
 def columns_of(settings: dict[str, Any]) -> Columns:

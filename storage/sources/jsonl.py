@@ -95,6 +95,10 @@ class JsonlSource:
     def place_of(self, file: SourceFile) -> str:
         return inside(self.jsonl, file.name)
 
+    def column_names(self, file: SourceFile) -> list[str]:
+        with self._file(file.name) as found:
+            return [*found.keys, *self._partitions(file.name).added(found.keys)]
+
     def preprocessing(self) -> None:
         return None
 

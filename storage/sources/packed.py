@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,15 @@ from storage import tensors
 from storage.errors import SourceError
 from storage.names import nearest
 from storage.samples import LABEL, SAMPLE_ID, Columns, SourceFile, as_samples, sample_ids
-from storage.sources.packing import PackedRows, count_rows, packed_rows
+from storage.sources.packed_labels import (
+    ATTENTION_MASK,
+    TokenDocuments,
+    label_column,
+    refuse_padding,
+    targets_of,
+    unaligned,
+)
+from storage.sources.packing import PackedRows, count_rows, insert_tokens, packed_rows
 from storage.tokenizers import TokenizerFile
 
 INPUT_IDS, POSITION_IDS = "input_ids", "position_ids"
@@ -34,13 +42,18 @@ class Pack:
 
     column: the documents: text, or where there is no tokenizer, lists of token ids.
     tokenizer: a tokenizer.json, or a folder that holds one.
-    end_token: follows every document; a token of the tokenizer, or without one an id.
+    special_tokens: True adds those that the tokenizer's post-processor adds, False none. None is as True, and
+    refuses a tokenizer_config.json that disagrees with the post-processor. A text that has them gets no second ones.
+    begin_token, end_token: precedes, follows every document that does not begin, end with it; a token of the
+    tokenizer, or without one an id.
     block_documents: so many documents are packed together. Part of where rows, and so spans, lie.
     """
 
     column: str
     sequence_length: int
     tokenizer: str | None = None
+    special_tokens: bool | None = None
+    begin_token: str | int | None = None
     end_token: str | int | None = None
     block_documents: int = 1024
 
@@ -65,16 +78,25 @@ class Documents(Protocol):
         """The file's name inside the source, which stays when all of it is moved."""
         ...
 
+    def column_names(self, file: SourceFile) -> Sequence[str]:
+        """All columns of a file, those that are not used among them."""
+        ...
+
     def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class _Block:
-    """ids: the documents' own; starts_D: where each begins among the tokens."""
+    """ids: the documents' own; starts_D: where each begins among the tokens; targets_N: see `packing.packed_rows`."""
 
     ids: list[str]
     tokens_N: np.ndarray[Any, Any]
     starts_D: np.ndarray[Any, Any]
+    targets_N: np.ndarray[Any, Any] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens_N.nbytes + (0 if self.targets_N is None else self.targets_N.nbytes)
 
 
 class _Blocks:
@@ -90,7 +112,7 @@ class _Blocks:
         with self._lock:  # two spans may be read at the same time, by threads; a tokenizer uses all cores by itself
             block = self._kept.pop(key, None) or make()
             self._kept[key] = block
-            while len(self._kept) > 1 and sum(kept.tokens_N.nbytes for kept in self._kept.values()) > self._limit:
+            while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > self._limit:
                 self._kept.popitem(last=False)
             return block
 
@@ -136,22 +158,41 @@ class PackedSource:
         return pa.chunked_array([_row_ids(block, self._rows(block, 0, rows))])
 
     def left_out(self) -> dict[str, str]:
-        return {}  # a document is one column, which is named
+        used = {self.pack.column, self.documents.columns.sample_id}
+        left_out: dict[str, str] = {}
+        for file in self.documents.files():
+            names = self.documents.column_names(file)
+            label = label_column(names, self.documents.columns, self.pack.column, file.name)
+            left_out |= {name: f"pack takes '{self.pack.column}' alone" for name in names if name not in {*used, label}}
+        return left_out
 
     def preprocessing(self) -> dict[str, Any] | None:
+        """Where text is tokenised, with the special tokens that the post-processor adds."""
         tokenizer = self.tokenizer
-        return None if tokenizer is None else {"tokenizer": tokenizer.sha256, "end_token": self.pack.end_token}
+        if tokenizer is None:
+            return None
+        before, after = tokenizer.special_tokens if self.pack.special_tokens is not False else ([], [])
+        return {
+            "tokenizer": tokenizer.sha256,
+            "special_tokens": {"before": before, "after": after},
+            "begin_token": self.pack.begin_token,
+            "end_token": self.pack.end_token,
+        }
 
     @property
     def tokenizer(self) -> TokenizerFile | None:
         """Read once. Raises SourceError when it is not there."""
         if self.pack.tokenizer is not None and not self._tokenizers:
-            self._tokenizers.append(TokenizerFile.read(self.pack.tokenizer))
+            tokenizer = TokenizerFile.read(self.pack.tokenizer)
+            if self.pack.special_tokens is None:
+                tokenizer.check_config(self.pack.begin_token is not None, self.pack.end_token is not None)
+            self._tokenizers.append(tokenizer)
         return self._tokenizers[0] if self._tokenizers else None
 
     def to_dict(self) -> dict[str, Any]:
         inner = self.documents.to_dict()
-        return {**inner, "columns": {"sample_id": self.documents.columns.sample_id}, "pack": asdict(self.pack)}
+        columns = {"sample_id": self.documents.columns.sample_id, "label": self.documents.columns.label}
+        return {**inner, "columns": columns, "pack": asdict(self.pack)}
 
     def _tensor(self, name: str, values_RL: np.ndarray[Any, Any]) -> tuple[pa.Field, pa.Array]:
         meaning = "label" if name == LABEL else "input"
@@ -159,10 +200,9 @@ class PackedSource:
         return tensors.tensor_field(name, values_RL.dtype, shape, meaning), tensors.pack(values_RL)
 
     def _rows(self, block: _Block, start: int, stop: int) -> PackedRows:
-        padding = self._end_id()
-        return packed_rows(
-            block.tokens_N, block.starts_D, self.pack.sequence_length, start, stop, 0 if padding is None else padding
-        )
+        padding = self._id_of("end_token") or 0
+        length = self.pack.sequence_length
+        return packed_rows(block.tokens_N, block.starts_D, length, start, stop, padding, block.targets_N)
 
     def _block_of(self, file: SourceFile) -> _Block:
         name, _, places = file.name.rpartition("#")
@@ -192,7 +232,8 @@ class PackedSource:
         if tokenizer is None:
             ids_N, lengths_D = _given(documents, names, column, file.name)
         else:
-            ids_N, lengths_D = _tokenised(documents, tokenizer, column, file.name)
+            special_tokens = self.pack.special_tokens is not False
+            ids_N, lengths_D = _tokenised(documents, tokenizer, special_tokens, column, file.name)
         empty = np.flatnonzero(lengths_D == 0)
         if len(empty):
             raise SourceError(
@@ -201,12 +242,21 @@ class PackedSource:
                 "A document has at least one.",
                 "Drop empty documents from the source.",
             )
-        starts_D = np.concatenate([[0], np.cumsum(lengths_D)[:-1]]).astype(np.int64)
-        end = self._end_id()
-        if end is not None:
-            ids_N = np.insert(ids_N, np.append(starts_D[1:], len(ids_N)), end)
-            starts_D = starts_D + np.arange(len(starts_D))
-        return _Block(names, ids_N.astype(np.int32, copy=False), starts_D)
+        if tokenizer is None and ATTENTION_MASK in table.column_names and column != ATTENTION_MASK:
+            refuse_padding(table.column(ATTENTION_MASK).combine_chunks(), names, column, file.name)
+        targets_N = None
+        label = label_column(table.column_names, self.documents.columns, column, file.name)
+        if label is not None:
+            if tokenizer is not None:
+                raise unaligned(label, file.name)
+            given = TokenDocuments(names, ids_N, lengths_D)
+            targets_N = targets_of(table.column(label).combine_chunks(), label, given, file.name)
+        begin, end = self._id_of("begin_token"), self._id_of("end_token")
+        tokens_N, lengths_D, inserted_N = insert_tokens(ids_N, lengths_D, begin, end)
+        if targets_N is not None:
+            targets_N, given_N = tokens_N.copy(), targets_N
+            targets_N[~inserted_N] = given_N
+        return _Block(names, tokens_N.astype(np.int32, copy=False), np.cumsum(lengths_D) - lengths_D, targets_N)
 
     def _names(self, table: pa.Table, file: SourceFile, start: int) -> list[str]:
         columns = self.documents.columns
@@ -216,11 +266,11 @@ class PackedSource:
             return [f"{place}:{row}" for row in range(start, start + table.num_rows)]
         return [str(name) for name in sample_ids(table, columns, file.name).to_pylist()]
 
-    def _end_id(self) -> int | None:
-        end, tokenizer = self.pack.end_token, self.tokenizer
-        if isinstance(end, str) and tokenizer is not None:
-            return tokenizer.id_of(end, "source.pack.end_token")
-        return end if isinstance(end, int) else None
+    def _id_of(self, setting: Literal["begin_token", "end_token"]) -> int | None:
+        token, tokenizer = getattr(self.pack, setting), self.tokenizer
+        if isinstance(token, str) and tokenizer is not None:
+            return tokenizer.id_of(token, f"source.pack.{setting}")
+        return token if isinstance(token, int) else None
 
 
 def _row_ids(block: _Block, rows: PackedRows) -> pa.Array:
@@ -228,14 +278,16 @@ def _row_ids(block: _Block, rows: PackedRows) -> pa.Array:
     return pa.array([f"{block.ids[document]}:{offset}" for document, offset in places], pa.string())
 
 
-def _tokenised(documents: pa.Array, tokenizer: TokenizerFile, column: str, where: str) -> tuple[Any, Any]:
+def _tokenised(
+    documents: pa.Array, tokenizer: TokenizerFile, special_tokens: bool, column: str, where: str
+) -> tuple[Any, Any]:
     if not tensors.is_text(documents.type):
         raise SourceError(
             f"{where}: the documents in '{column}' are of type {documents.type}.",
             "With source.pack.tokenizer they are text.",
             "Leave the tokenizer out where the column holds token ids.",
         )
-    pieces = tokenizer.encode(documents.to_pylist())
+    pieces = tokenizer.encode(documents.to_pylist(), special_tokens)
     lengths_D = np.array([len(piece) for piece in pieces], np.int64)
     return np.concatenate([*pieces, np.empty(0, np.int32)]), lengths_D
 

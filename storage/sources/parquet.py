@@ -63,6 +63,9 @@ class ParquetSource:
     def place_of(self, file: SourceFile) -> str:
         return inside(self.parquet, file.name)
 
+    def column_names(self, file: SourceFile) -> list[str]:
+        return self._all_names(file.name, self._footer(file.name))
+
     def preprocessing(self) -> None:
         return None
 

@@ -14,7 +14,7 @@ from storage.errors import Mismatch
 from storage.folder import Folder
 from storage.overview import overview
 from storage.show import _position_line, lines, look
-from storage.stream import CacheRows
+from storage.stream import CacheRows, head
 from storage.unigram import unigram
 from tests import tiny_models
 from tests.storage import sparse
@@ -54,6 +54,22 @@ def test_tokens_are_shown_as_text_where_the_tokenizer_is_at_hand(tmp_path: Path)
     assert facts["rows"][0]["positions"][2]["label"] is None
     told = "\n".join(lines(facts))
     assert f"'{position['text']}' | next '{position['label_text']}'" in told and "no target" in told
+
+
+@pytest.mark.parametrize("encoding", [Dense(), TopK(5)], ids=str)
+def test_the_first_tokens_of_the_first_rows_are_shown(tmp_path: Path, encoding: Encoding) -> None:
+    pytest.importorskip("tokenizers")
+    words = ["<unk>", "<end>", *(f"w{n}" for n in range(38))]
+    folder = tiny_models.save_tokenizer(tmp_path / "tokenizer", words)
+    cache = sparse.cache(Folder(str(tmp_path / "store")), encoding)
+    stored = head(CacheRows(cache, ["inputs"]), 3).inputs["input_ids"]
+    for tokenizer in (str(folder), None):
+        facts = look(cache, tokenizer)
+        assert [[one["token"] for one in row["tokens"]] for row in facts["rows"]] == stored[:3].tolist()
+        told = "\n".join(lines(facts))
+        for row in stored[:3].tolist():
+            assert f"tokens  {' '.join(repr(words[one]) if tokenizer else str(one) for one in row)}" in told
+        assert all(("text" in one) == bool(tokenizer) for row in facts["rows"] for one in row["tokens"])
 
 
 def test_a_tokenizer_that_cannot_be_read_is_told_of_and_numbers_are_shown(tmp_path: Path) -> None:

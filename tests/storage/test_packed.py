@@ -344,10 +344,9 @@ def test_without_the_package_the_extra_is_named(
     assert "pip install 'stillhouse[lm]'" in refused(tmp_path, [{"text": "w1"}], tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize("columns", [{"inputs": ["text"]}, {"label": "y"}, {"label": False}])
-def test_inputs_and_labels_are_packs_own(columns: dict[str, Any]) -> None:
+def test_inputs_are_packs_own() -> None:
     with pytest.raises(RecipeError, match="beside pack"):
-        make_source({"jsonl": "x", "columns": columns, "pack": {"column": "text", "sequence_length": 8}})
+        make_source({"jsonl": "x", "columns": {"inputs": ["text"]}, "pack": {"column": "text", "sequence_length": 8}})
 
 
 @pytest.mark.parametrize(
@@ -356,13 +355,21 @@ def test_inputs_and_labels_are_packs_own(columns: dict[str, Any]) -> None:
         ({"end_token": "<end>"}, "there is no tokenizer; give its id"),
         ({"end_token": 1, "tokenizer": "/t"}, "only without one it is an id"),
         ({"end_token": -1}, "from 0 on"),
+        ({"end_token": True}, "valid integer"),
+        ({"begin_token": "<begin>"}, "begin_token is a text, and there is no tokenizer; give its id"),
+        ({"begin_token": 1, "tokenizer": "/t"}, "only without one it is an id"),
+        ({"begin_token": -1}, "from 0 on"),
+        ({"special_tokens": False}, "special_tokens are those of a tokenizer"),
         ({"sequence_length": 1}, "greater than 1"),
         ({"block_documents": 0}, "greater than 0"),
     ],
 )
 def test_a_recipes_pack_is_checked(pack: dict[str, Any], found: str) -> None:
+    settings = {"jsonl": "x", "pack": {"column": "text", "sequence_length": 8, **pack}}
     with pytest.raises(ValueError, match=found):
-        SourceSection.model_validate({"jsonl": "x", "pack": {"column": "text", "sequence_length": 8, **pack}})
+        SourceSection.model_validate(settings)
+    with pytest.raises(RecipeError, match=found):
+        make_source(settings)
 
 
 def test_a_recipes_source_with_pack_is_made(tmp_path: Path, tokenizer: str) -> None:
@@ -370,5 +377,5 @@ def test_a_recipes_source_with_pack_is_made(tmp_path: Path, tokenizer: str) -> N
     pack = {"column": "body", "sequence_length": L, "tokenizer": tokenizer}
     section = SourceSection.model_validate({"jsonl": str(tmp_path), "columns": {"sample_id": "url"}, "pack": pack})
     assert rows_of(make_source(section.settings()))[0][0] == "u:0"
-    with pytest.raises(ValueError, match="with pack, the inputs and labels are its own"):
-        SourceSection.model_validate({"jsonl": "x", "columns": {"label": "y"}, "pack": pack})
+    with pytest.raises(ValueError, match="with pack, the inputs are its own"):
+        SourceSection.model_validate({"jsonl": "x", "columns": {"inputs": ["y"]}, "pack": pack})

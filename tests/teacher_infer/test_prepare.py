@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from tokenizers import Tokenizer, processors
 
 from storage.errors import Mismatch, RecipeError, SourceError
 from storage.folder import Folder
+from storage.samples import columns_line
 from storage.sources import make_source
 from teacher_infer.__main__ import main
 from teacher_infer.config import TeacherRecipe
@@ -215,3 +217,26 @@ def test_a_plan_of_documents_has_the_inputs_of_packed_rows(ask: Ask) -> None:
     told = show_plan(ask())
     assert told["inputs"]["input_ids"] == {"dtype": "int32", "shape": [L]}
     assert (told["label"]["column"], told["left_out"]) == ("label", [])
+    assert told["preprocessing"]["special_tokens"] == {"before": [], "after": []}
+    assert columns_line(told).endswith("; the tokenizer adds nothing before a document, nothing after it")
+
+
+def test_a_plan_of_documents_says_which_special_tokens_and_columns_there_are(tmp_path: Path, model: str) -> None:
+    made = Tokenizer.from_file(f"{model}/tokenizer.json")
+    made.post_processor = processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 1)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "a.jsonl").write_text('{"text": "w1", "url": "u"}\n')
+    recipe = {
+        "name": "words",
+        "store": str(tmp_path / "store"),
+        "source": {
+            "jsonl": str(tmp_path / "a.jsonl"),
+            "pack": {"column": "text", "sequence_length": L, "tokenizer": str(tmp_path)},
+        },
+        "teacher": {"path": model, "dtype": "float32", "batch_size": 4},
+        "targets": {"encoding": "dense"},
+        "tracking": {"uri": False},
+    }
+    found = TeacherRecipe.model_validate(recipe)
+    line = columns_line(show_plan(prepare(found, Folder(found.store))))
+    assert "; left out: 'url' (pack takes 'text' alone); the tokenizer adds <end> before a document, nothing" in line

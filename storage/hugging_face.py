@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from storage import hugging_face_inputs as given
 from storage import tensors
 from storage.digest import sha256_file, sha256_of
 from storage.errors import Mismatch, ModelError, RecipeError, SourceError
@@ -272,29 +273,22 @@ class HuggingFaceSpec:
 
     def refuse_rows(self, samples: pa.Table, where: str) -> None:
         """Raises SourceError for samples that the model cannot take."""
-        names = input_names(samples.schema)
-        second = POSITION_IDS if self.is_language_model else "attention_mask"
-        if names not in ([INPUT_IDS], [INPUT_IDS, second]):
-            raise SourceError(
-                f"{where} has the inputs {', '.join(names)}.",
-                f"{self.architecture} takes {INPUT_IDS}, and {second} where it is there, in this order.",
-                "Choose them with source.columns.inputs"
-                + (", or pack documents with source.pack." if self.is_language_model else "."),
-            )
-        field = samples.schema.field(INPUT_IDS)
-        if not tensors.is_tensor(field) or len(tensors.form(field)[1]) != 1 or tensors.form(field)[0].kind not in "iu":
-            raise SourceError(
-                f"{where}: {INPUT_IDS} is {field.type}.", "It is a list of token ids, of one length in all rows."
-            )
+        rows = given.Rows(samples, where)
+        given.refuse_names(self.architecture, input_names(samples.schema), where, self.is_language_model)
+        given.refuse_shapes(rows)
         if self.context is not None and _length(samples) > self.context:
             raise SourceError(
                 f"The sequences of {where} have {_length(samples):,} tokens.",
                 f"The teacher '{self._told}' takes {self.context:,} (max_position_embeddings).",
                 "Lower source.pack.sequence_length.",
             )
-        ids_PL = tensors.unpack(samples.column(INPUT_IDS), field)
+        given.refuse_values(rows, self._number("type_vocab_size"))
+        ids_PL = tensors.unpack(samples.column(INPUT_IDS), samples.schema.field(INPUT_IDS))
         if self.is_language_model:
             _refuse_own_tokens(samples, ids_PL, where)
+            given.refuse_mask_of_packed({name: rows.array(name) for name in (given.MASK, POSITION_IDS)}, where)
+        pad, ends = given.padding_id(self.config, self.tokenizer), given.end_ids(self.config)
+        given.refuse_padding(rows, pad, ends, self.is_language_model)
         size = self.classes if self.is_language_model else self._number("vocab_size")
         if not ids_PL.size or size is None or (ids_PL.min() >= 0 and ids_PL.max() < size):
             return

@@ -14,6 +14,8 @@ import pyarrow as pa
 
 from storage.errors import ModelError, SourceError, TeacherError
 from storage.hugging_face import ADAPTER_FILES, HuggingFaceSpec
+from storage.hugging_face_inputs import Array, holds_several, refuse_mask_of_packed
+from storage.sources.packed import INPUT_IDS, POSITION_IDS
 
 log = logging.getLogger("stillhouse.teacher")
 
@@ -44,12 +46,16 @@ class TransformersTeacher:
         else:
             self._refuse_single_rows()
 
-    def logits(self, inputs: dict[str, np.ndarray[Any, Any]]) -> Any:
+    def logits(self, inputs: dict[str, Array] | list[Array]) -> Any:
+        """As `Teacher.logits`; a list holds the token ids alone."""
         torch, spec = self._torch, self._spec
-        ids = inputs["input_ids"]
-        second = inputs.get("position_ids" if spec.is_language_model else "attention_mask")
+        inputs = inputs if isinstance(inputs, dict) else {INPUT_IDS: inputs[0]}
+        ids, positions = inputs[INPUT_IDS], inputs.get(POSITION_IDS)
         self._refuse_ids(ids)
-        if second is not None and spec.is_language_model and self._leak > self._allowed and _holds_several(second):
+        several = spec.is_language_model and positions is not None and bool(holds_several(positions).any())
+        if several:
+            refuse_mask_of_packed(inputs, "A batch")
+        if several and self._leak > self._allowed:
             raise TeacherError(
                 f"{spec.architecture} lets one packed document see another: its logits differ by {self._leak:.2g} of "
                 "their spread from those of the document alone.",
@@ -57,7 +63,7 @@ class TransformersTeacher:
                 "Give it rows of a single document each, or another teacher.",
             )
         with torch.inference_mode():
-            logits = self._ask(ids, second)[..., : spec.classes]
+            logits = self._ask(inputs)[..., : spec.classes]
         expected = (*ids.shape, spec.classes) if spec.is_language_model else (len(ids), spec.classes)
         if tuple(logits.shape) != expected:
             raise TeacherError(
@@ -68,11 +74,9 @@ class TransformersTeacher:
     def answer_shape(self, example: pa.Table) -> tuple[int, ...] | None:
         return self._spec.answer_shape(example)
 
-    def _ask(self, ids: np.ndarray[Any, Any], second: np.ndarray[Any, Any] | None) -> Any:
-        given: dict[str, Any] = {"input_ids": self._tensor(ids)}
-        if second is not None:
-            given["position_ids" if self._spec.is_language_model else "attention_mask"] = self._tensor(second)
-        # No mask beside position_ids: transformers makes the masks of packed documents only where it is given none.
+    def _ask(self, inputs: dict[str, Array]) -> Any:
+        given = {name: self._tensor(array) for name, array in inputs.items()}
+        # The plan has refused names that the model's forward does not take (see `hugging_face_inputs`).
         return self._model(**given, **({"use_cache": False} if self._spec.is_language_model else {})).logits
 
     def _refuse_ids(self, ids: np.ndarray[Any, Any]) -> None:
@@ -95,11 +99,10 @@ class TransformersTeacher:
         documents = [draw.integers(0, self._spec.classes, length) for length in lengths]
         orders = (0, 1), (1, 0)  # as two rows of a batch
         with torch.inference_mode():
-            alone = [self._ask(document[None], None)[0] for document in documents]
-            packed = self._ask(
-                np.stack([np.concatenate([documents[at] for at in order]) for order in orders]),
-                np.stack([np.concatenate([np.arange(lengths[at]) for at in order]) for order in orders]),
-            )
+            alone = [self._ask({INPUT_IDS: document[None]})[0] for document in documents]
+            ids = np.stack([np.concatenate([documents[at] for at in order]) for order in orders])
+            places = np.stack([np.concatenate([np.arange(lengths[at]) for at in order]) for order in orders])
+            packed = self._ask({INPUT_IDS: ids, POSITION_IDS: places})
             firsts, seconds = [0.0], [0.0]
             for row, (first, second) in zip(packed, orders, strict=True):
                 firsts.append(self._distance(row[: lengths[first]], alone[first]))
@@ -113,7 +116,7 @@ class TransformersTeacher:
         first, *others = np.random.default_rng(1).integers(0, self._spec.classes, 1 + 2 * (length - 1)).tolist()
         halves = others[: length - 1], others[length - 1 :]
         with self._torch.inference_mode():
-            one, two = (self._ask(np.array([[first, *half]]), None)[0, :1] for half in halves)
+            one, two = (self._ask({INPUT_IDS: np.array([[first, *half]])})[0, :1] for half in halves)
             moved = self._distance(one, two)
         # Experts that other tokens share round otherwise; what a model sees moves it by far more.
         if moved > _ALLOWED[self._dtype][1]:
@@ -128,7 +131,7 @@ class TransformersTeacher:
         """Raises ModelError for a classifier that finds no padding, and so takes no batch."""
         try:
             with self._torch.inference_mode():
-                self._ask(np.zeros((2, 2), np.int64), None)
+                self._ask({INPUT_IDS: np.zeros((2, 2), np.int64)})
         except ValueError as error:
             raise ModelError(
                 f"{self._spec.architecture} takes no batch of two rows ({error}).",
@@ -141,6 +144,9 @@ class TransformersTeacher:
         return float((found - own).square().mean().sqrt() / own.std().clamp_min(1e-12))
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Any:
+        if array.dtype.kind == "f":
+            values = self._torch.from_numpy(np.array(array))
+            return values.to(device=self._device, dtype=getattr(self._torch, self._dtype))
         return self._torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device)
 
 
@@ -243,9 +249,3 @@ def _head_device(model: Any, spec: HuggingFaceSpec) -> Any:
     """Where the logits are made. Inputs begin there, too: accelerate brings an answer back to its inputs' device."""
     head = model.get_output_embeddings() if spec.is_language_model else None
     return next(model.parameters()).device if head is None else head.weight.device
-
-
-def _holds_several(position_ids_PL: np.ndarray[Any, Any]) -> bool:
-    """Whether some row holds two documents; padding, of which every token begins anew, is none."""
-    begins = np.diff(position_ids_PL, axis=1, prepend=position_ids_PL[:, :1] - 1) != 1
-    return bool((begins[:, :-1] & (position_ids_PL[:, 1:] == 1)).any())

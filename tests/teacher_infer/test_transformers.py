@@ -274,9 +274,9 @@ def test_a_sequence_longer_than_the_context_is_refused(saved: Save, tmp_path: Pa
 def test_other_inputs_are_refused(saved: Save) -> None:
     from storage.samples import Columns, as_samples
 
-    for names in (["x"], ["input_ids", "x"], ["position_ids", "input_ids"]):
+    for names in (["x"], ["input_ids", "x"], ["position_ids"], ["input_ids", "token_type_ids"]):
         table = pa.table({"sample_id": [1], **{name: [[1, 2]] for name in names}})
-        with pytest.raises(SourceError, match="takes input_ids, and position_ids where it is there, in this order"):
+        with pytest.raises(SourceError, match=r"takes input_ids, attention_mask, position_ids.*, by name"):
             HuggingFaceSpec(saved()).refuse_rows(as_samples(table, Columns(), "where"), "where")
     table = as_samples(pa.table({"sample_id": [1], "input_ids": [7]}), Columns(), "where")
     with pytest.raises(SourceError, match="a list of token ids, of one length"):

@@ -44,6 +44,7 @@ def test_a_dotted_name_is_found_without_importing_its_parents(package: Path, tmp
         "/home/me/.local/lib/python3.12/site-packages/torchvision/models.py",
         "/usr/lib/python3/dist-packages/yaml/__init__.py",
         "/opt/conda/envs/other/lib/python3.9/site-packages/nets.py",
+        "/srv/bundle/site-packages/nets.py",
         "/usr/lib/python3.9/json/__init__.py",
         "/home/me/project/.venv/lib/python3.11/site-packages/timm/nets.py",
         f"{site.getusersitepackages()}/nets.py",

@@ -107,7 +107,8 @@ def _refuse_single_class(shape: tuple[int, ...]) -> None:
 def _refuse_probabilities(some_PV: Any, eps: float) -> None:
     """Raises ModelError where each position is non-negative and sums to 1 within rounding.
 
-    Values within [0, 1] that do not sum to 1 may be sigmoids, but also logits, as of a cosine or a ReLU: a warning.
+    Several positions within [0, 1] that do not sum to 1 are taken for sigmoids. Logits of a cosine or a ReLU may look
+    alike; moved by a constant they are accepted.
     """
     highest, lowest = float(some_PV.max()), float(some_PV.min())
     # A uniform answer may be a head that was set to a constant; in 16 bits few positions may sum to 1 by chance.
@@ -121,8 +122,10 @@ def _refuse_probabilities(some_PV: Any, eps: float) -> None:
             "Return the values before the softmax, or the logarithm of the probabilities.",
         )
     if len(some_PV) >= _SEVERAL:
-        log.warning(
-            "All logits looked at lie between 0 and 1. If they are outputs of a sigmoid, return the values before it."
+        raise ModelError(
+            f"All values of the teacher at {len(some_PV)} positions lie between 0 and 1, as those of a sigmoid do.",
+            "It gives logits, whose softmax is the distribution.",
+            "Return the values before the sigmoid. If these are logits, return them less 1: the softmax is the same.",
         )
 
 

@@ -56,7 +56,7 @@ FINE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "masked": masked,
     "far from zero": lambda x: linear(x) + 1000,
     "sequences": lambda x: linear(x)[:, None].repeat(1, 3, 1),
-    "cosine": lambda x: (linear(x).tanh() + 1) / 2,
+    "cosine less 1": lambda x: (linear(x).tanh() + 1) / 2 - 1,
 }
 
 
@@ -146,14 +146,14 @@ def test_an_error_in_the_second_run_is_raised_and_the_next_call_checks() -> None
     assert next(calls, None) is None
 
 
-@pytest.mark.parametrize(
-    ("function", "said"),
-    [(lambda x: linear(x).sigmoid(), "sigmoid"), (FINE["zeros"], "same logits")],
-    ids=["sigmoids", "constant"],
-)
-def test_what_may_be_wrong_is_a_warning(
-    function: Callable[[torch.Tensor], torch.Tensor], said: str, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_sigmoids_are_refused_with_the_way_out(dtype: str) -> None:
+    with pytest.raises(ModelError, match=r"lie between 0 and 1, as those of a sigmoid do.*return them less 1"):
+        ask(lambda x: linear(x).sigmoid(), X, dtype)
+    ask(lambda x: linear(x).sigmoid(), X[:4], dtype)  # so few may be chance
+
+
+def test_the_same_logits_everywhere_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "stillhouse.teacher"):
-        ask(function)
-    assert said in caplog.text
+        ask(FINE["zeros"])
+    assert "same logits" in caplog.text

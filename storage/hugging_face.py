@@ -282,13 +282,14 @@ class HuggingFaceSpec:
                 f"The teacher '{self._told}' takes {self.context:,} (max_position_embeddings).",
                 "Lower source.pack.sequence_length.",
             )
-        given.refuse_values(rows, self._number("type_vocab_size"))
+        given.refuse_values(rows, given.token_types(self.config), self.context)
         ids_PL = tensors.unpack(samples.column(INPUT_IDS), samples.schema.field(INPUT_IDS))
         if self.is_language_model:
             _refuse_own_tokens(samples, ids_PL, where)
             given.refuse_mask_of_packed({name: rows.array(name) for name in (given.MASK, POSITION_IDS)}, where)
-        pad, ends = given.padding_id(self.config, self.tokenizer), given.end_ids(self.config)
-        given.refuse_padding(rows, pad, ends, self.is_language_model)
+        pads = given.padding_ids(self.config, self.tokenizer)
+        ends = given.end_ids(self.config, self.tokenizer)
+        given.refuse_padding(rows, pads, ends, self.is_language_model)
         size = self.classes if self.is_language_model else self._number("vocab_size")
         if not ids_PL.size or size is None or (ids_PL.min() >= 0 and ids_PL.max() < size):
             return

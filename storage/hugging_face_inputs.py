@@ -5,9 +5,10 @@ Legend: R rows of L tokens.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ _USUAL = (INPUT_IDS, MASK)
 # Parameters of forward that are no columns of a row: what a caller asks for, and what stands for the token ids.
 _NOT_DATA = (
     *("self", "labels", "past_key_values", "inputs_embeds", "encoder_outputs", "cache_params", "head_mask"),
+    *("decoder_head_mask", "cross_attn_head_mask", "decoder_inputs_embeds", "mems", "use_mems"),
     *("use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
     *("cache", "cache_position", "logits_to_keep", "num_logits_to_keep"),
 )
@@ -56,17 +58,18 @@ class Rows:
         return self.sample(int(np.flatnonzero(where_R)[0]))
 
 
-def forward_names(architecture: str) -> list[str]:
+@functools.cache
+def forward_names(architecture: str) -> tuple[str, ...]:
     """The inputs that a class of transformers takes, by the signature of its forward; the usual ones without it."""
     try:
         import transformers
 
         forward = getattr(transformers, architecture).forward
     except (ImportError, AttributeError):
-        return [*_USUAL, POSITION_IDS, TYPES]
+        return (*_USUAL, POSITION_IDS, TYPES)
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(forward).parameters.values()
-    return [one.name for one in parameters if one.kind not in kinds and one.name not in _NOT_DATA]
+    return tuple(one.name for one in parameters if one.kind not in kinds and one.name not in _NOT_DATA)
 
 
 def refuse_names(architecture: str, names: list[str], where: str, language_model: bool) -> None:
@@ -77,7 +80,7 @@ def refuse_names(architecture: str, names: list[str], where: str, language_model
             "Labels are no input of a teacher.",
             "Name the column as the label: source.columns.label=labels. The label of position t is token t + 1.",
         )
-    if INPUT_IDS in names and all(name in (*_USUAL, *([POSITION_IDS] if language_model else [])) for name in names):
+    if INPUT_IDS in names and all(name in _USUAL for name in names):
         return
     known = forward_names(architecture)
     unknown = [name for name in names if name not in known]
@@ -113,8 +116,12 @@ def refuse_shapes(rows: Rows) -> None:
             )
 
 
-def refuse_values(rows: Rows, types: int | None) -> None:
-    """Raises SourceError for a mask of other values than 0 and 1, and for types that the model does not know."""
+def refuse_values(rows: Rows, types: int | None, context: int | None) -> None:
+    """Raises SourceError for masks, types and positions with values that the model has no meaning for.
+
+    types: how many token types it has; None where it has any. context: how many positions it has; None as many as
+    there are.
+    """
     mask_RL = rows.array(MASK)
     if mask_RL is not None:
         odd_R = ~np.isin(mask_RL, (0, 1)).all(axis=1)
@@ -125,26 +132,52 @@ def refuse_values(rows: Rows, types: int | None) -> None:
         empty_R = ~mask_RL.astype(bool).any(axis=1)
         if empty_R.any():
             raise SourceError(f"{rows.first(empty_R)} is padding alone: its {MASK} is 0.", "A row has a token.")
-    types_RL = rows.array(TYPES)
-    if types_RL is not None and types is not None:
-        odd_R = ((types_RL < 0) | (types_RL >= types)).any(axis=1)
-        if odd_R.any():
-            raise SourceError(
-                f"{rows.first(odd_R)} has {TYPES} from {types_RL.min()} to {types_RL.max()}.",
-                f"The teacher knows the types 0 to {types - 1} (type_vocab_size).",
-            )
+    _refuse_outside(rows, TYPES, types, "types")
+    _refuse_outside(rows, POSITION_IDS, context, "positions")
 
 
-def holds_several(position_ids_RL: Array) -> Array:
-    """[R] whether a row holds two documents; padding, of which every token begins anew, is none."""
+def _refuse_outside(rows: Rows, name: str, size: int | None, noun: str) -> None:
+    """Raises SourceError for values of a column below 0, or from size on."""
+    values_RL = rows.array(name)
+    if values_RL is None:
+        return
+    odd_RL = (values_RL < 0) if size is None else (values_RL < 0) | (values_RL >= size)
+    if odd_RL.any():
+        row, at = (int(n) for n in np.argwhere(odd_RL)[0])
+        most = "and up" if size is None else f"to {size - 1:,}"
+        raise SourceError(
+            f"{rows.sample(row)} has the value {values_RL[row, at]} in {name}.",
+            f"By its config.json the teacher has the {noun} 0 {most}.",
+        )
+
+
+def token_types(config: Mapping[str, Any]) -> int | None:
+    """How many token types a model has; None where its forward takes any and has no embedding of them."""
+    types = config.get("type_vocab_size")
+    if isinstance(types, int):
+        return types or None  # DeBERTa with 0 leaves them out
+    # GPT-2 and CTRL look types up among the tokens.
+    tokens = config.get("vocab_size")
+    return tokens if isinstance(tokens, int) else None
+
+
+def holds_several(position_ids_RL: Array, mask_RL: Array | None = None) -> Array:
+    """[R] whether a row holds two documents; padding is none.
+
+    Without a mask every token of padding begins anew; with one, positions where it is 0 do not matter.
+    """
+    if mask_RL is not None:
+        real_RL = mask_RL.astype(bool)
+        highest_RL = np.maximum.accumulate(np.where(real_RL, position_ids_RL, -1), axis=1)
+        return np.any(real_RL[:, 1:] & (position_ids_RL[:, 1:] <= highest_RL[:, :-1]), axis=1)
     begins = np.diff(position_ids_RL, axis=1, prepend=position_ids_RL[:, :1] - 1) != 1
-    return (begins[:, :-1] & (position_ids_RL[:, 1:] == 1)).any(axis=1)
+    return np.any(begins[:, :-1] & (position_ids_RL[:, 1:] == 1), axis=1)
 
 
 def refuse_mask_of_packed(inputs: Mapping[str, Array | None], where: str) -> None:
     """Raises SourceError for an attention_mask beside position_ids of several documents."""
     mask_RL, positions_RL = inputs.get(MASK), inputs.get(POSITION_IDS)
-    if mask_RL is not None and positions_RL is not None and holds_several(positions_RL).any():
+    if mask_RL is not None and positions_RL is not None and holds_several(positions_RL, mask_RL).any():
         raise SourceError(
             f"{where} has {MASK} beside {POSITION_IDS} of several documents in a row.",
             "transformers keeps packed documents apart only where it is given no mask.",
@@ -152,38 +185,65 @@ def refuse_mask_of_packed(inputs: Mapping[str, Array | None], where: str) -> Non
         )
 
 
-def refuse_padding(rows: Rows, pad: int | None, ends: tuple[int, ...], language_model: bool) -> None:
+def refuse_padding(rows: Rows, pads: tuple[int, ...], ends: tuple[int, ...], language_model: bool) -> None:
     """Raises SourceError for padding that the model would take for tokens, or that students would learn from.
 
-    pad: the id of padding. ends: ids that end a text; where padding is one of them a single one is no padding.
+    pads: the ids of padding. ends: ids that begin or end a text; where padding is one of them, the one next to the
+    text is no padding.
     """
     mask_RL, label_RL = rows.array(MASK), rows.array(LABEL)
     if label_RL is not None and label_RL.ndim != 2:
         label_RL = None
-    if mask_RL is not None:
-        if language_model:
-            _refuse_learnt(rows, mask_RL == 0, label_RL, f"{MASK} 0")
-        return
+    if mask_RL is not None and language_model:
+        _refuse_learnt(rows, mask_RL == 0, label_RL, f"{MASK} 0")
     ids_RL = rows.array(INPUT_IDS)
-    if pad is None or ids_RL is None or not ids_RL.size:
-        return
-    is_pad_RL = ids_RL == pad
-    least = 2 if pad in ends else 1
-    leading_RL = np.logical_and.accumulate(is_pad_RL, axis=1)
-    trailing_RL = np.logical_and.accumulate(is_pad_RL[:, ::-1], axis=1)[:, ::-1]
-    leading_RL &= leading_RL.sum(axis=1, keepdims=True) >= least
-    trailing_RL &= trailing_RL.sum(axis=1, keepdims=True) >= least
-    ahead_R = leading_RL.any(axis=1) & (rows.array(POSITION_IDS) is None)
-    padded_R = ahead_R if language_model else (leading_RL | trailing_RL).any(axis=1)
+    assert ids_RL is not None
+    leading_RL, trailing_RL = _unmasked_padding(ids_RL, mask_RL, pads, ends)
+    if language_model and mask_RL is None:
+        leading_RL &= ~_apart(leading_RL, rows.array(POSITION_IDS))[:, None]
+    read_RL = leading_RL if language_model else leading_RL | trailing_RL
+    padded_R = read_RL.any(axis=1)
     if padded_R.any():
+        row, at = (int(n) for n in np.argwhere(read_RL)[0])
         raise SourceError(
-            f"{rows.first(padded_R)} {'begins' if language_model else 'begins or ends'} with the padding id {pad}, and "
-            f"there is no {MASK}.",
+            f"{rows.sample(row)} {'begins' if language_model else 'begins or ends'} with the padding id "
+            f"{ids_RL[row, at]}, and {f'there is no {MASK}' if mask_RL is None else f'its {MASK} is 1 there'}.",
             "Without a mask the teacher takes padding for tokens, and gives other answers.",
-            f"Add the column {MASK}: 1 at tokens, 0 at padding.",
+            f"{'Add the column' if mask_RL is None else 'Correct the column'} {MASK}: 1 at tokens, 0 at padding.",
         )
     if language_model:
-        _refuse_learnt(rows, leading_RL | trailing_RL, label_RL, f"the padding id {pad}")
+        _refuse_learnt(rows, trailing_RL, label_RL, f"the padding id {', '.join(map(str, pads))}")
+
+
+def _unmasked_padding(
+    ids_RL: Array, mask_RL: Array | None, pads: tuple[int, ...], ends: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """[R, L] bool each: the padding at the beginnings and the ends of rows that no mask covers.
+
+    Beside a mask a single id of padding may be a token that is meant; two are not.
+    """
+    seen_RL = np.ones(ids_RL.shape, bool) if mask_RL is None else mask_RL.astype(bool)
+    outside_RL = np.isin(ids_RL, pads) | ~seen_RL
+    end_RL = np.isin(ids_RL, ends)
+    runs: list[Array] = []
+    for step in (1, -1):  # rows from the left, and from the right
+        run_RL = np.logical_and.accumulate(outside_RL[:, ::step], axis=1)
+        further_RL = np.pad(run_RL[:, 1:], ((0, 0), (0, 1)))
+        padding_RL = run_RL & (further_RL | ~end_RL[:, ::step]) & seen_RL[:, ::step]
+        if mask_RL is not None:
+            padding_RL &= padding_RL.sum(axis=1, keepdims=True) > 1
+        runs.append(padding_RL[:, ::step])
+    return runs[0].copy(), runs[1].copy()
+
+
+def _apart(leading_RL: Array, position_ids_RL: Array | None) -> Array:
+    """[R] whether the first token after the padding at a row's beginning begins a document of its own."""
+    rows, length = leading_RL.shape
+    if position_ids_RL is None or length < 2:
+        return np.zeros(rows, bool)
+    last_R = np.clip(leading_RL.sum(axis=1) - 1, 0, length - 2)
+    at = np.arange(rows)
+    return position_ids_RL[at, last_R + 1] != position_ids_RL[at, last_R] + 1
 
 
 def _refuse_learnt(rows: Rows, padding_RL: Array, label_RL: Array | None, sign: str) -> None:
@@ -198,18 +258,37 @@ def _refuse_learnt(rows: Rows, padding_RL: Array, label_RL: Array | None, sign: 
         )
 
 
-def padding_id(config: dict[str, Any], tokenizer: TokenizerFile | None) -> int | None:
-    """The id of padding, by a model's config or its tokenizer.json."""
-    pad = config.get("pad_token_id")
-    if not isinstance(pad, int) and tokenizer is not None:
+def padding_ids(config: Mapping[str, Any], tokenizer: TokenizerFile | None) -> tuple[int, ...]:
+    """The ids of padding: of a model's config, and of its tokenizer, which pads the rows."""
+    ids = {config.get("pad_token_id"), _tokenizer_id(tokenizer, "pad_token")}
+    if tokenizer is not None:
         try:
-            pad = (json.loads(tokenizer.data).get("padding") or {}).get("pad_id")
+            ids.add((json.loads(tokenizer.data).get("padding") or {}).get("pad_id"))
         except (ValueError, AttributeError):
-            pad = None
-    return pad if isinstance(pad, int) and pad >= 0 else None
+            pass  # a file that is no tokenizer is refused where its vocabulary is read
+    return _sorted_ids(ids)
 
 
-def end_ids(config: dict[str, Any]) -> tuple[int, ...]:
-    """The ids that end a text, by a model's config."""
-    ends = config.get("eos_token_id")
-    return tuple(one for one in (ends if isinstance(ends, list) else [ends]) if isinstance(one, int))
+def end_ids(config: Mapping[str, Any], tokenizer: TokenizerFile | None) -> tuple[int, ...]:
+    """The ids that begin or end a text, of a model's config and of its tokenizer."""
+    ids = {_tokenizer_id(tokenizer, "bos_token"), _tokenizer_id(tokenizer, "eos_token")}
+    for key in ("bos_token_id", "eos_token_id"):
+        named = config.get(key)
+        ids.update(named if isinstance(named, list) else [named])
+    return _sorted_ids(ids)
+
+
+def _tokenizer_id(tokenizer: TokenizerFile | None, key: str) -> int | None:
+    """The id of a token that tokenizer_config.json names; None where it names none of the vocabulary."""
+    if tokenizer is None or tokenizer.config is None:
+        return None
+    try:
+        token: Any = json.loads(tokenizer.config).get(key)
+    except (ValueError, AttributeError):
+        return None
+    token = token.get("content") if isinstance(token, dict) else token
+    return tokenizer.vocabulary.get(token) if isinstance(token, str) else None
+
+
+def _sorted_ids(ids: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(sorted(one for one in ids if isinstance(one, int) and one >= 0))

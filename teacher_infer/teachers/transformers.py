@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from storage.errors import ModelError, SourceError, TeacherError
 from storage.hugging_face import ADAPTER_FILES, HuggingFaceSpec
-from storage.hugging_face_inputs import Array, holds_several, refuse_mask_of_packed
+from storage.hugging_face_inputs import Array, holds_several, refuse_mask_of_packed, refuse_names
 from storage.sources.packed import INPUT_IDS, POSITION_IDS
 
 log = logging.getLogger("stillhouse.teacher")
@@ -51,10 +51,12 @@ class TransformersTeacher:
         torch, spec = self._torch, self._spec
         inputs = inputs if isinstance(inputs, dict) else {INPUT_IDS: inputs[0]}
         ids, positions = inputs[INPUT_IDS], inputs.get(POSITION_IDS)
+        # forward would take a name that it does not know, and leave it out.
+        refuse_names(spec.architecture, list(inputs), "A batch", spec.is_language_model)
         self._refuse_ids(ids)
-        several = spec.is_language_model and positions is not None and bool(holds_several(positions).any())
-        if several:
+        if spec.is_language_model:
             refuse_mask_of_packed(inputs, "A batch")
+        several = spec.is_language_model and positions is not None and bool(holds_several(positions).any())
         if several and self._leak > self._allowed:
             raise TeacherError(
                 f"{spec.architecture} lets one packed document see another: its logits differ by {self._leak:.2g} of "
@@ -76,7 +78,6 @@ class TransformersTeacher:
 
     def _ask(self, inputs: dict[str, Array]) -> Any:
         given = {name: self._tensor(array) for name, array in inputs.items()}
-        # The plan has refused names that the model's forward does not take (see `hugging_face_inputs`).
         return self._model(**given, **({"use_cache": False} if self._spec.is_language_model else {})).logits
 
     def _refuse_ids(self, ids: np.ndarray[Any, Any]) -> None:

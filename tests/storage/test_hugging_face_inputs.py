@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from storage.errors import SourceError
 from storage.hugging_face import HuggingFaceSpec
 from storage.samples import Columns, as_samples
 from teacher_infer.teachers import make_teacher
-from tests.tiny_models import SIZE, save_model
+from tests.tiny_models import SIZE, save_model, save_tokenizer
 
 PAD, END = 0, 1
 TOKENS = [[3, 4, 5, 6], [7, 8, 9, 10]]
@@ -76,9 +77,18 @@ def test_a_classifier_takes_what_its_forward_knows_in_any_order(spec: Spec, colu
         ({"input_ids": TOKENS, "attention_mask": [[1] * 4, [0] * 4]}, r"sample 'b'.*padding alone"),
         ({"input_ids": TOKENS, "attention_mask": [[1, 1]] * 2}, r"attention_mask has 2 values a row, input_ids 4"),
         ({"input_ids": TOKENS, "attention_mask": [[0.5] * 4] * 2}, r"attention_mask is attention_mask float64"),
-        ({"input_ids": TOKENS, "token_type_ids": [[0, 0, 2, 0]] * 2}, r"sample 'a'.*types 0 to 1"),
+        (
+            {"input_ids": TOKENS, "token_type_ids": [[0, 0, 2, 0]] * 2},
+            r"sample 'a'.*value 2 in token_type_ids\..*types 0 to 1",
+        ),
         ({"input_ids": [[3, 4, 5, 6], [3, 4, 5, PAD]]}, r"sample 'b'.*padding id 0, and there is no attention_mask"),
         ({"input_ids": [[PAD, 4, 5, 6]] * 2}, r"sample 'a'.*begins or ends with the padding id 0"),
+        (
+            {"input_ids": [[3, 4, 5, 6], [3, 4, PAD, PAD]], "attention_mask": ONES},
+            r"sample 'b'.*padding id 0, and its attention_mask is 1 there.*Correct the column",
+        ),
+        ({"input_ids": TOKENS, "position_ids": [[0, 1, 2, 64]] * 2}, r"value 64 in position_ids\..*positions 0 to 63"),
+        ({"input_ids": TOKENS, "position_ids": [[-1, 0, 1, 2]] * 2}, r"value -1 in position_ids"),
     ],
 )
 def test_what_a_classifier_cannot_take_is_refused(spec: Spec, columns: dict[str, Any], said: str) -> None:
@@ -97,6 +107,21 @@ NONE = -100
         {"input_ids": [[PAD, 4, 5, 6]] * 2, "label": [[NONE, 5, 6, NONE]] * 2, "attention_mask": [[0, 1, 1, 1]] * 2},
         {"input_ids": TOKENS, "attention_mask": ONES},
         {"input_ids": TOKENS, "attention_mask": ONES, "position_ids": [[0, 1, 2, 3]] * 2},
+        # Padding at the beginning, with positions as generate makes them.
+        {
+            "input_ids": [[PAD, PAD, 5, 6]] * 2,
+            "label": [[NONE, NONE, 6, NONE]] * 2,
+            "attention_mask": [[0, 0, 1, 1]] * 2,
+            "position_ids": [[1, 1, 0, 1]] * 2,
+        },
+        # Without a mask the padding is a document of its own.
+        {
+            "input_ids": [[PAD, PAD, 5, 6]] * 2,
+            "label": [[NONE, NONE, 6, NONE]] * 2,
+            "position_ids": [[0, 1, 0, 1]] * 2,
+        },
+        # A single id of padding under a mask of 1 is a token that is meant.
+        {"input_ids": [[PAD, 4, 5, 6]] * 2, "attention_mask": ONES},
         # Rows as our own packing makes them, the last filled up.
         {
             "input_ids": [[3, 4, 5, 6], [7, PAD, PAD, PAD]],
@@ -128,6 +153,18 @@ def test_a_language_model_takes_padding_that_nobody_learns_from(spec: Spec, colu
             r"attention_mask beside position_ids of several documents",
         ),
         ({"input_ids": TOKENS, "token_type_ids": [[0] * 4] * 2}, r"LlamaForCausalLM takes no 'token_type_ids'"),
+        (
+            {
+                "input_ids": [[PAD, PAD, 5, 6]] * 2,
+                "label": [[NONE, NONE, 6, NONE]] * 2,
+                "position_ids": [[0, 1, 2, 3]] * 2,
+            },
+            r"begins with the padding id 0, and there is no attention_mask",
+        ),
+        (
+            {"input_ids": [[3, 4, PAD, PAD]] * 2, "attention_mask": ONES},
+            r"has padding \(the padding id 0\) with no labels",
+        ),
     ],
 )
 def test_padding_that_would_be_read_or_learnt_is_refused(spec: Spec, columns: dict[str, Any], said: str) -> None:
@@ -141,6 +178,65 @@ def test_an_end_of_text_that_is_also_the_padding_is_padding_only_where_it_is_rep
     refuse(ends, input_ids=[[END, 4, 5, 6]] * 2)
     with pytest.raises(SourceError, match="padding id 1"):
         refuse(ends, input_ids=[[3, 4, END, END]] * 2)
+
+
+def test_the_end_of_text_before_padding_of_the_same_id_may_have_a_label(spec: Spec) -> None:
+    ends = spec(pad_token_id=END)
+    refuse(ends, input_ids=[[3, 4, END, END]] * 2, label=[[4, END, 5, NONE]] * 2)
+    with pytest.raises(SourceError, match="labels other than -100"):
+        refuse(ends, input_ids=[[3, 4, END, END]] * 2, label=[[4, END, END, 5]] * 2)
+
+
+@pytest.mark.parametrize("token", ["<unk>", {"content": "<unk>"}])
+def test_the_padding_of_the_tokenizer_counts_where_the_config_names_none(tmp_path: Path, token: Any) -> None:
+    of = HuggingFaceSpec(str(save_tokenizer(save_model(tmp_path, BERT, pad_token_id=None))))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": token}))
+    refuse(of, input_ids=TOKENS)
+    with pytest.raises(SourceError, match="padding id 0, and there is no attention_mask"):
+        refuse(of, input_ids=[[3, 4, PAD, PAD]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "types", "said"),
+    [
+        ("GPT2LMHeadModel", {}, SIZE - 1, None),  # its types are tokens
+        ("GPT2LMHeadModel", {}, SIZE, f"value {SIZE} in token_type_ids"),
+        ("DebertaV2ForSequenceClassification", {"type_vocab_size": 0}, 1, None),  # it leaves them out
+    ],
+)
+def test_models_without_types_of_their_own(
+    spec: Spec, architecture: str, config: dict[str, Any], types: int, said: str | None
+) -> None:
+    columns = {"input_ids": TOKENS, "token_type_ids": [[0, 0, 0, types]] * 2}
+    if said is None:
+        refuse(spec(architecture, **config), **columns)
+        return
+    with pytest.raises(SourceError, match=said):
+        refuse(spec(architecture, **config), **columns)
+
+
+def test_packed_rows_are_refused_for_a_model_without_position_ids(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BloomForCausalLM"], "vocab_size": SIZE}))
+    with pytest.raises(SourceError, match="BloomForCausalLM takes no 'position_ids'"):
+        refuse(HuggingFaceSpec(str(tmp_path)), input_ids=TOKENS, position_ids=[[0, 1, 0, 1]] * 2)
+
+
+def test_a_name_that_forward_would_leave_out_is_refused_when_it_is_answered_too(spec: Spec) -> None:
+    teacher = make_teacher(spec(), dtype="float32", seed=0)
+    with pytest.raises(SourceError, match="takes no 'token_type_ids'"):
+        teacher.logits({"input_ids": np.array(TOKENS), "token_type_ids": np.ones((2, 4), np.int64)})
+
+
+def test_answers_of_a_language_model_with_padding_ahead_are_those_of_the_text_alone(spec: Spec) -> None:
+    teacher = make_teacher(spec(), dtype="float32", seed=0)
+    padded = {
+        "input_ids": np.array([[PAD, PAD, 5, 6], [3, 4, 5, 6]]),
+        "attention_mask": np.array([[0, 0, 1, 1], [1, 1, 1, 1]]),
+        "position_ids": np.array([[1, 1, 0, 1], [0, 1, 2, 3]]),
+    }
+    found = teacher.logits(padded)[0, 2:]
+    alone = teacher.logits({"input_ids": np.array([[5, 6]] * 2)})[0]
+    np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
 def test_a_model_without_a_padding_id_has_no_padding(spec: Spec) -> None:

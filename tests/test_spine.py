@@ -166,7 +166,12 @@ def spine(one_ray: str, toys: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "store": f"{folder}/store",
         "source": {**ROWS, "arguments": {"count": 100, "label": False}},
         "held_out": {"name": "toy-test", "source": {**ROWS, "arguments": {"count": 30, "first": 60}}},
-        "teacher": {"path": teacher["model"], "dtype": "float32", "batch_size": 16},
+        "teacher": {
+            "path": teacher["model"],
+            "factory": "stillhouse_toys:linear",
+            "dtype": "float32",
+            "batch_size": 16,
+        },
         "targets": {"encoding": "dense", "temperature": 2.0},
         "span_rows": 40,
         "tracking": {"uri": tracking["uri"], "experiment": "toys"},

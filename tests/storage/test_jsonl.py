@@ -184,11 +184,7 @@ def test_files_of_other_types_are_told_apart_by_dtype_and_shape(tmp_path: Path, 
     source_of(tmp_path / "b.jsonl", [[1, 2, 0.5]])
     source = JsonlSource(str(tmp_path))
     with pytest.raises(SourceError) as refused:
-        _ = (
-            make_plan(source, 3, Question.of("teacher", Dense(), 0, trained=True))
-            if reader == "a plan"
-            else SourceRows(source)
-        )
+        _ = make_plan(source, 3, Question.of("teacher", Dense(), 0)) if reader == "a plan" else SourceRows(source)
     assert refused.value.args[:2] == (
         f"{tmp_path}/b.jsonl has the columns sample_id int64, x float64[3].",
         "The files before it have sample_id int64, x int64[3].",

@@ -119,7 +119,7 @@ def test_a_model_folder_can_be_a_teacher(make_cache: Any, make_recipe: Any, tmp_
     [run] = begin(recipe)
     outcome = train(recipe, Place())
     answer = keep_model(recipe, run.folder, outcome)
-    spec = spec_from_folder(answer["model"])
+    spec = spec_from_folder(answer["model"], recipe.student.factory)
     assert spec.weights_sha256() == answer["weights_sha256"]
     for name, value in spec.build().state_dict().items():
         assert value.equal(outcome.model.state_dict()[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,12 +103,15 @@ class Reads:
 
 def watch(store: Folder, spoil: Callable[[int], bool] = lambda _: False) -> Reads:
     """What is read of row groups from now on; the n-th range comes with a wrong byte where `spoil(n)`."""
-    reads, really = Reads(), store.read_pieces
+    reads, really, turn = Reads(), store.read_pieces, threading.Lock()
 
     def read_pieces(path: str, start: int, pieces: Sequence[memoryview]) -> int:
-        reads.rows.append((path, start, start + sum(map(len, pieces))))
+        # Several threads read; each range has a number of its own.
+        with turn:
+            reads.rows.append((path, start, start + sum(map(len, pieces))))
+            number = len(reads.rows)
         count = really(path, start, pieces)
-        if spoil(len(reads.rows)):
+        if spoil(number):
             pieces[0][0] ^= 0xFF
         return count
 

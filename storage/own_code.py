@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
 import re
 import site
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -20,13 +22,30 @@ def module_file(name: str) -> Path | None:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return None
+    if spec is None:
+        return None
+    file, folders = spec.origin, list(spec.submodule_search_locations or [])
     for part in inner:
-        if spec is None or spec.submodule_search_locations is None or not part:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(f"{spec.name}.{part}", list(spec.submodule_search_locations))
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        return None  # built in, frozen, a namespace, or not there
-    return Path(spec.origin)
+        file, folders = _inside(folders, part)
+    # Otherwise it is built in, frozen, a package without `__init__`, or not there.
+    return Path(file) if file is not None and Path(file).is_file() else None
+
+
+def _inside(folders: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The file of a module in a package's folders, as Python finds it, and the folders of its own modules."""
+    if not name:
+        return None, []
+    for folder in folders:
+        package = os.path.join(folder, name)
+        inits = [f"{package}{os.sep}__init__{suffix}" for suffix in importlib.machinery.all_suffixes()]
+        for file in inits:
+            if os.path.isfile(file):
+                return file, [package]
+        for suffix in importlib.machinery.all_suffixes():
+            if os.path.isfile(f"{package}{suffix}"):
+                return f"{package}{suffix}", []
+    # A package without `__init__`, which may have a part in each folder.
+    return None, [found for folder in folders if os.path.isdir(found := os.path.join(folder, name))]
 
 
 def is_own_file(path: Path) -> bool:

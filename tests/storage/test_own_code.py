@@ -94,3 +94,20 @@ def test_an_environment_below_the_working_directory_is_not_the_users(
     monkeypatch.syspath_prepend(str(packages))
     assert module_file("installed_for_a_test") is not None
     assert not is_own_code("installed_for_a_test:f") and not is_in_working_directory("installed_for_a_test:f")
+
+
+def test_a_package_without_init_is_looked_into_before_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"spread_{abs(hash(tmp_path))}"
+    for part, file in (("one", "a.py"), ("two", "b.py")):
+        (tmp_path / part / name / "inner").mkdir(parents=True)
+        (tmp_path / part / name / "inner" / file).write_text("")
+        monkeypatch.syspath_prepend(str(tmp_path / part))
+    importlib.invalidate_caches()
+    monkeypatch.chdir(tmp_path)
+    for part, module in (("one", "a"), ("two", "b")):
+        assert module_file(f"{name}.inner.{module}") == tmp_path / part / name / "inner" / f"{module}.py"
+        assert is_in_working_directory(f"{name}.inner.{module}:build")
+    assert module_file(f"{name}.inner") is None and module_file(f"{name}.inner.c") is None
+    assert name not in sys.modules

@@ -226,6 +226,7 @@ class HuggingFaceSpec:
                 f"teacher.adapter is a folder of this machine's disks that holds {' and '.join(ADAPTER_FILES)}.",
                 "Save it with PeftModel.save_pretrained(FOLDER, safe_serialization=True).",
             )
+        _refuse_adapter_config(Path(folder.url) / ADAPTER_FILES[0])
         return Path(folder.url)
 
     @functools.cached_property
@@ -310,6 +311,23 @@ class HuggingFaceSpec:
 
     def _number(self, *keys: str) -> int | None:
         return next((self.config[key] for key in keys if isinstance(self.config.get(key), int)), None)
+
+
+def _refuse_adapter_config(path: Path) -> None:
+    """Raises ModelError for an adapter_config.json that is no JSON object, or that names a module to import."""
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise ModelError(f"'{path}' is no JSON object.", "It has the settings of an adapter.", "Copy the whole folder.")
+    # With megatron_config peft imports the module that megatron_core names, and older versions import any.
+    if config.get("megatron_config"):
+        raise ModelError(
+            f"'{path}' sets megatron_config, with which peft imports the module '{config.get('megatron_core')}'.",
+            "A name that is read from a file is never imported.",
+            "Merge the adapter where it was trained: PeftModel.merge_and_unload().save_pretrained(FOLDER).",
+        )
 
 
 def _refuse_own_tokens(samples: pa.Table, ids_PL: np.ndarray[Any, Any], where: str) -> None:

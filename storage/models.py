@@ -103,7 +103,7 @@ def spec_from_folder(url: str, factory: str | None = None) -> ModelSpec:
     """The spec of a model folder that a training run wrote. Raises ModelError.
 
     factory: the one that the recipe names beside the folder. Loading a model calls its factory: so the folder's is one
-    in a file of the working directory, or the one that the recipe names.
+    defined in a file below the working directory, or the one that the recipe names.
     """
     config = read_config(url)
     if "factory" not in config:
@@ -123,8 +123,8 @@ def spec_from_folder(url: str, factory: str | None = None) -> ModelSpec:
     if factory is None and not is_in_working_directory(named):
         raise ModelError(
             f"{CONFIG_FILE} in '{url}' names the factory {named}, which is no code of the working directory.",
-            "Loading a folder calls the function that it names: one of a file below the working directory, or one that "
-            "the recipe names too.",
+            "Loading a folder calls the function that it names: one that a def or class in a file below the working "
+            "directory defines, or one that the recipe names too.",
             f"If you trust it, name it in the recipe: teacher.factory={named}",
         )
     return ModelSpec(config["factory"], config["arguments"], Folder(url).url_of(WEIGHTS_FILE))

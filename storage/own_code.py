@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.machinery
 import importlib.util
 import os
@@ -57,7 +58,7 @@ def is_own_file(path: Path) -> bool:
 
 
 # Where any Python has its standard library.
-_IN_LIBRARY = re.compile(r"/lib(64)?/python\d(\.\d+)?/")
+_IN_LIBRARY = re.compile(r"/lib(64)?/(python|pypy)\d(\.\d+)?t?/")
 
 
 def _installed() -> set[Path]:
@@ -76,11 +77,69 @@ def is_own_code(name: str) -> bool:
 
 
 def is_in_working_directory(name: str) -> bool:
-    """Whether package.module:function lies in a Python file of the user's own below the working directory."""
-    path, here = module_file(name.partition(":")[0]), Path.cwd()
-    if path is None or path.suffix != ".py" or not is_own_file(path):
+    """Whether package.module:function is defined in a Python file of the user's own below the working directory.
+
+    The file is read and not run. A function or class that the module imports counts by the module that defines it, so
+    that `from subprocess import getoutput` in the user's file does not make getoutput the user's. False for a name that
+    is bound otherwise, by an assignment or by `import *`.
+    """
+    seen: set[str] = set()
+    while name not in seen:
+        seen.add(name)
+        module, _, function = name.partition(":")
+        path = module_file(module)
+        if path is None or not _is_below_working_directory(path):
+            return False
+        binding = _last_binding(path, function)
+        if not isinstance(binding, ast.ImportFrom):
+            return binding is not None
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        original = next(alias.name for alias in binding.names if (alias.asname or alias.name) == function)
+        try:
+            base = importlib.util.resolve_name("." * binding.level + (binding.module or ""), package)
+        except ImportError:
+            return False
+        name = f"{base}:{original}"
+    return False
+
+
+def _is_below_working_directory(path: Path) -> bool:
+    if path.suffix != ".py" or not is_own_file(path):
         return False
-    return here in path.absolute().parents or here.resolve() in path.resolve().parents
+    return any(
+        here in file.parents
+        # A virtual environment also has code outside site-packages: pip puts checkouts into its folder src.
+        and not any((folder / "pyvenv.cfg").exists() for folder in file.parents if here in folder.parents)
+        for here, file in ((Path.cwd(), path.absolute()), (Path.cwd().resolve(), path.resolve()))
+    )
+
+
+def _last_binding(path: Path, name: str) -> ast.FunctionDef | ast.ClassDef | ast.ImportFrom | None:
+    """The last statement of a file's top level that binds a name, if it is a def, a class or a `from` import."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return None
+    last: ast.stmt | None = None
+    for statement in tree.body:
+        if name in _bound(statement):
+            last = statement
+    return last if isinstance(last, ast.FunctionDef | ast.ClassDef | ast.ImportFrom) else None
+
+
+def _bound(statement: ast.stmt) -> set[str]:
+    """The names that a statement may bind at its module's level, also inside `if`, `try`, `for` and `with`."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    names: set[str] = set()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
 
 
 def _is_absent(name: str) -> bool:

@@ -236,7 +236,11 @@ def _merged(model: Any, adapter: Path, spec: HuggingFaceSpec) -> Any:
         ) from None
     with _links_to(adapter, ADAPTER_FILES) as folder:
         try:
-            return PeftModel.from_pretrained(model, folder).merge_and_unload()
+            adapted = PeftModel.from_pretrained(model, folder)
+            _refuse_other_names(adapted, folder)
+            return adapted.merge_and_unload()
+        except ModelError:
+            raise
         except Exception as error:
             reason = " ".join(str(error).replace(folder, str(adapter)).split())[:300]
             raise ModelError(
@@ -244,6 +248,28 @@ def _merged(model: Any, adapter: Path, spec: HuggingFaceSpec) -> Any:
                 f"({type(error).__name__}: {reason}).",
                 "It is one that was trained on this model.",
             ) from error
+
+
+def _refuse_other_names(adapted: Any, folder: str) -> None:
+    """Raises ModelError where the adapter's file lacks weights that its settings call for, or has others.
+
+    peft leaves out what does not fit: the teacher would answer as if the adapter, or a part of it, were not there.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(Path(folder) / ADAPTER_FILES[1], framework="pt") as file:
+        names = set(file.keys())
+    # Embeddings that were saved beside the adapter have the names of the model's own.
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    missing, surplus = sorted(wanted - names), sorted(names - wanted - set(adapted.state_dict()))
+    if missing or surplus:
+        raise ModelError(
+            f"The adapter does not fit the model: its file lacks {len(missing)} weights and has {len(surplus)} that "
+            f"the model has no place for, as {(missing or surplus)[0]}.",
+            f"{ADAPTER_FILES[1]} has each weight that {ADAPTER_FILES[0]} calls for on this model, and no other.",
+            "Name the base model that the adapter was trained on in teacher.path.",
+        )
 
 
 def _head_device(model: Any, spec: HuggingFaceSpec) -> Any:

@@ -333,3 +333,16 @@ def test_deciding_whose_code_a_folder_names_runs_nothing(tmp_path: Path, monkeyp
     with pytest.raises(ModelError, match="which is no code of the working directory"):
         spec_from_folder(str(tmp_path))
     assert not mark.exists()
+
+
+def test_a_folder_does_not_name_what_a_file_of_the_working_directory_imports(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = module("from subprocess import getoutput\n")
+    (tmp_path / CONFIG_FILE).write_text(
+        json.dumps({"factory": f"{name}:getoutput", "arguments": {"cmd": "touch called"}})
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="which is no code of the working directory"):
+        spec_from_folder(str(tmp_path)).build()
+    assert not (tmp_path / "called").exists()

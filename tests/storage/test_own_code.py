@@ -21,7 +21,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / name
     (folder / "inner").mkdir(parents=True)
     for file in ("__init__.py", "inner/__init__.py", "inner/nets.py"):
-        (folder / file).write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write(__name__)\n")
+        (folder / file).write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write(__name__)\n\ndef build(): ...\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
@@ -46,6 +46,8 @@ def test_a_dotted_name_is_found_without_importing_its_parents(package: Path, tmp
         "/opt/conda/envs/other/lib/python3.9/site-packages/nets.py",
         "/srv/bundle/site-packages/nets.py",
         "/usr/lib/python3.9/json/__init__.py",
+        "/opt/python/lib/python3.14t/json/__init__.py",
+        "/opt/python/lib/pypy3.9/json/__init__.py",
         "/home/me/project/.venv/lib/python3.11/site-packages/timm/nets.py",
         f"{site.getusersitepackages()}/nets.py",
         f"{sysconfig.get_paths()['stdlib']}/subprocess.py",
@@ -102,7 +104,7 @@ def test_a_package_without_init_is_looked_into_before_it_is_imported(
     name = f"spread_{abs(hash(tmp_path))}"
     for part, file in (("one", "a.py"), ("two", "b.py")):
         (tmp_path / part / name / "inner").mkdir(parents=True)
-        (tmp_path / part / name / "inner" / file).write_text("")
+        (tmp_path / part / name / "inner" / file).write_text("def build(): ...\n")
         monkeypatch.syspath_prepend(str(tmp_path / part))
     importlib.invalidate_caches()
     monkeypatch.chdir(tmp_path)
@@ -111,3 +113,36 @@ def test_a_package_without_init_is_looked_into_before_it_is_imported(
         assert is_in_working_directory(f"{name}.inner.{module}:build")
     assert module_file(f"{name}.inner") is None and module_file(f"{name}.inner.c") is None
     assert name not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("text", "is_own"),
+    [
+        ("def f(): ...", True),
+        ("class f: ...", True),
+        ("from .inner.nets import build as f", True),
+        ("from subprocess import getoutput as f", False),
+        ("def f(): ...\nfrom subprocess import getoutput as f", False),
+        ("def f(): ...\nif True:\n    from subprocess import getoutput as f", False),
+        ("import subprocess\nf = subprocess.getoutput", False),
+        ("from subprocess import *", False),
+        ("from . import f", False),
+        ("from .....nowhere import f", False),
+        ("this is no Python", False),
+    ],
+)
+def test_a_function_belongs_to_the_file_that_defines_it(package: Path, text: str, is_own: bool) -> None:
+    (package / "__init__.py").write_text(text)
+    assert is_in_working_directory(f"{package.name}:f") is is_own
+
+
+def test_a_checkout_in_an_environments_folder_is_not_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "env" / "src" / "nets"
+    source.mkdir(parents=True)
+    (tmp_path / "env" / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    (source / "checkout_for_a_test.py").write_text("def f(): ...\n")
+    monkeypatch.syspath_prepend(str(source))
+    monkeypatch.chdir(tmp_path)
+    assert not is_in_working_directory("checkout_for_a_test:f")
+    monkeypatch.chdir(tmp_path / "env")  # a project may lie in the folder of its environment
+    assert is_in_working_directory("checkout_for_a_test:f")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +102,64 @@ def test_an_adapter_belongs_to_a_model_of_hugging_faces_form(folders: dict[str, 
     (tmp_path / "config.json").write_text('{"factory": "nets:build", "arguments": {}}')
     with pytest.raises(RecipeError, match="is a model that a run wrote"):
         TeacherSection.model_validate({**section, "path": str(tmp_path)}).spec()
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        (lambda state: {name: v for name, v in state.items() if "layers.1" not in name}, "lacks 4 weights and has 0"),
+        (lambda state: {**state, **{n.replace("layers.1", "layers.9"): v for n, v in state.items()}}, "has 4 that"),
+        (lambda state: {n.replace("model.model", "model.body"): v for n, v in state.items()}, "lacks 8 .* has 8"),
+        (lambda state: {}, "lacks 8"),
+    ],
+)
+def test_an_adapter_of_which_a_part_would_be_left_out_is_refused(
+    folders: dict[str, Path], tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], counts: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    other = Path(shutil.copytree(folders["adapter"], tmp_path / "other"))
+    file = other / "adapter_model.safetensors"
+    state = change(load_file(file))
+    save_file({name: value.clone() for name, value in state.items()}, file)
+    with pytest.raises(ModelError, match=f"does not fit the model: its file .*{counts}"):
+        logits(path=str(folders["base"]), adapter=str(other))
+
+
+@pytest.mark.parametrize(
+    "more", [{"modules_to_save": ["lm_head"]}, {"use_dora": True}, {"target_modules": "all-linear"}]
+)
+def test_adapters_of_other_settings_fit(folders: dict[str, Path], tmp_path: Path, more: dict[str, Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **more})
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folders["base"]), config)
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value.add_(0.1)
+    model.save_pretrained(tmp_path)
+    expected = model.eval()(torch.from_numpy(IDS["input_ids"])).logits.detach()
+    found = logits(path=str(folders["base"]), adapter=str(tmp_path))
+    torch.testing.assert_close(found, expected[..., : found.shape[-1]], rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_names_no_module_to_import(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peft imports the module that megatron_core names."""
+    other = Path(shutil.copytree(folders["adapter"], tmp_path / "other"))
+    config, mark = other / "adapter_config.json", tmp_path / "imported"
+    (tmp_path / "megatron").mkdir()
+    (tmp_path / "megatron" / "__init__.py").write_text("")
+    (tmp_path / "megatron" / "core_of_a_test.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    named = {"megatron_config": {"size": 1}, "megatron_core": "megatron.core_of_a_test"}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **named}))
+    with pytest.raises(ModelError, match=r"peft imports the module 'megatron\.core_of_a_test'"):
+        logits(path=str(folders["base"]), adapter=str(other))
+    assert not mark.exists()
+    config.write_text("[")
+    with pytest.raises(ModelError, match="is no JSON object"):
+        HuggingFaceSpec(str(folders["base"]), adapter=str(other)).digest("float32")

@@ -194,10 +194,15 @@ def refuse_padding(rows: Rows, pads: tuple[int, ...], ends: tuple[int, ...], lan
     mask_RL, label_RL = rows.array(MASK), rows.array(LABEL)
     if label_RL is not None and label_RL.ndim != 2:
         label_RL = None
-    if mask_RL is not None and language_model:
-        _refuse_learnt(rows, mask_RL == 0, label_RL, f"{MASK} 0")
     ids_RL = rows.array(INPUT_IDS)
     assert ids_RL is not None
+    if language_model and label_RL is not None and label_RL.shape != ids_RL.shape:
+        raise SourceError(
+            f"{rows.where}: the label has {label_RL.shape[1]} values a row, {INPUT_IDS} {ids_RL.shape[1]}.",
+            "Each token has one: the label of position t is token t + 1, or -100.",
+        )
+    if mask_RL is not None and language_model:
+        _refuse_learnt(rows, mask_RL == 0, label_RL, f"{MASK} 0")
     leading_RL, trailing_RL = _unmasked_padding(ids_RL, mask_RL, pads, ends)
     if language_model and mask_RL is None:
         leading_RL &= ~_apart(leading_RL, rows.array(POSITION_IDS))[:, None]
@@ -213,6 +218,7 @@ def refuse_padding(rows: Rows, pads: tuple[int, ...], ends: tuple[int, ...], lan
         )
     if language_model:
         _refuse_learnt(rows, trailing_RL, label_RL, f"the padding id {', '.join(map(str, pads))}")
+        _refuse_targets(rows, trailing_RL if mask_RL is None else mask_RL == 0, label_RL, ends)
 
 
 def _unmasked_padding(
@@ -255,6 +261,25 @@ def _refuse_learnt(rows: Rows, padding_RL: Array, label_RL: Array | None, sign: 
             f"{'no labels' if label_RL is None else 'labels other than ' + str(IGNORED)}.",
             "Students would learn from what the teacher says of padding.",
             f"Give the label {IGNORED} at those positions (the label of position t is token t + 1).",
+        )
+
+
+def _refuse_targets(rows: Rows, padding_RL: Array, label_RL: Array | None, ends: tuple[int, ...]) -> None:
+    """Raises SourceError where the last token of a text has the padding after it as its label.
+
+    An end of text is a label that is meant, also where it is the padding.
+    """
+    ids_RL = rows.array(INPUT_IDS)
+    if label_RL is None or ids_RL is None:
+        return
+    label_Rl, next_Rl = label_RL[:, :-1], ids_RL[:, 1:]
+    odd_Rl = padding_RL[:, 1:] & (label_Rl == next_Rl) & ~np.isin(label_Rl, ends)
+    if odd_Rl.any():
+        row, at = (int(n) for n in np.argwhere(odd_Rl)[0])
+        raise SourceError(
+            f"{rows.sample(row)} has the padding id {next_Rl[row, at]} as the label of position {at}.",
+            "Students would learn to predict padding.",
+            f"Give the label {IGNORED} to the token before padding, too (the label of position t is token t + 1).",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import tempfile
 from collections.abc import Generator, Sequence
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from storage.errors import ModelError, SourceError, TeacherError
 from storage.hugging_face import ADAPTER_FILES, HuggingFaceSpec
-from storage.hugging_face_inputs import Array, holds_several, refuse_mask_of_packed, refuse_names
+from storage.hugging_face_inputs import MASK, Array, holds_several, refuse_mask_of_packed, refuse_names
 from storage.sources.packed import INPUT_IDS, POSITION_IDS
 
 log = logging.getLogger("stillhouse.teacher")
@@ -56,6 +57,7 @@ class TransformersTeacher:
         self._refuse_ids(ids)
         if spec.is_language_model:
             refuse_mask_of_packed(inputs, "A batch")
+            self._refuse_padding_ahead(inputs)
         several = spec.is_language_model and positions is not None and bool(holds_several(positions).any())
         if several and self._leak > self._allowed:
             raise TeacherError(
@@ -110,6 +112,39 @@ class TransformersTeacher:
                 seconds.append(self._distance(row[lengths[first] :], alone[second]))
         least, most = _ALLOWED[self._dtype]
         return max(*firsts, *seconds), min(max(least, _ROUNDINGS * max(firsts)), most)
+
+    def _refuse_padding_ahead(self, inputs: dict[str, Array]) -> None:
+        """Raises TeacherError for padding before the text where the model counts it as positions, as GPT-2 does."""
+        mask_RL = inputs.get(MASK)
+        if mask_RL is None or POSITION_IDS in inputs or mask_RL[:, 0].all():
+            return
+        moved, allowed = self._moved_by_padding
+        if moved > allowed:
+            raise TeacherError(
+                f"{self._spec.architecture} counts padding before a text as positions: it moves the logits by "
+                f"{moved:.2g} of their spread.",
+                f"Up to {allowed:.2g} may be {self._dtype}'s rounding.",
+                f"Put the padding after the text, or add {POSITION_IDS}: 0, 1, ... from the first token on.",
+            )
+
+    @functools.cached_property
+    def _moved_by_padding(self) -> tuple[float, float]:
+        """How far padding before a text moves its logits, in parts of their spread, and how far rounding may.
+
+        Padding after the text moves a causal model's logits by rounding alone.
+        """
+        context = self._spec.context or 64
+        length = max(1, min(9, context // 2))
+        padding = max(1, min(32, context - length))
+        text = np.random.default_rng(2).integers(0, self._spec.classes, length)
+        filler, zeros, ones = np.zeros(padding, np.int64), np.zeros(padding, np.int64), np.ones(length, np.int64)
+        with self._torch.inference_mode():
+            alone = self._ask({INPUT_IDS: text[None]})[0]
+            ids = np.stack([np.concatenate([filler, text]), np.concatenate([text, filler])])
+            before, after = self._ask({INPUT_IDS: ids, MASK: np.stack([np.r_[zeros, ones], np.r_[ones, zeros]])})
+        rounding = self._distance(after[:length], alone)
+        least, most = _ALLOWED[self._dtype]
+        return self._distance(before[padding:], alone), min(max(least, _ROUNDINGS * rounding), most)
 
     def _refuse_foresight(self) -> None:
         """Raises ModelError for a model that reads on: the target of a position would be known to its inputs."""

@@ -161,6 +161,24 @@ def test_a_language_model_takes_padding_that_nobody_learns_from(spec: Spec, colu
             },
             r"begins with the padding id 0, and there is no attention_mask",
         ),
+        ({"input_ids": TOKENS, "label": [[4, 5, 6]] * 2}, r"label has 3 values a row, input_ids 4"),
+        (
+            {"input_ids": [[3, 4, 5, PAD]] * 2, "label": [[4, 5, NONE]] * 2, "attention_mask": [[1, 1, 1, 0]] * 2},
+            r"label has 3 values a row, input_ids 4",
+        ),
+        # The token before the padding has the padding as its label.
+        (
+            {"input_ids": [[3, 4, 5, PAD]] * 2, "label": [[4, 5, PAD, NONE]] * 2},
+            r"has the padding id 0 as the label of position 2",
+        ),
+        (
+            {
+                "input_ids": [[3, 4, 5, PAD]] * 2,
+                "label": [[4, 5, PAD, NONE]] * 2,
+                "attention_mask": [[1, 1, 1, 0]] * 2,
+            },
+            r"has the padding id 0 as the label of position 2",
+        ),
         (
             {"input_ids": [[3, 4, PAD, PAD]] * 2, "attention_mask": ONES},
             r"has padding \(the padding id 0\) with no labels",
@@ -183,6 +201,8 @@ def test_an_end_of_text_that_is_also_the_padding_is_padding_only_where_it_is_rep
 def test_the_end_of_text_before_padding_of_the_same_id_may_have_a_label(spec: Spec) -> None:
     ends = spec(pad_token_id=END)
     refuse(ends, input_ids=[[3, 4, END, END]] * 2, label=[[4, END, 5, NONE]] * 2)
+    masked = [[1, 1, 0, 0]] * 2
+    refuse(ends, input_ids=[[3, 4, END, END]] * 2, label=[[4, END, NONE, NONE]] * 2, attention_mask=masked)
     with pytest.raises(SourceError, match="labels other than -100"):
         refuse(ends, input_ids=[[3, 4, END, END]] * 2, label=[[4, END, END, 5]] * 2)
 

@@ -138,6 +138,30 @@ def test_a_model_whose_positions_run_on_is_refused(saved: Save, dtype: str, monk
         )
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "mistral, window 4"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_padding_before_a_text_is_taken_where_it_moves_nothing(saved: Save, name: str, dtype: str) -> None:
+    teacher = teacher_of(saved(name), dtype)
+    padded = {"input_ids": np.array([[0, 0, 5, 6, 7]]), "attention_mask": np.array([[0, 0, 1, 1, 1]])}
+    found = teacher.logits(padded)[0, 2:].float()
+    alone = teacher.logits({"input_ids": np.array([[5, 6, 7]])})[0].float()
+    torch.testing.assert_close(found, alone, rtol=0, atol=1e-5 if dtype == "float32" else 0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_padding_before_a_text_is_refused_where_it_counts_as_positions(saved: Save, dtype: str) -> None:
+    teacher = teacher_of(saved("gpt2"), dtype)
+    ids, mask = np.array([[0, 0, 5, 6, 7]]), np.array([[0, 0, 1, 1, 1]])
+    with pytest.raises(TeacherError, match=r"^GPT2LMHeadModel counts padding before a text as positions: .*after the"):
+        teacher.logits({"input_ids": ids, "attention_mask": mask})
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": np.array([[0, 0, 0, 1, 2]])}
+    found = teacher.logits(given)[0, 2:].float()
+    alone = teacher.logits({"input_ids": ids[:, 2:]})[0].float()
+    torch.testing.assert_close(found, alone, rtol=0, atol=1e-5 if dtype == "float32" else 0.05)
+    after = {"input_ids": ids[:, ::-1], "attention_mask": mask[:, ::-1]}
+    assert teacher.logits(after).shape == (1, 5, SIZE)
+
+
 @pytest.mark.parametrize("is_decoder", [False, True])
 def test_a_model_that_sees_the_tokens_that_follow_is_refused(tmp_path: Path, is_decoder: bool) -> None:
     spec = HuggingFaceSpec(str(save_model(tmp_path, "RobertaForCausalLM", is_decoder=is_decoder)))

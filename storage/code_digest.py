@@ -10,7 +10,7 @@ from pathlib import Path
 
 from storage.errors import ModelError
 from storage.names import find_function
-from storage.own_code import is_own_file, module_file
+from storage.own_code import is_own_file, module_file, modules_in
 
 # stillhouse's packages: they decide no answer by themselves, and their version is lineage.
 _OURS, _ROOT = ("storage", "cluster", "teacher_infer", "student_train"), Path(__file__).resolve().parent.parent
@@ -38,7 +38,8 @@ def own_files(modules: Sequence[str]) -> dict[str, Path]:
     """The files of the first module, and of the others and all that they import as far as it is the user's own.
 
     Nothing is imported: files are read for their imports, those inside functions as well, relative ones, the
-    `__init__` of packages, and `importlib.import_module` with a literal name.
+    `__init__` of packages, and `importlib.import_module` with a literal name. Of a name that begins with a literal, as
+    f"zoo.{net}", all modules of the package zoo count; of one that is wholly computed, none.
     """
     found: dict[str, Path] = {}
     seen: set[str] = set()
@@ -78,11 +79,32 @@ def _names(node: ast.AST, package: str) -> Iterator[str]:
         if base:
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
-    elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+    elif isinstance(node, ast.Call):
         function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        name = node.args[0].value
-        if function in ("import_module", "__import__") and isinstance(name, str) and name:
-            yield from filter(None, [_absolute(name, package)])
+        if function in ("import_module", "__import__") and node.args:
+            text, whole = _literal_beginning(node.args[0])
+            if whole and text:
+                yield from filter(None, [_absolute(text, package)])
+            elif text:
+                # Of a computed name every module of the package that it begins with may be meant.
+                begin = text.rpartition(".")[0]
+                yield from modules_in(_absolute(begin, package) if begin.strip(".") else package)
+        elif function in ("iter_modules", "walk_packages"):
+            yield from modules_in(package)
+
+
+def _literal_beginning(node: ast.expr) -> tuple[str, bool]:
+    """The text that an expression begins with, and whether that is all of it: of f"zoo.{net}" it is 'zoo.'."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value, True
+    if isinstance(node, ast.JoinedStr) and node.values:
+        return _literal_beginning(node.values[0])[0], False
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mod):
+        text = _literal_beginning(node.left)[0]
+        return text.partition("%")[0] if isinstance(node.op, ast.Mod) else text, False
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
+        return _literal_beginning(node.func.value)[0].partition("{")[0], False
+    return "", False
 
 
 def _absolute(name: str, package: str) -> str:

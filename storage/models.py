@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-
+from storage.built_model import parameters_digest, structure_digest
 from storage.code_digest import code_digests
-from storage.digest import canonical_json, sha256_file, sha256_of
+from storage.digest import sha256_file, sha256_of
 from storage.errors import ModelError
 from storage.folder import Folder, open_url
 from storage.names import call, find_function
@@ -62,7 +59,7 @@ class ModelSpec:
     def key_parts(self, dtype: str, model: Any = None) -> dict[str, Any]:
         """Everything that decides what it answers as a teacher, readable.
 
-        model: what `build` gave, where no weights file is given: its parameters and buffers count instead.
+        model: what `build` gave, where no weights file is given: its numbers and its modules' settings count instead.
         """
         if self.weights is None and model is None:
             raise ValueError("the key of a model without a weights file needs the built model")
@@ -72,7 +69,7 @@ class ModelSpec:
             "arguments": self.arguments,
             "code": code_digests(self.factory),
             "weights": self.weights_sha256() if model is None else None,
-            "parameters": None if model is None else parameters_digest(model),
+            **({} if model is None else {"parameters": parameters_digest(model), "structure": structure_digest(model)}),
             "dtype": dtype,
             "precision": PRECISION[dtype],
         }
@@ -156,33 +153,6 @@ def read_config(url: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{CONFIG_FILE} in '{url}' is no JSON object.", "It names the model's settings.")
     return config
-
-
-def parameters_digest(model: Any) -> str:
-    """sha256 of all numbers that a built torch module holds, as they are on the CPU before a dtype or device is set.
-
-    Parameters, buffers (those that are not persistent as well), and tensors and arrays that are plain attributes.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    for name, value in sorted(_numbers(model), key=lambda item: item[0]):
-        array = value.detach().cpu().contiguous() if isinstance(value, torch.Tensor) else torch.from_numpy(value.copy())
-        digest.update(canonical_json([name, str(array.dtype), list(array.shape)]))
-        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _numbers(model: Any) -> Iterator[tuple[str, Any]]:
-    import torch
-
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            is_numbers = isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
-            if is_numbers or (isinstance(value, torch.Tensor) and not value.is_meta):
-                yield f"{path}.{name}" if path else name, value
 
 
 def _open_weights(url: str) -> Any:

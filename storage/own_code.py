@@ -6,6 +6,7 @@ import ast
 import importlib.machinery
 import importlib.util
 import os
+import pkgutil
 import re
 import site
 import sysconfig
@@ -49,16 +50,39 @@ def _inside(folders: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     return None, [found for folder in folders if os.path.isdir(found := os.path.join(folder, name))]
 
 
+def modules_in(package: str) -> list[str]:
+    """The names of the modules and packages directly inside a package, sorted; none of what is no package."""
+    return sorted({f"{package}.{found.name}" for found in pkgutil.iter_modules(_folders(package))})
+
+
+def _folders(package: str) -> list[str]:
+    """The folders that a package's modules lie in."""
+    top, *inner = package.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return []
+    folders = list(spec.submodule_search_locations or []) if spec is not None else []
+    for part in inner:
+        folders = _inside(folders, part)[1]
+    return folders
+
+
 def is_own_file(path: Path) -> bool:
     """Whether a file is neither Python's own nor an installed package's: of this Python, of a user, or of another."""
     resolved = path.resolve()
-    if {"site-packages", "dist-packages"} & set(resolved.parts) or _IN_LIBRARY.search(resolved.as_posix()):
+    if {"site-packages", "dist-packages"} & set(resolved.parts) or _in_a_library(resolved):
         return False
     return not any(place in resolved.parents for place in _installed())
 
 
-# Where any Python has its standard library.
-_IN_LIBRARY = re.compile(r"/lib(64)?/(python|pypy)\d(\.\d+)?t?/")
+_LIBRARY = re.compile(r".*?/lib(64)?/(python|pypy)\d(\.\d+)?t?/")
+
+
+def _in_a_library(path: Path) -> bool:
+    """Whether a file lies where some Python has its standard library: below /usr or /opt, or beside its os.py."""
+    found = _LIBRARY.match(path.as_posix())
+    return found is not None and (found.group().startswith(("/usr/", "/opt/")) or Path(found.group(), "os.py").exists())
 
 
 def _installed() -> set[Path]:
@@ -122,8 +146,9 @@ def _last_binding(path: Path, name: str) -> ast.FunctionDef | ast.ClassDef | ast
         return None
     last: ast.stmt | None = None
     for statement in tree.body:
-        if name in _bound(statement):
-            last = statement
+        # After `import *` nobody knows what a name is without running it.
+        if {name, "*"} & _bound(statement):
+            last = statement if name in _bound(statement) else None
     return last if isinstance(last, ast.FunctionDef | ast.ClassDef | ast.ImportFrom) else None
 
 

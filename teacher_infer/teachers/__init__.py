@@ -73,6 +73,12 @@ def set_precision() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
+    # Newer versions of torch have a setting for each library and operation, which the ones above do not reach.
+    backends = torch.backends
+    for group in (backends, backends.cuda, backends.cudnn, backends.mkldnn):
+        for settings in (group, *(getattr(group, name, None) for name in ("conv", "rnn", "matmul"))):
+            if settings is not None and hasattr(settings, "fp32_precision"):
+                settings.fp32_precision = "ieee"
 
 
 def answer_shape(spec: Spec, example: pa.Table, *, dtype: str, seed: int) -> tuple[int, ...] | None:

@@ -76,3 +76,32 @@ def test_a_factory_without_a_file_is_refused() -> None:
         code_digests("builtins:dict")
     with pytest.raises(RecipeError, match="cannot be imported"):
         code_digests("no_such_module:build")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        'importlib.import_module(f"{name}.zoo.{net}")',
+        'importlib.import_module("{name}.zoo." + net)',
+        'importlib.import_module("{name}.zoo.%s" % net)',
+        'importlib.import_module("{name}.zoo.{}".format(net))',
+        'importlib.import_module(f".zoo.{net}", __package__)',
+    ],
+)
+def test_of_a_computed_name_every_module_of_its_package_counts(package: str, tmp_path: Path, call: str) -> None:
+    zoo = tmp_path / package / "zoo"
+    zoo.mkdir()
+    for file in ("__init__.py", "small.py", "large.py"):
+        (zoo / file).write_text("")
+    line = call.replace("{name}", package)
+    (tmp_path / package / "registry.py").write_text(f"import importlib\n\ndef build(net):\n    return {line}\n")
+    found = code_digests(f"{package}.registry:build")
+    assert {f"{package}.zoo.small", f"{package}.zoo.large"} <= found.keys()
+    assert f"{package}.unused" not in found
+
+
+def test_modules_that_a_package_walks_over_count(package: str, tmp_path: Path) -> None:
+    (tmp_path / package / "walk.py").write_text(
+        "import pkgutil\nimport types\n\ndef build():\n    return list(pkgutil.iter_modules(['.']))\n"
+    )
+    assert f"{package}.unused" in code_digests(f"{package}.walk:build")

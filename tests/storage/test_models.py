@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from storage.errors import ModelError, RecipeError
-from storage.models import CONFIG_FILE, WEIGHTS_FILE, ModelSpec, load_weights, parameters_digest, spec_from_folder
+from storage.models import CONFIG_FILE, WEIGHTS_FILE, ModelSpec, load_weights, spec_from_folder
 
 SOURCE = '''
 """A model small enough to be looked at."""
@@ -266,36 +265,9 @@ def test_a_folder_names_no_code_but_the_users_own(tmp_path: Path, factory: str) 
         spec_from_folder(str(tmp_path))
 
 
-class Numbers(torch.nn.Module):
-    """A module with each kind of number that a module can hold."""
-
-    def __init__(self, kind: str = "", to: float = 0.0) -> None:
-        super().__init__()
-        self.linear = torch.nn.Linear(2, 2)
-        with torch.no_grad():
-            self.linear.weight.fill_(to if kind == "parameter" else 0.0)
-            self.linear.bias.zero_()
-        self.register_buffer("kept", torch.full((2,), to if kind == "buffer" else 0.0))
-        self.register_buffer("left", torch.full((2,), to if kind == "non-persistent buffer" else 0.0), persistent=False)
-        self.plain = torch.full((2,), to if kind == "plain tensor" else 0.0)
-        self.array = np.full(2, to if kind == "array" else 0.0)
-
-
-@pytest.mark.parametrize("kind", ["parameter", "buffer", "non-persistent buffer", "plain tensor", "array"])
-def test_every_number_of_a_built_model_counts(kind: str) -> None:
-    assert parameters_digest(Numbers()) == parameters_digest(Numbers(kind, 0.0))
-    assert parameters_digest(Numbers()) != parameters_digest(Numbers(kind, 1.0))
-
-
-def test_dtype_and_name_count_in_a_built_models_digest() -> None:
-    one, other = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
-    other.load_state_dict(one.state_dict())
-    assert parameters_digest(one) == parameters_digest(other) != parameters_digest(other.half())
-
-
 def test_a_teachers_key_has_weights_or_the_built_numbers(spec: ModelSpec, weights: Path) -> None:
     with_file = replace(spec, weights=str(weights)).key_parts("float32")
-    assert with_file["weights"] and with_file["parameters"] is None and with_file["precision"] == "ieee"
+    assert with_file["weights"] and "parameters" not in with_file and with_file["precision"] == "ieee"
     built = spec.key_parts("float32", spec.build(0))
     assert built["weights"] is None and built == spec.key_parts("float32", spec.build(0))
     assert built["parameters"] != spec.key_parts("float32", spec.build(1))["parameters"]

@@ -146,3 +146,12 @@ def test_a_checkout_in_an_environments_folder_is_not_the_users(tmp_path: Path, m
     assert not is_in_working_directory("checkout_for_a_test:f")
     monkeypatch.chdir(tmp_path / "env")  # a project may lie in the folder of its environment
     assert is_in_working_directory("checkout_for_a_test:f")
+
+
+@pytest.mark.parametrize("statement", ["from subprocess import *", "if True:\n    from subprocess import *"])
+def test_after_a_star_import_no_name_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str) -> None:
+    name = f"starred_{abs(hash((tmp_path, statement)))}"
+    (tmp_path / f"{name}.py").write_text(f"def run():\n    pass\n\n\n{statement}\n\n\ndef build():\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert not is_in_working_directory(f"{name}:run") and is_in_working_directory(f"{name}:build")

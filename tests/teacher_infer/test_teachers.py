@@ -161,11 +161,20 @@ def test_a_module_that_gives_no_logits_is_named(toys: Path, shape: tuple[int, ..
 
 def test_float32_is_never_tf32(toys: Path) -> None:
     """Whatever the user's code, or another teacher, has set before."""
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    make_teacher(ModelSpec("stillhouse_toys:linear"), dtype="float32", seed=0)
-    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
-    assert torch.get_float32_matmul_precision() == "highest"
+    backends = torch.backends
+    for way in ("old", "new"):
+        if way == "old":
+            backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = True
+        elif hasattr(backends, "fp32_precision"):
+            for group in (backends, backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul):
+                group.fp32_precision = "tf32"
+            backends.mkldnn.conv.fp32_precision = "bf16"
+        make_teacher(ModelSpec("stillhouse_toys:linear"), dtype="float32", seed=0)
+        assert not backends.cuda.matmul.allow_tf32 and not backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "highest"
+        if hasattr(backends, "fp32_precision"):
+            groups = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.conv)
+            assert {group.fp32_precision for group in groups} == {"ieee"}
 
 
 def test_the_model_that_was_digested_is_the_one_that_answers(toys: Path) -> None:

@@ -99,6 +99,19 @@ def test_own_code_that_stays_here(read: Any, work: Path, monkeypatch: pytest.Mon
     assert refuse_left_behind("r.yaml", read(teacher__factory="open_nets:build", **passing), shipped(work)) == []
 
 
+def test_a_module_that_a_factory_imports_is_shipped_too(read: Any, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (work / "private").mkdir()
+    (work / "private" / "hidden_layers.py").write_text("def head(): ...\n")
+    (work / "shown_nets.py").write_text("def build():\n    from private.hidden_layers import head\n    return head()\n")
+    monkeypatch.syspath_prepend(str(work))
+    importlib.invalidate_caches()
+    recipe = read(teacher__factory="shown_nets:build")
+    assert refuse_left_behind("r.yaml", recipe, shipped(work)) == []
+    (work / ".gitignore").write_text("private/\n")
+    said = left_behind(recipe, work)
+    assert "which imports private.hidden_layers, and its file private/hidden_layers.py lies in" in said
+
+
 @pytest.mark.parametrize(
     ("place", "key", "value"),
     [

@@ -65,32 +65,57 @@ def _imported(path: Path, module: str) -> Iterator[str]:
         tree = ast.parse(path.read_bytes())
     except SyntaxError:
         return  # importing it will say what is wrong
+    reader = _Reader(tree, package)
     for node in ast.walk(tree):
-        for name in _names(node, package):
+        for name in reader.names(node):
             parts = name.split(".")
             yield from (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
 
 
-def _names(node: ast.AST, package: str) -> Iterator[str]:
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-        base = _absolute("." * node.level + (node.module or ""), package)
-        if base:
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
-    elif isinstance(node, ast.Call):
-        function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if function in ("import_module", "__import__") and node.args:
-            text, whole = _literal_beginning(node.args[0])
+class _Reader:
+    """Reads the imports of one file. constants: the texts that its top level gives names to."""
+
+    def __init__(self, tree: ast.Module, package: str) -> None:
+        self._package = package
+        self._constants: dict[str, ast.expr] = {}
+        # What `from importlib import import_module as load` calls it.
+        self._aliases: dict[str, str] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                self._aliases |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        for node in tree.body:
+            if isinstance(node, ast.Assign):
+                self._constants |= {one.id: node.value for one in node.targets if isinstance(one, ast.Name)}
+
+    def names(self, node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute("." * node.level + (node.module or ""), self._package)
+            if base:
+                yield base
+                yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
+        elif isinstance(node, ast.Call):
+            yield from self._called(node)
+
+    def _called(self, node: ast.Call) -> Iterator[str]:
+        named = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        function = self._aliases.get(named, named)
+        if function in ("iter_modules", "walk_packages"):
+            yield from modules_in(self._package)
+        if function not in ("import_module", "__import__", "resolve_name"):
+            return
+        given = [*node.args[:1], *(one.value for one in node.keywords if one.arg == "name")]
+        for value in given:
+            value = self._constants.get(value.id, value) if isinstance(value, ast.Name) else value
+            text, whole = _literal_beginning(value)
+            text = text.partition(":")[0]
             if whole and text:
-                yield from filter(None, [_absolute(text, package)])
+                yield from filter(None, [_absolute(text, self._package)])
             elif text:
                 # Of a computed name every module of the package that it begins with may be meant.
                 begin = text.rpartition(".")[0]
-                yield from modules_in(_absolute(begin, package) if begin.strip(".") else package)
-        elif function in ("iter_modules", "walk_packages"):
-            yield from modules_in(package)
+                yield from modules_in(_absolute(begin, self._package) if begin.strip(".") else self._package)
 
 
 def _literal_beginning(node: ast.expr) -> tuple[str, bool]:

@@ -105,3 +105,18 @@ def test_modules_that_a_package_walks_over_count(package: str, tmp_path: Path) -
         "import pkgutil\nimport types\n\ndef build():\n    return list(pkgutil.iter_modules(['.']))\n"
     )
     assert f"{package}.unused" in code_digests(f"{package}.walk:build")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import importlib\n\ndef build():\n    return importlib.import_module(name='{name}.unused')\n",
+        "from importlib import import_module as load\n\ndef build():\n    return load('{name}.unused')\n",
+        "import importlib\nNAME = '{name}.unused'\n\ndef build():\n    return importlib.import_module(NAME)\n",
+        "import pkgutil\n\ndef build():\n    return pkgutil.resolve_name('{name}.unused:unused')\n",
+    ],
+    ids=["keyword", "alias", "constant", "resolve_name"],
+)
+def test_other_ways_to_import_count(package: str, tmp_path: Path, text: str) -> None:
+    (tmp_path / package / "ways.py").write_text(text.replace("{name}", package))
+    assert f"{package}.unused" in code_digests(f"{package}.ways:build")

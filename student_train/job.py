@@ -204,7 +204,7 @@ def _translated(error: Exception, recipe: StudentRecipe) -> StillhouseError:
     # A remote error's text is its traceback; the last line says what happened.
     lines = [line.strip() for line in str(decisive(error)).splitlines() if line.strip(" ^~")]
     return JobError(
-        f"Training failed: {lines[-1] if lines else type(found[-1]).__name__}",
+        f"Training failed: {(lines[-1] if lines else type(found[-1]).__name__).rstrip('.')}.",
         remedy=f"Ray's logs have the rest; they lie in the session's folder ({RAY_LOGS}).",
     )
 

@@ -20,7 +20,7 @@ import pytest
 from storage.cache import open_cache
 from storage.console import Progress
 from storage.stream import CacheRows, scan
-from teacher_infer import job
+from teacher_infer import job, watch
 from teacher_infer.__main__ import main
 
 Recipe = Callable[..., dict[str, Any]]
@@ -125,8 +125,9 @@ def test_a_device_that_fails_costs_its_actor_and_no_password_is_told(
 
 
 def test_a_teacher_that_hangs_is_replaced_and_its_span_labelled_by_another_actor(
-    one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path
+    one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(watch, "_TIMES", 2.0)
     settings = {"hangs": number(25), "hung": str(tmp_path / "hung")}
     code, answer, said = run(write_yaml(**recipe(settings, ray={"hang_timeout_s": 12.0})))
     assert code == 0, said

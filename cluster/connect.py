@@ -19,6 +19,15 @@ TOKEN_IS_LOOKED_FOR = (
 )
 
 
+# The address of the Ray that `connect` embedded in this process.
+_embedded: str | None = None
+
+
+def is_embedded() -> bool:
+    """Whether the Ray at hand is one that `connect` started in this process."""
+    return ray.is_initialized() and ray.get_runtime_context().gcs_address == _embedded
+
+
 def connect(num_cpus: int | None) -> None:
     """The Ray of RAY_ADDRESS, or one embedded in this process until it ends; the one at hand if there is one.
 
@@ -31,7 +40,11 @@ def connect(num_cpus: int | None) -> None:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        ray.init("local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        global _embedded
+        started = ray.init(
+            "local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
+        _embedded = started.address_info["gcs_address"]
         return
     if re.match("https?://", address):
         raise SubmissionError(

@@ -1,4 +1,4 @@
-"""How an actor was lost: by its own end, or with its node; and what a cluster has to offer."""
+"""How an actor was lost: by its own end, or with its node."""
 
 from __future__ import annotations
 
@@ -42,13 +42,3 @@ class Losses:
                 error = later if isinstance(later, RayActorError) else error
             time.sleep(0.1)
         return True
-
-
-def what_there_is() -> str:
-    """The cluster's resources in words, without those that Ray makes up for its nodes."""
-    found = {name: count for name, count in ray.cluster_resources().items() if ":" not in name}
-    sizes = {"memory", "object_store_memory"}
-    return ", ".join(
-        f"{name} {count / 2**30:.0f} GiB" if name in sizes else f"{name} {count:g}"
-        for name, count in sorted(found.items())
-    )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
-from storage.errors import RecipeError, StillhouseError
+from storage.errors import RecipeError, StillhouseError, StoreLost
 
 # Names of caches and runs, which become files and folders.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -49,11 +49,16 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 
 @contextmanager
 def guarded(name: str, error: type[StillhouseError]) -> Generator[None]:
-    """What a user's own function raises becomes an `error` that names it; its cause keeps the traceback."""
+    """What a user's own function raises becomes an `error` that names it; its cause keeps the traceback.
+
+    A lost connection becomes StoreLost, which another try may mend.
+    """
     try:
         yield
     except StillhouseError:
         raise
+    except (ConnectionError, TimeoutError) as reason:
+        raise StoreLost(f"{name} failed ({type(reason).__name__}: {reason}).") from reason
     except Exception as reason:
         raise error(f"{name} failed ({type(reason).__name__}: {reason}).") from reason
 

@@ -128,6 +128,9 @@ class ReadingSection(Section):
 class RaySection(Section):
     """Workers of one run, what each takes and on nodes of which labels, and how many runs go on at the same time.
 
+    max_failures: how many attempts may fail for a reason that may pass (a store, a network, a device, a worker that
+    died); each goes on from the last checkpoint. A node that was lost counts against max_preemptions only.
+    start_timeout_s: how long workers wait for room.
     num_cpus: the logical CPUs of an embedded Ray, where RAY_ADDRESS names no cluster.
     """
 
@@ -135,8 +138,9 @@ class RaySection(Section):
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
     max_failures: int = Field(default=3, ge=0)
+    max_preemptions: int = Field(default=1000, ge=0)
     concurrent_runs: int = Field(default=1, gt=0)
-    start_timeout_s: float = Field(default=600.0, gt=0)
+    start_timeout_s: float = Field(default=1800.0, gt=0)
     label_selector: dict[str, str] = Field(default_factory=dict)
     num_cpus: int | None = Field(default=None, gt=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import tempfile
@@ -9,20 +10,24 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from cluster.connect import connect
-from storage.console import Progress
+from cluster.failures import Retries, decisive, layers
+from cluster.resources import asked_for, refuse_too_large, what_there_is
+from storage.console import Progress, say
 from storage.errors import JobError, StillhouseError
 from storage.folder import Folder
 from student_train.checkpoint import refuse_foreign
-from student_train.config import StudentRecipe
+from student_train.config import RaySection, StudentRecipe
 from student_train.journal import Journal, Point, read_progress
 from student_train.loop import Place, train
 from student_train.runs import CHECKPOINTS, Run, begin, keep_model
@@ -43,17 +48,21 @@ def run(recipe: StudentRecipe) -> list[dict[str, Any]]:
             # Ray Train looks at its workers every two seconds; on one machine that is most of a short run.
             os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
         connect(recipe.ray.num_cpus)
+        refuse_too_large(_resources(recipe.ray), recipe.ray.workers)
     at_once = min(recipe.ray.concurrent_runs, len(runs))
     with _shown(runs):
         # In the main thread where one run at a time will do: Ray Train hears an interrupt only there.
-        return [_run_one(run) for run in runs] if at_once == 1 else _run_together(runs, at_once)
+        never = threading.Event()
+        return [_run_one(run, never) for run in runs] if at_once == 1 else _run_together(runs, at_once)
 
 
 def _run_together(runs: Sequence[Run], at_once: int) -> list[dict[str, Any]]:
+    stopped = threading.Event()
     with ThreadPoolExecutor(at_once) as pool:
         try:
-            return list(pool.map(_run_one, runs))
+            return list(pool.map(partial(_run_one, stopped=stopped), runs))
         except KeyboardInterrupt:
+            stopped.set()
             # The other runs would go on, and the pool would wait for them, as it does when one run fails.
             pool.shutdown(wait=False, cancel_futures=True)
             ray.shutdown()
@@ -86,13 +95,13 @@ def _shown(runs: Sequence[Run]) -> Generator[None]:
             watcher.join()
 
 
-def _run_one(run: Run) -> dict[str, Any]:
+def _run_one(run: Run, stopped: threading.Event) -> dict[str, Any]:
     if run.finished:
         return {**_told(run), "trained": False}
     tracker = Tracker(run)
     run.note(tracker.run_id)
     try:
-        trained = _fit(run, tracker)
+        trained = _fit(run, tracker, stopped)
     except BaseException as error:
         tracker.failed(interrupted=isinstance(error, KeyboardInterrupt))
         raise
@@ -115,10 +124,29 @@ def _told(run: Run) -> dict[str, Any]:
     return result
 
 
-def _fit(run: Run, tracker: Tracker) -> dict[str, Any]:
+def _fit(run: Run, tracker: Tracker, stopped: threading.Event) -> dict[str, Any]:
+    """Train until it ends: an attempt that failed for a reason that may pass goes on from its last checkpoint."""
+    settings = run.recipe.ray
+    retries, attempts = Retries(settings.max_failures, settings.max_preemptions), 1
+    while True:
+        answer = _attempt(run, tracker)
+        if isinstance(answer, dict):
+            return answer
+        seconds, error = retries.after(answer), _translated(answer, run.recipe)
+        if seconds is None:
+            raise error
+        attempts += 1
+        say(f"{run.recipe.name}, seed {run.recipe.seed}: attempt {attempts} begins in {seconds:.0f} s. {error}")
+        # After an interrupt Ray is gone, and another attempt would start a new one.
+        if stopped.wait(seconds):
+            raise error
+
+
+def _attempt(run: Run, tracker: Tracker) -> Any:
+    """One group of workers from the last checkpoint on: their answer, or the error that ended it."""
     recipe, folder, model_digest = run.recipe, run.folder, run.identity["model_digest"]
     settings = recipe.ray
-    # Without both, Ray Train asks for workers for ever.
+    # Without it, Ray Train asks for workers for ever.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.start_timeout_s)
     trainer = TorchTrainer(
         _worker,
@@ -133,43 +161,60 @@ def _fit(run: Run, tracker: Tracker) -> dict[str, Any]:
             num_workers=settings.workers,
             use_gpu=settings.gpus_per_worker > 0,
             label_selector=settings.label_selector or None,
-            resources_per_worker={
-                "CPU": settings.cpus_per_worker,
-                **({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
-            },
+            resources_per_worker=_resources(settings),
         ),
         run_config=RunConfig(
             name=f"{recipe.name}-seed-{recipe.seed}",
             storage_path=folder.url_of(CHECKPOINTS),
-            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=0),
+            failure_config=_no_retries(),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
     try:
-        answer: Any = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from None
+        return trainer.fit().return_value
+    except (ray.train.TrainingFailedError, RayError) as error:
+        return error
     except SystemExit:
         # Ray Train's own handler of an interrupt stops the workers and exits.
         raise KeyboardInterrupt from None
-    if isinstance(answer, StillhouseError):
-        raise answer
-    return answer
 
 
-def _cause(error: Exception) -> StillhouseError:
-    """The error of ours inside Ray Train's, or a sentence about the one that is not."""
-    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-    seen: BaseException | None = failures[0]
-    while seen is not None:
-        if isinstance(seen, StillhouseError):
-            return seen
-        seen = getattr(seen, "_base_exc", None) or getattr(seen, "cause", None) or seen.__cause__
+def _no_retries() -> FailureConfig:
+    """Ray Train's own retries are off: it tries final errors again, at once, and counts starts that time out."""
+    known = {field.name for field in dataclasses.fields(FailureConfig)}
+    # Versions before 2.60 have no budget of its own for preemptions.
+    preemptions: dict[str, Any] = {"max_preemption_failures": 0} if "max_preemption_failures" in known else {}
+    return FailureConfig(max_failures=0, controller_failure_limit=0, **preemptions)
+
+
+def _resources(settings: RaySection) -> dict[str, float]:
+    """What one worker takes."""
+    gpus = {"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}
+    return {"CPU": settings.cpus_per_worker, **gpus}
+
+
+def _translated(error: Exception, recipe: StudentRecipe) -> StillhouseError:
+    """The project's error inside one of Ray's, or a sentence about another one."""
+    found = list(layers(decisive(error)))
+    for layer in found:
+        if isinstance(layer, StillhouseError):
+            return layer
+        if type(layer).__name__ == "WorkerGroupStartupTimeoutError":
+            return _no_room(recipe.ray)
     # A remote error's text is its traceback; the last line says what happened.
-    lines = [line.strip() for line in str(failures[0]).splitlines() if line.strip(" ^~")]
+    lines = [line.strip() for line in str(decisive(error)).splitlines() if line.strip(" ^~")]
     return JobError(
-        f"Training failed: {lines[-1] if lines else type(failures[0]).__name__}",
+        f"Training failed: {(lines[-1] if lines else type(found[-1]).__name__).rstrip('.')}.",
         remedy=f"Ray's logs have the rest; they lie in the session's folder ({RAY_LOGS}).",
+    )
+
+
+def _no_room(settings: RaySection) -> JobError:
+    return JobError(
+        f"{settings.workers} workers found no room within {settings.start_timeout_s:g} s. "
+        f"{asked_for(_resources(settings), settings.label_selector)}; the cluster has {what_there_is()}.",
+        f"ray.start_timeout_s is {settings.start_timeout_s:g}.",
+        "Ask for less under `ray`, or give the cluster more nodes or time.",
     )
 
 
@@ -213,7 +258,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | StillhouseError | None:
             restored = None if folder is None else Path(folder)
             outcome = train(recipe, place, restored=restored, observer=observer, expected=config["data"])
     except StillhouseError as error:
-        # Starting again would end the same way. A worker among others must raise, though: they wait for it.
+        # Ray prints a traceback of what is raised. A worker among others must raise, though: they wait for it.
         if place.world > 1:
             raise
         return error

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from storage.commits import Quarantined
+from storage.device_lost import is_device_lost
 from storage.encodings import Encoding
 from storage.errors import DeviceLost, SourceError, StillhouseError, TeacherError
 from storage.lineage import redact
-from storage.out_of_memory import chain, is_out_of_memory
+from storage.out_of_memory import is_out_of_memory
 from storage.samples import SAMPLE_ID
 from storage.shard import Rows, sample_rows
 from storage.targets import IGNORED
@@ -81,7 +82,7 @@ class Questioner:
                 f"teacher.batch_size is {self._batch_size}.",
                 "Lower it, or give each actor more memory.",
             ) from error
-        if _is_device_lost(error):
+        if is_device_lost(error):
             raise DeviceLost(
                 f"The teacher's device failed (in {self._where}): {_in_short(error)}.",
                 "After such an error it answers nothing any more.",
@@ -137,11 +138,3 @@ def _in_short(error: Exception) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     file = last.filename.rpartition("/")[2]
     return f"{type(error).__name__}: {redact(' '.join(str(error).split()))[:_REASON_CHARS]} ({file}:{last.lineno})"
-
-
-def _is_device_lost(error: Exception) -> bool:
-    """Whether the exception, or one behind it, reports a device that failed."""
-    signs = ("CUDA error", "CUDA driver error", "HIP error", "cuDNN error", "CUBLAS_STATUS", "NCCL error")
-    return any(
-        type(one).__name__ == "AcceleratorError" or any(sign in str(one) for sign in signs) for one in chain(error)
-    )

@@ -119,6 +119,8 @@ class RaySection(Section):
     actors: n, or min and max; n means from 1 to n. capacity_timeout_s: how long fewer than min may be
     placed. max_crashes: how often an actor may die over one span, and how many may die in a row with
     nothing committed between; an actor that went with its node counts against max_preemptions only.
+    hang_timeout_s: how long an actor may load its teacher, or label without finishing a batch, before it is replaced;
+    once such a step has been measured, 20 times the longest so far, and at least a sixth of this. null: no limit.
     num_cpus: the logical CPUs of an embedded Ray, where RAY_ADDRESS names no cluster.
     """
 
@@ -128,7 +130,8 @@ class RaySection(Section):
     label_selector: dict[str, str] = Field(default_factory=dict)
     max_crashes: int = Field(default=3, ge=0)
     max_preemptions: int = Field(default=1000, ge=0)
-    capacity_timeout_s: float = Field(default=600.0, gt=0)
+    capacity_timeout_s: float = Field(default=1800.0, gt=0)
+    hang_timeout_s: float | None = Field(default=3600.0, gt=0)
     num_cpus: int | None = Field(default=None, gt=0)
 
     @field_validator("gpus_per_actor")

@@ -1,8 +1,7 @@
-"""The teacher's Ray job: actors that hold a teacher and label spans, and the driver that feeds and replaces them."""
+"""The teacher's Ray job: actors that label spans, and the driver that gives them spans and replaces them."""
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,92 +10,48 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.connect import connect
-from cluster.losses import Losses, what_there_is
+from cluster.failures import Failure, classify, delay_s
+from cluster.losses import Losses
 from cluster.metrics import Meter
+from cluster.resources import refuse_too_large, what_there_is
 from storage.commits import Commit, settle
 from storage.console import Progress, say
-from storage.digest import sha256_of
-from storage.encodings import make_encoding
-from storage.errors import DeviceLost, JobError, RecipeError, SourceChanged, StillhouseError, StoreError, StoreLost
-from storage.folder import Folder
-from storage.key_parts import differences
+from storage.errors import DeviceLost, JobError, RecipeError, StillhouseError, StoreLost
 from storage.leases import Lease
-from storage.sources import make_source
-from storage.stages import remove_dead_stages
-from teacher_infer.label import Labelled, Seconds, Work, label_span
+from teacher_infer.config import RaySection
+from teacher_infer.label import Labelled, Seconds
 from teacher_infer.plan import Span
 from teacher_infer.pool import SPANS_IN_FLIGHT, Pool, Task
 from teacher_infer.prepare import Prepared, actor_settings
 from teacher_infer.tally import Tally
-from teacher_infer.teachers import build_without_weights, make_spec, make_teacher
+from teacher_infer.watch import Watch
+from teacher_infer.worker import Worker
+
+# Seconds between two requests for an actor's progress.
+_POLL_S = 1.0
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"progress": 1})  # pyright: ignore[reportCallIssue]
 class TeacherActor:
-    """A loaded teacher that labels spans, two at a time: one is with the teacher, the other one read or written.
-
-    Only commit records leave it. Loading happens in `ready`, whose errors reach the driver as they are.
-    """
+    """A `Worker` in a process of its own. Loading happens in `ready`, whose errors reach the driver as they are."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        import threading
-
-        self._settings, self._turn = settings, threading.Lock()
+        self._worker = Worker(settings)
 
     def where(self) -> str:
         """The id of its node; answers as soon as Ray has placed it."""
         return ray.get_runtime_context().get_node_id()
 
     def ready(self) -> None:
-        settings, here = self._settings, socket.gethostname()
-        store = Folder(settings["store"], settings["keeps_create"])
-        remove_dead_stages()
-        if not store.exists(settings["marker"]):
-            raise StoreError(
-                f"The machine {here} does not see the store {store.url} that the job began on.",
-                "Every machine of the job reads and writes the same store.",
-                "Name a shared folder or an object store.",
-            )
-        spec = make_spec(settings["spec"])
-        planned = settings["teacher_parts"]
-        try:
-            model = build_without_weights(spec, settings["seed"])
-            found = spec.key_parts(settings["dtype"], model)
-        except RecipeError as error:
-            raise RecipeError(
-                f"On the machine {here}: {error}",
-                remedy="Ship the module with the job's working directory, or install it on every machine.",
-            ) from None
-        if found != planned:
-            raise SourceChanged(
-                f"The teacher {spec.lineage()['factory']} on {here} has the digest {sha256_of(found)[:16]}; other than "
-                f"planned: {', '.join(differences(planned, found))}.",
-                f"The job was planned with {sha256_of(planned)[:16]}.",
-                "Its weights or its code changed, or this machine has others; run the recipe again. Where the factory "
-                "makes its weights itself, it makes the same ones each time (torch.manual_seed is set before).",
-            )
-        targets = dict(settings["targets"])
-        encoding = make_encoding(targets.pop("encoding"), targets)
-        gpus = len(ray.get_gpu_ids())
-        self._teacher = make_teacher(spec, dtype=settings["dtype"], seed=settings["seed"], gpus=gpus, model=model)
-        common = (encoding, sha256_of(planned), settings["batch_size"], settings["max_bad_samples"])
-        kept = {"inputs": settings["inputs"], "compression": settings["compression"]}
-        self._works = [
-            Work(store, make_source(source), *common, settings["keeps_create"], **kept, key=key)
-            for source, key in zip(settings["sources"], settings["keys"], strict=True)
-        ]
+        self._worker.load(gpus=len(ray.get_gpu_ids()))
 
     def label(self, part: int, span: Span) -> dict[str, Any]:
-        import torch
+        return self._worker.label(part, span)
 
-        # A setting of the calling thread, of which this actor has several.
-        torch.set_num_threads(max(1, int(self._settings["cpus"])))
-        labelled = label_span(self._works[part], self._teacher, span, self._turn)
-        return {
-            "commit": labelled.commit.to_dict(),
-            "computed": labelled.computed,
-            "seconds": vars(labelled.seconds),
-        }
+    # In a thread of its own, so that it is answered while the others are busy.
+    @ray.method(concurrency_group="progress")
+    def progress(self) -> tuple[int, dict[str, int]]:
+        return self._worker.progress()
 
 
 def label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]], held: Lease, tally: Tally) -> None:
@@ -106,15 +61,22 @@ def label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]], held: Lea
     """
     settings = prepared.recipe.ray
     connect(settings.num_cpus)
-    crew = _Crew(prepared, Pool([Task(*place) for place in missing], settings), held, tally)
+    refuse_too_large(_resources(settings))
+    crew = _Crew(prepared, Pool([Task(*place) for place in missing], settings, delay_s), held, tally)
     total = sum(span.rows * prepared.parts[part].plan.positions_a_row for part, span in missing)
     try:
         with Progress("teacher", total, "positions") as progress:
             while not crew.pool.over:
                 crew.step()
-                progress.update(tally.done, tally.note())
+                progress.update(tally.done + crew.positions_in_flight, tally.note())
     finally:
         crew.dismiss()
+
+
+def _resources(settings: RaySection) -> dict[str, float]:
+    """What one actor takes."""
+    gpus = {"GPU": settings.gpus_per_actor} if settings.gpus_per_actor else {}
+    return {"CPU": settings.cpus_per_actor, **gpus}
 
 
 class _Crew:
@@ -127,21 +89,58 @@ class _Crew:
         self._nodes, self._losses = dict[int, str](), Losses()
         self._ready_at: dict[int, float] = {}
         self._asked: dict[Any, tuple[int, Task | None]] = {}
+        self._watch = Watch(prepared.recipe.ray.hang_timeout_s)
+        # Of each actor: the request for its progress that is under way, when it was last asked, and its last answer.
+        self._polls: dict[int, Any] = {}
+        self._polled_at: dict[int, float] = {}
+        self._progress: dict[int, tuple[int, dict[str, int]]] = {}
+
+    @property
+    def positions_in_flight(self) -> int:
+        """Positions that were labelled of spans that are not committed yet."""
+        rows = {key: rows for _, spans in self._progress.values() for key, rows in spans.items()}
+        each = self._tally.positions_a_row
+        return sum(count * each.get(key, 1) for key, count in rows.items() if key not in self._tally.labelled)
 
     def step(self) -> None:
         """Hire, hear at least one answer or wait a second, and give out spans."""
-        for number in self.pool.hire():
+        for number in self.pool.hire(time.monotonic()):
             self._hire(number)
         self.pool.refuse_to_wait(time.monotonic(), what_there_is)
-        answered, _ = ray.wait(list(self._asked), num_returns=1, timeout=1.0)
+        if self._asked:
+            answered, _ = ray.wait(list(self._asked), num_returns=1, timeout=1.0)
+        else:
+            answered = []
+            time.sleep(0.1)  # until an actor may be hired again
         for reference in answered:
             self._hear(reference)
+        now = time.monotonic()
         for number in list(self._actors):
-            while (task := self.pool.give(number)) is not None:
+            while (task := self.pool.give(number, now)) is not None:
                 self._asked[self._actors[number].label.remote(task.part, task.span)] = (number, task)
+                if not self._watch.watches(number):
+                    self._watch.began(number, "label", now)
+        self._poll(now)
+        for hang in self._watch.hanging(now):
+            self._lose(hang.number, f"It hangs. {hang}", preempted=False)
         for number in self.pool.release():
             self._let_go(number)
         self._meter.actors(self.pool.placed)
+
+    def _poll(self, now: float) -> None:
+        """Read the answers about progress, and ask again. An actor that does not answer makes no progress."""
+        ready = ray.wait(list(self._polls.values()), num_returns=len(self._polls), timeout=0)[0] if self._polls else []
+        for number in [number for number, poll in self._polls.items() if poll in ready]:
+            try:
+                steps, rows = ray.get(self._polls.pop(number))
+            except RayError:
+                continue  # the actor's end is heard of by what it was asked to do
+            if steps > self._progress.get(number, (0, {}))[0]:
+                self._watch.progressed(number, now)
+            self._progress[number] = steps, rows
+        for number in self._ready_at:
+            if number not in self._polls and now - self._polled_at.get(number, 0.0) >= _POLL_S:
+                self._polls[number], self._polled_at[number] = self._actors[number].progress.remote(), now
 
     def dismiss(self) -> None:
         for number in list(self._actors):
@@ -164,6 +163,9 @@ class _Crew:
 
     def _let_go(self, number: int) -> None:
         ray.kill(self._actors.pop(number))
+        self._watch.ended(number)
+        for kept in (self._polls, self._polled_at, self._progress):
+            kept.pop(number, None)
         self._asked = {reference: asked for reference, asked in self._asked.items() if asked[0] != number}
         self._nodes.pop(number, None)
         ready_at = self._ready_at.pop(number, None)
@@ -178,24 +180,30 @@ class _Crew:
             answer: Any = ray.get(reference)
         except RayTaskError as error:
             cause = error.cause
-            if isinstance(cause, DeviceLost) or (isinstance(cause, StoreLost) and task is None):
-                self._lose(number, str(cause), preempted=False)
-            elif isinstance(cause, StoreLost) and task is not None:
-                self._try_again(number, task, cause)
-            else:
+            if classify(cause) is not Failure.PASSING:
                 raise _in_words(error) from None
+            if task is None or isinstance(cause, DeviceLost):
+                self._lose(number, str(cause), preempted=False)
+            else:
+                self._try_again(number, task, cause)
         except RayError as error:
             preempted = self._losses.took_its_node(error, self._actors[number], self._nodes.get(number))
             self._lose(number, " ".join(str(error).split()), preempted=preempted)
         else:
+            now = time.monotonic()
+            self._watch.progressed(number, now)
             if task is not None:
                 self._commit(number, task, answer)
+                if not self.pool.is_busy(number):
+                    self._watch.ended(number)
             elif answer is not None:
                 self._nodes[number] = answer
                 self.pool.note_placed(number)
+                self._watch.began(number, "load", now)
             else:
-                self._ready_at[number] = time.monotonic()
+                self._ready_at[number] = now
                 self.pool.note_ready(number)
+                self._watch.ended(number)
 
     def _commit(self, number: int, task: Task, answer: dict[str, Any]) -> None:
         alone = not self._settings["keeps_create"]
@@ -212,17 +220,20 @@ class _Crew:
         self._tally.add(task.span, labelled)
         self._meter.span(self._tally.positions(commit), commit.bytes, vars(labelled.seconds), labelled.computed)
 
-    def _try_again(self, number: int, task: Task, error: StoreLost) -> None:
-        say(f"{task.span} will be tried again: {error}")
-        self._failed("store")
-        self.pool.store_lost(number, task, str(error))
+    def _try_again(self, number: int, task: Task, error: BaseException) -> None:
+        reason = str(error) if isinstance(error, StillhouseError) else f"{type(error).__name__}: {error}"
+        say(f"{task.span} will be tried again. {reason}")
+        self._failed("store" if isinstance(error, StoreLost) else "passing")
+        self.pool.failed(number, task, reason, time.monotonic())
+        if not self.pool.is_busy(number):
+            self._watch.ended(number)
 
     def _lose(self, number: int, reason: str, *, preempted: bool) -> None:
         say(f"An actor {'was lost with its node' if preempted else 'died'}; its spans are given again. {reason}")
         self._failed("preempted" if preempted else "crashed")
         self._let_go(number)
         try:
-            self.pool.lost(number, preempted=preempted, reason=reason)
+            self.pool.lost(number, preempted=preempted, reason=reason, now=time.monotonic())
         finally:
             self._tally.crashes, self._tally.preemptions = self.pool.crashes, self.pool.preemptions
 

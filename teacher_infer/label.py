@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,19 +65,28 @@ class Labelled:
     seconds: Seconds = field(default_factory=Seconds)
 
 
-def label_span(work: Work, teacher: Teacher, span: Span, turn: AbstractContextManager[Any] | None = None) -> Labelled:
+def label_span(
+    work: Work,
+    teacher: Teacher,
+    span: Span,
+    turn: AbstractContextManager[Any] | None = None,
+    report: Callable[[int], None] | None = None,
+) -> Labelled:
     """Run the teacher over a span's rows and commit their shard; find it, where another attempt has committed it.
 
     turn: held while the teacher runs, so that of several calls in threads one computes while others read
     and write. At most `writer.WAITING` batches of softened logits wait to be written: a slow disk
-    stops the teacher, not the memory. Raises SourceChanged when the rows are not those of the plan,
+    stops the teacher, not the memory. report: is called with the rows labelled so far, after reading (0), after each
+    batch and before the shard is published. Raises SourceChanged when the rows are not those of the plan,
     TeacherError with a sample's id for one that cannot be labelled, SourceError for a label outside the
     classes, StoreFull and StoreLost.
     """
     with suppress(FileNotFoundError):
         return Labelled(read_commit(work.store, span.shard_key), computed=False)
-    seconds, begun = Seconds(), time.perf_counter()
+    seconds, begun, done = Seconds(), time.perf_counter(), 0
+    report = report or (lambda rows: None)
     samples = _read(work, span)
+    report(0)
     seconds.read = time.perf_counter() - begun
     questioner = Questioner(teacher, work.batch_size, work.encoding, work.max_bad_samples, str(span))
     staged = work.store.stage()
@@ -89,11 +99,14 @@ def label_span(work: Work, teacher: Teacher, span: Span, turn: AbstractContextMa
                     if not writer.begun:
                         writer.begin(*_schema(work, span, samples.schema, classes, positions))
                     writer.put(answers)
+                    done += answers.samples.num_rows
+                    report(done)
                 seconds.forward = time.perf_counter() - begun - writer.waited
                 if not writer.begun:
                     *lead, classes = _shape(teacher, samples, questioner, span)
                     writer.begin(*_schema(work, span, samples.schema, classes, lead[0] if lead else None))
             rows = writer.finish()
+        report(done)
         begun = time.perf_counter()
         key = None if work.key is None else {**work.key, "span": span.digest}
         mine = publish_shard(work.store, span.shard_key, new_attempt(), staged, rows, questioner.bad, key)

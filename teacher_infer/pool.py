@@ -35,15 +35,21 @@ class _Actor:
 
 
 class Pool:
-    """The spans that are left, the actors by number, and the budgets. Raises JobError when one is spent."""
+    """The spans that are left, the actors by number, and the budgets. Raises JobError when one is spent.
 
-    def __init__(self, tasks: Sequence[Task], settings: RaySection) -> None:
-        self._todo, self._settings = deque(tasks), settings
+    delay_s: seconds to wait after so many failures in a row. now: seconds of a clock that only goes on.
+    """
+
+    def __init__(self, tasks: Sequence[Task], settings: RaySection, delay_s: Callable[[int], float]) -> None:
+        self._todo, self._settings, self._delay_s = deque(tasks), settings, delay_s
+        # Spans that wait before they are tried again, and until when; and until when no actor is hired after crashes.
+        self._waiting: list[tuple[float, Task]] = []
+        self._hire_after = 0.0
         self._actors: dict[int, _Actor] = {}
         self._next, self._short_since = 0, 0.0
         self._blamed: Counter[str] = Counter()
         self._taken: Counter[str] = Counter()
-        self._lost_answers: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
         # Spans that an actor died over. Each is given alone from then on, so that the next death is one span's.
         self._suspects = set[str]()
         self._crashes_in_a_row = 0
@@ -51,16 +57,18 @@ class Pool:
 
     @property
     def over(self) -> bool:
-        return not self._todo and not any(actor.flying for actor in self._actors.values())
+        return not self._todo and not self._waiting and not any(actor.flying for actor in self._actors.values())
 
     @property
     def placed(self) -> int:
         return sum(actor.placed for actor in self._actors.values())
 
-    def hire(self) -> list[int]:
+    def hire(self, now: float) -> list[int]:
         """New actors to ask Ray for: all that spans wait for, since actors that wait are what a cluster grows by."""
+        if now < self._hire_after:
+            return []
         busy = sum(bool(actor.flying) for actor in self._actors.values())
-        wanted = min(self._settings.actors.max, busy + len(self._todo))
+        wanted = min(self._settings.actors.max, busy + len(self._todo) + len(self._waiting))
         new = range(self._next, self._next + max(0, wanted - len(self._actors)))
         self._next += len(new)
         self._actors.update({number: _Actor() for number in new})
@@ -68,7 +76,8 @@ class Pool:
 
     def release(self) -> list[int]:
         """Actors to let go: those without a span when none is left to give."""
-        idle = [number for number, actor in self._actors.items() if not actor.flying] if not self._todo else []
+        left = self._todo or self._waiting
+        idle = [] if left else [number for number, actor in self._actors.items() if not actor.flying]
         for number in idle:
             del self._actors[number]
         return idle
@@ -79,8 +88,10 @@ class Pool:
     def note_ready(self, number: int) -> None:
         self._actors[number].ready = True
 
-    def give(self, number: int) -> Task | None:
+    def give(self, number: int, now: float) -> Task | None:
         """The next span for an actor, if it may have one more."""
+        self._todo.extend(task for until, task in self._waiting if until <= now)
+        self._waiting = [waits for waits in self._waiting if waits[0] > now]
         actor = self._actors[number]
         if not actor.ready or not self._todo or len(actor.flying) >= SPANS_IN_FLIGHT:
             return None
@@ -90,6 +101,10 @@ class Pool:
         actor.flying.append(task)
         return task
 
+    def is_busy(self, number: int) -> bool:
+        """Whether an actor has a span."""
+        return bool(self._actors[number].flying)
+
     def _is_suspect(self, task: Task) -> bool:
         return task.span.shard_key in self._suspects
 
@@ -98,15 +113,20 @@ class Pool:
         self._suspects.discard(task.span.shard_key)
         self._crashes_in_a_row = 0
 
-    def store_lost(self, number: int, task: Task, reason: str) -> None:
-        """A span whose store did not answer is tried again, later than all others."""
+    def failed(self, number: int, task: Task, reason: str, now: float) -> None:
+        """A span that failed for a reason that may pass is tried again after a while."""
         self._actors[number].flying.remove(task)
-        self._lost_answers[task.span.shard_key] += 1
-        if self._lost_answers[task.span.shard_key] > self._settings.max_crashes:
-            raise JobError(f"{task.span} failed {self._lost_answers[task.span.shard_key]} times. {reason}")
-        self._todo.append(task)
+        self._failures[task.span.shard_key] += 1
+        failures = self._failures[task.span.shard_key]
+        if failures > self._settings.max_crashes:
+            raise JobError(
+                f"{task.span} failed {failures} times. The last time: {reason}",
+                f"ray.max_crashes is {self._settings.max_crashes}.",
+                "What was committed stays; run the same command to go on.",
+            )
+        self._waiting.append((now + self._delay_s(failures), task))
 
-    def lost(self, number: int, *, preempted: bool, reason: str) -> None:
+    def lost(self, number: int, *, preempted: bool, reason: str, now: float) -> None:
         """An actor is gone, and its spans are given again.
 
         preempted: it went with its node. A crash is laid to the oldest of its spans, and all of them are
@@ -117,6 +137,7 @@ class Pool:
             self._lost_with_its_node(actor, reason)
         else:
             self._crashed(actor, reason)
+            self._hire_after = now + self._delay_s(self._crashes_in_a_row)
 
     def _lost_with_its_node(self, actor: _Actor, reason: str) -> None:
         settings = self._settings
@@ -168,7 +189,7 @@ class Pool:
     def refuse_to_wait(self, now: float, has: Callable[[], str]) -> None:
         """Raises JobError once fewer actors than `min` have been placed for longer than the deadline.
 
-        now: seconds, of a clock that only goes on; has: what the cluster has, in words.
+        has: what the cluster has, in words.
         """
         settings = self._settings
         needed = min(settings.actors.min, len(self._actors))

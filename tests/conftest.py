@@ -42,8 +42,12 @@ TOYS = """
 
     class Linear(nn.Module):
         def __init__(self, features, classes, calls=None, bad=None, raises=None, dies=None, survives=None,
-                     device=None):
+                     device=None, hangs=None, hung=None, driver=None, loaded=None):
             super().__init__()
+            if loaded is not None and os.getpid() != driver and not Path(loaded).exists():
+                Path(loaded).touch()
+                time.sleep(600)
+            self.hangs, self.hung = hangs, hung
             self.linear, self.device = nn.Linear(features, classes), device
             self.calls, self.bad, self.raises, self.dies, self.survives = calls, bad, raises, dies, survives
 
@@ -60,6 +64,9 @@ TOYS = """
                 # As the kernel ends a process that takes too much memory; only once where `survives` is made.
                 Path(self.survives + ".died").touch()
                 os.kill(os.getpid(), 9)
+            if self.hangs is not None and (x[:, 0] == self.hangs).any() and not Path(self.hung).exists():
+                Path(self.hung).touch()
+                time.sleep(600)
             if self.device is not None and x.device.type != "meta" and not Path(self.device).exists():
                 Path(self.device).touch()
                 raise RuntimeError("CUDA error: an assert in https://bob:planted-hunter2@host/kernel")
@@ -72,7 +79,11 @@ TOYS = """
         return Linear(features, classes, **settings)
 
 
-    def rows(count=40, first=0, classes=3, label=True, bad_label=None, same_id=False, features=4):
+    def rows(count=40, first=0, classes=3, label=True, bad_label=None, same_id=False, features=4, drops=None,
+             driver=None):
+        if drops is not None and os.getpid() != driver and not Path(drops).exists():
+            Path(drops).touch()
+            raise ConnectionResetError(104, "Connection reset by peer")
         values = np.arange(first, first + count, dtype=np.float32)
         x = np.stack([values / 10 + i for i in range(features)], axis=1).astype(np.float32)
         columns = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,13 @@ def inits(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What ray.init is called with, as if no Ray were at hand yet."""
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda *address, **settings: calls.append({"address": address, **settings}))
+
+    def init(*address: str, **settings: Any) -> Any:
+        calls.append({"address": address, **settings})
+        return SimpleNamespace(address_info={"gcs_address": "127.0.0.1:1"})
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(module, "_embedded", None)
     return calls
 
 

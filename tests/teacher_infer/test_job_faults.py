@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 from storage.cache import open_cache
+from storage.console import Progress
 from storage.stream import CacheRows, scan
+from teacher_infer import job, watch
 from teacher_infer.__main__ import main
 
 Recipe = Callable[..., dict[str, Any]]
@@ -120,6 +122,62 @@ def test_a_device_that_fails_costs_its_actor_and_no_password_is_told(
     assert "An actor died; its spans are given again. The teacher's device failed" in said
     assert (answer["work"]["crashes"], answer["work"]["preemptions"], answer["quarantined"]) == (1, 0, 0)
     assert "https://***@host/kernel" in said and "planted" not in said
+
+
+def test_a_teacher_that_hangs_is_replaced_and_its_span_labelled_by_another_actor(
+    one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_TIMES", 2.0)
+    settings = {"hangs": number(25), "hung": str(tmp_path / "hung")}
+    code, answer, said = run(write_yaml(**recipe(settings, ray={"hang_timeout_s": 12.0})))
+    assert code == 0, said
+    assert "An actor died; its spans are given again. It hangs. It finished no batch for" in said
+    assert answer["work"]["crashes"] == 1 and answer["spans"]["computed"] == 4
+
+
+def test_a_teacher_that_hangs_while_it_loads_is_replaced(
+    one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path
+) -> None:
+    settings = {"driver": os.getpid(), "loaded": str(tmp_path / "loaded")}
+    code, answer, said = run(write_yaml(**recipe(settings, ray={"hang_timeout_s": 6.0})))
+    assert code == 0, said
+    assert "It hangs. It did not load its teacher for" in said
+    assert answer["work"]["crashes"] == 1
+
+
+def test_progress_moves_within_a_span(
+    one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, toys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    class Recorded(Progress):
+        def update(self, done: int, note: str = "") -> None:
+            seen.append(done)
+            super().update(done, note)
+
+    monkeypatch.setattr(job, "Progress", Recorded)
+    slow = toys / "slow"
+    slow.touch()
+    try:
+        code, answer, said = run(write_yaml(**recipe(span_rows=40)))
+    finally:
+        slow.unlink()
+    assert code == 0, said
+    assert answer["spans"]["total"] == 1
+    assert seen == sorted(seen) and seen[0] == 0 and seen[-1] == 40
+    # The span has five batches of eight rows.
+    assert {8, 16, 24, 32, 40} & set(seen[:-1]) and all(done % 8 == 0 for done in seen)
+
+
+def test_a_span_that_fails_for_a_passing_reason_is_tried_again(
+    one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path
+) -> None:
+    """A connection that a source's function lost."""
+    settings = {"drops": str(tmp_path / "dropped"), "driver": os.getpid()}
+    code, answer, said = run(write_yaml(**recipe(source_arguments=settings)))
+    assert code == 0, said
+    assert "will be tried again. stillhouse_toys:rows failed (ConnectionResetError" in said
+    assert answer["work"]["failed_attempts"] >= 1 and answer["work"]["crashes"] == 0
 
 
 def test_where_there_are_no_hard_links_the_driver_commits_alone_and_says_so(

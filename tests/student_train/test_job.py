@@ -1,0 +1,139 @@
+"""Which attempts of a training run are made again: decided in the driver, and met on Ray."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster import failures
+from storage.errors import JobError, RecipeError, StoreLost, TrainingError
+from student_train import job
+from student_train.__main__ import main
+from student_train.config import RaySection
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "FIRST_DELAY_S", 0.0)
+
+
+def fit(monkeypatch: pytest.MonkeyPatch, answers: list[Any], stopped: threading.Event | None = None, **ray: Any) -> Any:
+    """`_fit` where each attempt ends with the next of these answers."""
+    run: Any = SimpleNamespace(recipe=SimpleNamespace(name="toy", seed=3, ray=RaySection.model_validate(ray)))
+    monkeypatch.setattr(job, "_attempt", lambda *_: answers.pop(0))
+    return job._fit(run, SimpleNamespace(), stopped or threading.Event())  # type: ignore[arg-type]
+
+
+def test_an_attempt_that_failed_for_a_passing_reason_is_made_again(
+    quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [StoreLost("no answer"), ConnectionResetError("x"), {"steps": 3}]
+    assert fit(monkeypatch, answers) == {"steps": 3}
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "toy, seed 3: attempt 2 begins in 0 s. no answer"
+    assert said[1].startswith("toy, seed 3: attempt 3 begins in 0 s. Training failed: ")
+
+
+def test_once_its_budget_is_spent_the_last_error_ends_the_run(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [StoreLost("first"), StoreLost("second"), {"steps": 3}]
+    with pytest.raises(StoreLost, match="second"):
+        fit(monkeypatch, answers, max_failures=1)
+    assert len(answers) == 1
+
+
+def test_a_final_error_ends_the_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [TrainingError("NaN"), {"steps": 3}]
+    with pytest.raises(TrainingError):
+        fit(monkeypatch, answers)
+    assert len(answers) == 1
+
+
+def test_after_an_interrupt_no_attempt_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped, answers = threading.Event(), [StoreLost("no answer"), {"steps": 3}]
+    stopped.set()
+    with pytest.raises(StoreLost):
+        fit(monkeypatch, answers, stopped)
+    assert len(answers) == 1
+
+
+def test_ray_trains_own_retries_are_off() -> None:
+    config = job._no_retries()
+    assert (config.max_failures, config.controller_failure_limit) == (0, 0)
+    assert getattr(config, "max_preemption_failures", 0) == 0
+
+
+@pytest.fixture
+def labelled(toys: Path, tmp_path: Path, write_yaml: Callable[..., str]) -> Callable[..., str]:
+    """A recipe that learns from the labels of the toys' source."""
+
+    def make(student: dict[str, Any], source: dict[str, Any], **replaced: Any) -> str:
+        return write_yaml(
+            name="toy",
+            source={"function": "stillhouse_toys:rows", "arguments": source},
+            student={"factory": "stillhouse_toys:linear", "arguments": student},
+            optimizer={"lr": 0.05},
+            steps=4,
+            batch_size=8,
+            output=str(tmp_path / "models"),
+            tracking={"uri": False},
+            **replaced,
+        )
+
+    return make
+
+
+def test_a_worker_that_lost_its_source_is_started_again(
+    one_ray: str, labelled: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dropped = tmp_path / "dropped"
+    code = main([labelled({}, {"drops": str(dropped), "driver": os.getpid()}), "--json"])
+    said = capfd.readouterr().err
+    assert code == 0, said
+    assert "toy, seed 0: attempt 2 begins" in said and "Connection reset by peer" in said
+
+
+def test_a_loss_that_is_no_number_is_met_once_however_many_workers(
+    one_ray: str, labelled: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = main([labelled({"bad": 0.0}, {"count": 8}, ray={"workers": 2, "max_failures": 3})])
+    said = capfd.readouterr().err
+    assert code == 1
+    assert "TrainingError: " in said and "attempt 2" not in said
+
+
+def test_workers_that_an_embedded_ray_never_has_room_for_are_refused_at_once(
+    one_ray: str, labelled: Callable[..., str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.resources.is_embedded", lambda: True)
+    code = main([labelled({}, {}, ray={"workers": 3})])
+    said = capfd.readouterr().err
+    assert code == 2
+    assert (
+        "RecipeError: ray: Each asks for 1 CPUs, 3 of them. The Ray that is embedded in this process has CPU 2" in said
+    )
+
+
+def test_workers_that_never_come_are_said_with_what_was_asked_and_what_there_is(
+    one_ray: str, labelled: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    ray = {"label_selector": {"role": "nobody"}, "start_timeout_s": 0.5}
+    code = main([labelled({}, {}, ray=ray)])
+    said = capfd.readouterr().err
+    assert code == 1
+    assert (
+        "JobError: 1 workers found no room within 0.5 s. Each asks for 1 CPUs on nodes with {'role': 'nobody'}; "
+        "the cluster has CPU 2" in said
+    )
+    assert "attempt 2" not in said
+
+
+def test_an_error_of_the_model_is_a_sentence() -> None:
+    error = job._translated(ValueError("a model's own check"), SimpleNamespace())  # type: ignore[arg-type]
+    assert type(error) is JobError and "Training failed: a model's own check" in str(error)
+    assert job._translated(RecipeError("x"), SimpleNamespace()).args[0] == "x"  # type: ignore[arg-type]

@@ -109,6 +109,8 @@ class _Unpacked:
                 this_machine(),
             )
             self._drop_all()
+        if any((known.fs, known.name) == (content.fs, content.name) for known in self._places):
+            self._drop_all()  # of an earlier version, which nobody reads any more
         try:
             return self._write(content)
         except _NoRoom:

@@ -114,6 +114,7 @@ def test_a_file_is_unpacked_once_and_again_when_it_changes(tmp_path: Path, unpac
     path.write_bytes(COMPRESS["gzip"](text(7)))
     assert source.read(source.files()[0], 0, 2).column("sample_id").to_pylist() == [7, 8]
     assert len(unpacked) == 2
+    assert content._unpacked._end == len(text(7))  # the room of the earlier version is given back
 
 
 def test_a_file_that_changes_while_it_is_unpacked_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,12 +175,15 @@ def test_a_forked_process_writes_to_a_file_of_its_own(tmp_path: Path, unpacked: 
     a, b, c = (source_of(str(tmp_path / f"{name}.jsonl.gz")) for name in "abc")
     os.register_at_fork(after_in_child=content._unpacked.after_fork)
     ids(a)
+    before = content._unpacked._end
     assert in_a_child(lambda: [ids(a), ids(b), ids(a), unpacked]) == [
         list(range(ord("a"), ord("a") + ROWS)),
         list(range(ord("b"), ord("b") + ROWS)),
         list(range(ord("a"), ord("a") + ROWS)),
         ["a.jsonl.gz", "b.jsonl.gz"],  # the parent's is not unpacked again
     ]
+    [descriptor] = content._unpacked._descriptors
+    assert os.fstat(descriptor).st_size == before
     assert ids(c) == list(range(ord("c"), ord("c") + ROWS))
     assert in_a_child(lambda: [ids(c), ids(a)]) == [ids(c), ids(a)]
 

@@ -200,7 +200,7 @@ def test_a_folder_of_hidden_names_alone_says_how_many(tmp_path: Path) -> None:
     write(tmp_path / ".b.parquet", parquet(1))
     with pytest.raises(
         SourceError,
-        match=r"^There are no Parquet files at .*\. Left out: 2 with a name that begins with .* \(\.b\.parquet, _temporary",
+        match=r"^There are no Parquet files at .*\. Left out: 2 with a name that begins .* \(\.b\.parquet, _temporary",
     ):
         list_files(str(tmp_path), PARQUET, "Parquet")
 

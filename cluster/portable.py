@@ -141,8 +141,8 @@ def _local_path(value: str, in_arguments: bool) -> str | None:
 
 
 def _matches(shipped: Shipped, relative: str) -> list[str]:
-    """The path itself, or what a pattern stands for."""
-    if not glob.has_magic(relative):
+    """The path itself, or what a pattern stands for; a path that exists is no pattern."""
+    if not glob.has_magic(relative) or (shipped.folder / relative).exists():
         return [relative]
     found = glob.glob(str(shipped.folder / relative), recursive=True)
     return [os.path.relpath(one, shipped.folder) for one in found]

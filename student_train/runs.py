@@ -8,12 +8,13 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from storage.console import say
 from storage.digest import sha256_file
 from storage.errors import StoreError
 from storage.folder import Folder
 from storage.lineage import redact, software
 from storage.models import CONFIG_FILE, WEIGHTS_FILE
-from storage.stream import RowGroups
+from storage.stream import RowGroups, SourceRows
 from student_train.checkpoint import cpu_tensors, refuse_foreign
 from student_train.config import StudentRecipe
 from student_train.journal import METRICS, PROGRESS_FILE, TOLD_FILE, show_progress
@@ -65,6 +66,9 @@ def begin(recipe: StudentRecipe) -> list[Run]:
         )
     output.prepare()
     data, held_out = open_data(recipe), open_evaluation(recipe)
+    for rows in (data, held_out):
+        for note in rows.notes if isinstance(rows, SourceRows) else ():
+            say(note)
     identity = {
         # The factory's source and the weights to start from count by content, as the data do.
         "model_digest": recipe.student.spec().digest("float32"),

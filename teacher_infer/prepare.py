@@ -27,7 +27,8 @@ class Part:
     """One cache of a job: its name, its source and the plan over it.
 
     question: what is asked of its spans. columns: which columns of the source are inputs, and the rest of
-    `storage.samples.described_columns`. miss: why nothing can be reused, where another cache was near.
+    `storage.samples.described_columns`. notes: on the source's files. miss: why nothing can be reused, where another
+    cache was near.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Part:
     plan: Plan
     missing: list[Span]
     columns: dict[str, Any]
+    notes: list[str]
     miss: Miss | None = None
 
     @property
@@ -67,8 +69,9 @@ class Prepared:
 
     @property
     def notes(self) -> list[str]:
-        """What lies beside the teacher and is not used."""
-        return self.spec.notes() if isinstance(self.spec, HuggingFaceSpec) else []
+        """What lies beside the teacher and is not used, and which files of the sources are."""
+        of_sources = dict.fromkeys(note for part in self.parts for note in part.notes)
+        return [*(self.spec.notes() if isinstance(self.spec, HuggingFaceSpec) else []), *of_sources]
 
 
 def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
@@ -114,7 +117,7 @@ def _part(name: str, settings: dict[str, Any], span_rows: int, question: Questio
     miss = None
     if len(missing) == len(plan.spans):
         miss = explain(store, name, settings, asked.parts(), span_rows)
-    return Part(name, settings, asked, plan, missing, columns, miss)
+    return Part(name, settings, asked, plan, missing, columns, source.notes(), miss)
 
 
 def show_plan(prepared: Prepared) -> dict[str, Any]:

@@ -40,6 +40,10 @@ class Source(Protocol):
         """The columns that are no inputs though nothing says so, and the reason for each: of an index, a partition."""
         ...
 
+    def notes(self) -> list[str]:
+        """For people: which links to files were followed, which files were left out."""
+        ...
+
     def preprocessing(self) -> dict[str, Any] | None:
         """What was done to the rows before they became samples, for the shard key; None where nothing was."""
         ...

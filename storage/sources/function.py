@@ -49,6 +49,9 @@ class FunctionSource:
         schema = self._table.schema
         return Roles.of(schema.names, self.columns, pandas_index(schema)).left_out
 
+    def notes(self) -> list[str]:
+        return []
+
     def column_names(self, file: SourceFile) -> list[str]:
         return self._table.column_names
 

@@ -1,8 +1,8 @@
 """Samples in files of JSON lines behind any fsspec URL: an object a line, its keys the columns.
 
-Lines are read one by one with Python's own json: pyarrow's reader guesses types block by block (a text that looks
-like a date becomes one) and names no line. Empty lines hold no row. A column has one type in all of a file, whichever
-of its lines are read.
+A compressed file is unpacked first, see `content`. Lines are read one by one with Python's own json: pyarrow's reader
+guesses types block by block (a text that looks like a date becomes one) and names no line. Empty lines hold no row. A
+column has one type in all of a file, whichever of its lines are read.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from storage.errors import SourceError
 from storage.filesystems import open_filesystem
 from storage.roles import Columns, Roles, is_writers_own
 from storage.samples import SourceFile, as_samples, sample_ids
+from storage.sources.compression import COMPRESSED_ENDINGS
+from storage.sources.file_list import FileList, inside, list_files, root_of
 from storage.sources.lines import Lines
-from storage.sources.located import Version, find, inside, opened, reading
+from storage.sources.located import Version, reading
 from storage.sources.partitions import NO_PARTITIONS, Partitions
 
-KIND, ENDINGS = "JSONL", (".jsonl", ".ndjson")
+KIND = "JSONL"
+# Of the files in a folder.
+ENDINGS = tuple(f"{plain}{packed}" for packed in ("", *COMPRESSED_ENDINGS) for plain in (".jsonl", ".ndjson"))
 
-_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 _ROWS = 4096  # whose types are looked at together
 _REFUSED = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, UnicodeEncodeError, OverflowError)
 
@@ -52,17 +55,9 @@ class JsonlSource:
     columns: Columns = Columns()
 
     def files(self) -> Sequence[SourceFile]:
-        opened(self.jsonl)
-        names = self._names()
-        for name in names:
-            if name.endswith(_COMPRESSED):
-                raise SourceError(
-                    f"'{name}' is compressed.",
-                    "Rows are read from the middle of files.",
-                    "Unpack it, or make it Parquet.",
-                )
-        self.__dict__["_all_partitions"] = Partitions.of(self.jsonl, names)
-        return tuple(SourceFile(name, self._rows_of(name)) for name in names)
+        listed = self.__dict__["_listed"] = list_files(self.jsonl, ENDINGS, KIND)
+        self.__dict__["_all_partitions"] = Partitions.of(self._root, listed.names)
+        return tuple(SourceFile(name, self._rows_of(name)) for name in listed.names)
 
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
         partitions = self._partitions(file.name)
@@ -82,10 +77,13 @@ class JsonlSource:
 
     def left_out(self) -> dict[str, str]:
         left_out: dict[str, str] = {}
-        for name in self._names():
+        for name in self._listed.names:
             with self._file(name) as found:
                 left_out |= found.roles.left_out
         return left_out
+
+    def notes(self) -> list[str]:
+        return self._listed.notes
 
     def stamp(self, file: SourceFile) -> Version:
         fs, _ = open_filesystem(self.jsonl)
@@ -93,7 +91,7 @@ class JsonlSource:
             return version
 
     def place_of(self, file: SourceFile) -> str:
-        return inside(self.jsonl, file.name)
+        return inside(self._root, file.name)
 
     def column_names(self, file: SourceFile) -> list[str]:
         with self._file(file.name) as found:
@@ -105,8 +103,9 @@ class JsonlSource:
     def to_dict(self) -> dict[str, Any]:
         return {"jsonl": self.jsonl, "columns": asdict(self.columns)}
 
-    def _names(self) -> list[str]:
-        return find(self.jsonl, (*ENDINGS, *(f"{end}{packed}" for end in ENDINGS for packed in _COMPRESSED)), KIND)
+    @functools.cached_property
+    def _listed(self) -> FileList:
+        return list_files(self.jsonl, ENDINGS, KIND)
 
     @contextmanager
     def _file(self, name: str) -> Generator[_File]:
@@ -115,7 +114,7 @@ class JsonlSource:
         with reading(fs, name, KIND) as version:
             found = self._known.get(name)
             if found is None or found.version != version:
-                lines = Lines.of(fs, name)
+                lines = Lines.of(fs, name, version)
                 found = self._known[name] = self._new_file(version, lines)
             yield found
 
@@ -135,11 +134,15 @@ class JsonlSource:
 
     def _partitions(self, name: str) -> Partitions:
         # The types of partitions follow from all files, which are listed only where a folder has such a name.
-        return self._all_partitions if "=" in inside(self.jsonl, name) else NO_PARTITIONS
+        return self._all_partitions if "=" in inside(self._root, name) else NO_PARTITIONS
+
+    @functools.cached_property
+    def _root(self) -> str:
+        return root_of(self.jsonl)
 
     @functools.cached_property
     def _all_partitions(self) -> Partitions:
-        return Partitions.of(self.jsonl, self._names())
+        return Partitions.of(self._root, self._listed.names)
 
     @functools.cached_property
     def _known(self) -> dict[str, _File]:

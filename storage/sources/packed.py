@@ -78,6 +78,8 @@ class Documents(Protocol):
         """The file's name inside the source, which stays when all of it is moved."""
         ...
 
+    def notes(self) -> list[str]: ...
+
     def column_names(self, file: SourceFile) -> Sequence[str]:
         """All columns of a file, those that are not used among them."""
         ...
@@ -165,6 +167,9 @@ class PackedSource:
             label = label_column(names, self.documents.columns, self.pack.column, file.name)
             left_out |= {name: f"pack takes '{self.pack.column}' alone" for name in names if name not in {*used, label}}
         return left_out
+
+    def notes(self) -> list[str]:
+        return self.documents.notes()
 
     def preprocessing(self) -> dict[str, Any] | None:
         """Where text is tokenised, with the special tokens that the post-processor adds."""

@@ -16,10 +16,13 @@ from storage.arrow_types import plain_table
 from storage.filesystems import open_filesystem
 from storage.roles import Columns, Roles, add_ranges, pandas_index, pandas_ranges
 from storage.samples import SourceFile, as_samples, sample_ids
-from storage.sources.located import Version, find, inside, opened, reading
+from storage.sources.file_list import FileList, inside, list_files, root_of
+from storage.sources.located import Version, reading
 from storage.sources.partitions import NO_PARTITIONS, Partitions
 
 KIND = "Parquet"
+# Of the files in a folder.
+ENDINGS = (".parquet", ".pq", ".parq")
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,9 @@ class ParquetSource:
     columns: Columns = Columns()
 
     def files(self) -> Sequence[SourceFile]:
-        opened(self.parquet)
-        names = find(self.parquet, [".parquet"], KIND)
-        self.__dict__["_all_partitions"] = Partitions.of(self.parquet, names)
-        return tuple(SourceFile(name, self._footer(name).rows) for name in names)
+        listed = self.__dict__["_listed"] = list_files(self.parquet, ENDINGS, KIND)
+        self.__dict__["_all_partitions"] = Partitions.of(self._root, listed.names)
+        return tuple(SourceFile(name, self._footer(name).rows) for name in listed.names)
 
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
         table, footer = self._rows(file.name, start, stop)
@@ -51,9 +53,12 @@ class ParquetSource:
 
     def left_out(self) -> dict[str, str]:
         left_out: dict[str, str] = {}
-        for name in find(self.parquet, [".parquet"], KIND):
+        for name in self._listed.names:
             left_out |= self._roles(name, self._footer(name)).left_out
         return left_out
+
+    def notes(self) -> list[str]:
+        return self._listed.notes
 
     def stamp(self, file: SourceFile) -> Version:
         fs, _ = open_filesystem(self.parquet)
@@ -61,7 +66,7 @@ class ParquetSource:
             return version
 
     def place_of(self, file: SourceFile) -> str:
-        return inside(self.parquet, file.name)
+        return inside(self._root, file.name)
 
     def column_names(self, file: SourceFile) -> list[str]:
         return self._all_names(file.name, self._footer(file.name))
@@ -125,11 +130,19 @@ class ParquetSource:
 
     def _partitions(self, name: str) -> Partitions:
         # The types of partitions follow from all files, which are listed only where a folder has such a name.
-        return self._all_partitions if "=" in inside(self.parquet, name) else NO_PARTITIONS
+        return self._all_partitions if "=" in inside(self._root, name) else NO_PARTITIONS
+
+    @functools.cached_property
+    def _listed(self) -> FileList:
+        return list_files(self.parquet, ENDINGS, KIND)
+
+    @functools.cached_property
+    def _root(self) -> str:
+        return root_of(self.parquet)
 
     @functools.cached_property
     def _all_partitions(self) -> Partitions:
-        return Partitions.of(self.parquet, find(self.parquet, [".parquet"], KIND))
+        return Partitions.of(self._root, self._listed.names)
 
     @functools.cached_property
     def _footers(self) -> dict[str, tuple[Version, _Footer]]:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from storage.errors import SourceError
-from storage.sources.located import inside
+from storage.sources.file_list import inside
 
 # What Hive, Spark and Arrow write for a null.
 _NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -23,9 +23,12 @@ class Partitions:
     types: dict[str, pa.DataType]
 
     @staticmethod
-    def of(url: str, names: Sequence[str]) -> Partitions:
-        """The partitions of all files of a source. Raises SourceError when the files have not the same keys."""
-        values = {name: _values(inside(url, name)) for name in names}
+    def of(root: str, names: Sequence[str]) -> Partitions:
+        """The partitions of all files of a source, which lie below `root`.
+
+        Raises SourceError when the files have not the same keys.
+        """
+        values = {name: _values(inside(root, name)) for name in names}
         keys = list(values[names[0]]) if names else []
         for name, found in values.items():
             if found.keys() != set(keys):

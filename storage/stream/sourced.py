@@ -19,7 +19,7 @@ _REMEDY = "Leave a source alone while a job reads it, and begin again."
 
 
 class SourceRows:
-    """A source's rows, in groups inside its files."""
+    """A source's rows, in groups inside its files. notes: on these files, for people."""
 
     GROUP_ROWS = 4096
 
@@ -30,7 +30,7 @@ class SourceRows:
             for file in source.files()
             for start in range(0, file.rows, self.GROUP_ROWS)
         ]
-        self.where = place_of(source.to_dict())
+        self.where, self.notes = place_of(source.to_dict()), source.notes()
         if not self._spans:
             raise SourceError(f"The source {self.where} is empty.", "There is at least one sample.")
         digests: list[str] = []

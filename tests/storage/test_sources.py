@@ -344,13 +344,6 @@ def test_a_key_that_a_line_lacks_is_a_null(tmp_path: Path) -> None:
         read_all(source)
 
 
-def test_compressed_lines_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl.gz").write_bytes(b"")
-    for end in ("", "/a.jsonl.gz"):
-        with pytest.raises(SourceError, match=r"a\.jsonl\.gz' is compressed\..*Unpack it"):
-            make_source({"jsonl": f"{tmp_path}{end}"}).files()
-
-
 def test_lines_that_another_file_took_the_place_of_are_read_anew(tmp_path: Path) -> None:
     source = lines(tmp_path / "a.jsonl", '{"sample_id": 1, "x": 1}\n')
     read_all(source)

@@ -213,6 +213,30 @@ def test_a_plan_says_which_columns_are_inputs_and_which_are_left_out(
     assert (list(plan["inputs"]), plan["left_out"]) == (["year"], [])
 
 
+def test_a_plan_says_once_which_files_were_left_out(
+    ask: Ask, tmp_path: Path, model: str, capfd: pytest.CaptureFixture[str], write_yaml: Callable[..., str]
+) -> None:
+    prepared = ask()
+    data = tmp_path / "data"
+    (data / "_temporary").mkdir(parents=True)
+    (data / "a.jsonl").symlink_to(tmp_path / "a.jsonl")
+    (data / "_temporary" / "b.jsonl").write_text('{"text": "w1"}\n')
+    (data / "README.md").write_text("words")
+    note = (
+        f"Source {data}: 1 link followed (a.jsonl); left out: 1 with a name that begins with '_' or '.' (_temporary); "
+        "left out: 1 file of another ending than .jsonl or .ndjson, also followed by .gz, .zst, .bz2, .xz (1 .md)."
+    )
+    source = {"jsonl": str(data), "pack": prepared.recipe.source.pack.model_dump()}
+    held_out = {"name": "again", "source": source}
+    recipe = prepared.recipe.model_dump(mode="json") | {"source": source, "held_out": held_out}
+    path = write_yaml(**recipe)
+    assert main([path, "--plan", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["notes"] == [note]
+    assert err.count(note) == 1
+    assert "notes" not in show_plan(prepared)
+
+
 def test_a_plan_of_documents_has_the_inputs_of_packed_rows(ask: Ask) -> None:
     told = show_plan(ask())
     assert told["inputs"]["input_ids"] == {"dtype": "int32", "shape": [L]}

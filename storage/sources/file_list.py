@@ -24,6 +24,9 @@ from storage.sources.compression import COMPRESSED_ENDINGS
 from storage.sources.linked_files import LinkedFiles
 from storage.sources.located import opened
 
+# Folders of tables whose log says which of their files count; the others are old or not committed.
+_TABLE_LOGS = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}
+
 # An object that stands for an empty folder, as Hadoop writes it; other programs end its name with a slash.
 _FOLDER_MARKER = "_$folder$"
 
@@ -44,6 +47,7 @@ def list_files(url: str, endings: Sequence[str], kind: str) -> FileList:
         if not is_folder and fs.exists(path):
             return FileList([path], [])
         if is_folder:
+            _refuse_table(fs, path.rstrip("/"), url)
             search = _Search(fs, path.rstrip("/"), endings)
             search.add_folder(path)
         else:
@@ -60,6 +64,16 @@ def list_files(url: str, endings: Sequence[str], kind: str) -> FileList:
         )
     said = [*search.followed(), *twice, *(f"left out: {each}" for each in left_out)]
     return FileList(sorted(names), [f"Source {url}: {'; '.join(said)}."] if said else [])
+
+
+def _refuse_table(fs: Any, path: str, url: str) -> None:
+    for log, kind in _TABLE_LOGS.items():
+        if fs.isdir(f"{path}/{log}"):
+            raise SourceError(
+                f"'{url}' is a {kind} table: it holds {log}.",
+                "Of such a table only those files count that its log names, which is not read.",
+                "Write its rows to a folder of Parquet files, or give a function that yields them (source.function).",
+            )
 
 
 def is_pattern(path: str) -> bool:

@@ -327,3 +327,12 @@ def test_an_array_on_one_line_is_refused_at_its_first_piece(tmp_path: Path, monk
     with pytest.raises(SourceError, match="begins an array"):
         make_source({"jsonl": str(path)}).files()
     assert len(given) == 1
+
+
+@pytest.mark.parametrize(("log", "kind"), [("_delta_log", "Delta Lake"), (".hoodie", "Hudi")])
+def test_a_table_whose_log_says_which_files_count_is_refused(tmp_path: Path, log: str, kind: str) -> None:
+    (tmp_path / log).mkdir()
+    (tmp_path / "a.parquet").touch()
+    with pytest.raises(SourceError, match=f"is a {kind} table: it holds {log}"):
+        list_files(str(tmp_path), (".parquet", ".pq"), "Parquet")
+    assert list_files(f"{tmp_path}/*.parquet", (".parquet", ".pq"), "Parquet").names == [f"{tmp_path}/a.parquet"]

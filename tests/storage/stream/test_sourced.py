@@ -77,8 +77,8 @@ def test_files_of_other_columns_are_refused(tmp_path: Path) -> None:
         SourceRows(make_source({"parquet": str(tmp_path / "data")}))
     assert caught.value.args == (
         f"{tmp_path}/data/b.parquet has the columns sample_id int64, x int32.",
-        "The files before it have sample_id int64, x float.",
-        "All files of a source have the same columns, types and shapes.",
+        "The rows before them have sample_id int64, x float.",
+        "All rows of a source have the same columns, types and shapes.",
     )
 
 

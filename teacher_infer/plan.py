@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from storage.samples import (
 from storage.shard import FORMAT_VERSION
 from storage.sources import Source
 from storage.summary import summary_fields
+from teacher_infer.span_size import MOST_ROWS, default_span_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,17 +140,25 @@ def cut(files: Iterable[SourceFile], span_rows: int) -> list[tuple[SourceFile, i
 
 
 def make_plan(
-    source: Source, span_rows: int, question: Question, refuse: Callable[[pa.Table, str], None] | None = None
+    source: Source,
+    span_rows: int | None,
+    question: Question,
+    refuse: Callable[[pa.Table, str], None] | None = None,
+    length: Callable[[pa.Table], int] | None = None,
 ) -> Plan:
     """Read and digest the whole source, a piece at a time. Raises SourceError when it is empty or an id appears twice.
 
-    refuse: is shown all samples, a piece at a time, with where they are from, and raises for what the teacher cannot
-    take. Raises SourceChanged, and StoreFull where a digest needs a temporary file and there is no room.
+    span_rows: None for `default_span_rows`. refuse: is shown all samples, a piece at a time, with where they are from,
+    and raises for what the teacher cannot take. length: gives `Plan.length` for samples that it can take. Raises
+    SourceChanged, and StoreFull where a digest needs a temporary file and there is no room.
     """
+    files = source.files()
+    if span_rows is None:
+        span_rows = _default_rows(source, files, refuse, length)
     spans: list[Span] = []
     ids: list[pa.Array] = []
     size, example = 0, None
-    for file, start, stop in cut(source.files(), span_rows):
+    for file, start, stop in cut(files, span_rows):
         with RowsDigest(stop - start, f"{file.name}[{start}:{stop}]") as rows:
             for piece in source.pieces(file, start, stop):
                 if example is None:
@@ -165,7 +174,23 @@ def make_plan(
     if example is None:
         raise SourceError(f"The source {source.to_dict()} is empty.", "There is at least one sample.")
     refuse_duplicates(ids)
-    return Plan(tuple(spans), span_rows, size, example)
+    return Plan(tuple(spans), span_rows, size, example, None if length is None else length(example))
+
+
+def _default_rows(
+    source: Source,
+    files: Sequence[SourceFile],
+    refuse: Callable[[pa.Table, str], None] | None,
+    length: Callable[[pa.Table], int] | None,
+) -> int:
+    first = next((file for file in files if file.rows), None)
+    if first is None:
+        return MOST_ROWS
+    piece = next(iter(source.pieces(first, 0, min(first.rows, MOST_ROWS))))
+    if refuse is not None:
+        refuse(piece, first.name)
+    positions = labelled_positions(piece.schema) if length is None else length(piece)
+    return default_span_rows(piece.schema, positions)
 
 
 def added_fields(inputs: Inputs, positions: int | None = None) -> list[pa.Field]:

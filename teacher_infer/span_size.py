@@ -58,11 +58,11 @@ def size_warnings(span: dict[str, Any], span_rows: int, spans: int, rows: int, r
 
 
 def idle_warning(spans: int, rows: int, actors: int, batch_size: int) -> str | None:
-    """Says that there are fewer spans than actors, where they could be more. rows: of the spans together."""
-    if spans >= actors or rows <= batch_size * spans:
+    """Says that there are fewer spans than actors, where each could have a batch. rows: of the spans together."""
+    if spans >= actors or rows < batch_size * actors:
         return None
     fitting = max(batch_size, rows // (2 * actors))
     return (
-        f"There are {spans:,} spans for up to {actors:,} actors, and one actor computes a span. "
-        f"Set span_rows to about {fitting:,}, so that every actor has work."
+        f"There {'is 1 span' if spans == 1 else f'are {spans:,} spans'} for up to {actors:,} actors, and one actor "
+        f"computes a span. Set span_rows to about {fitting:,}, so that every actor has work."
     )

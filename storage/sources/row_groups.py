@@ -28,13 +28,14 @@ _FETCH_BYTES = 8 << 20
 class Decoded:
     """Rows [first, first + table.num_rows) of a file, and an iterator over those after them, up to row `stop`.
 
-    Without `more` it never changes, so that several threads may use it.
+    empty: a table without rows, given with `more`. Without `more` nothing changes, so that several threads may use it.
     """
 
     first: int
     table: pa.Table
     stop: int
     more: Iterator[pa.RecordBatch] | None = None
+    empty: pa.Table | None = None
 
     def rows(self, start: int, stop: int) -> Iterator[pa.Table]:
         """Rows [start, stop), as far as they are here; start is not before `first`."""
@@ -47,8 +48,8 @@ class Decoded:
                 continue
             if self.more is None:
                 return
-            # The batch is freed before the next one is decoded.
-            self.first, self.table = end, self.table.schema.empty_table()
+            assert self.empty is not None
+            self.first, self.table = end, self.empty  # frees the batch before the next one is decoded
             batch = next(self.more, None)
             if batch is None:
                 return
@@ -97,7 +98,8 @@ def decode(
         if group == groups.start and size > WHOLE_BYTES:
             rows = max(1, PIECE_BYTES * (firsts[group + 1] - firsts[group]) // size)
             empty = parquet.read_row_groups([], columns=columns)
-            return Decoded(firsts[group], empty, firsts[group + 1], _batches(fs, name, metadata, group, columns, rows))
+            more = _batches(fs, name, metadata, group, columns, rows)
+            return Decoded(firsts[group], empty, firsts[group + 1], more, empty)
         total += size
         if group > groups.start and total > PIECE_BYTES:
             groups = range(groups.start, group)

@@ -11,7 +11,7 @@ import pytest
 
 from storage.errors import SourceChanged, SourceError
 from storage.folder import Folder
-from storage.sources import make_source
+from storage.sources import make_source, row_groups
 from storage.stream import CacheRows, SourceRows, Stream, read_group, scan
 from tests.storage.stream.fakes import Make, batches, check_rows, ids, values
 
@@ -51,6 +51,17 @@ def test_a_large_file_is_read_in_groups(source_rows: SourceRows, tmp_path: Path,
     assert [len(rows) for rows in scan(parts, 10)] == [10, 10, 3]
     assert parts.name_of(3) == f"rows 12 to 14 of {tmp_path}/data/a.parquet"
     assert parts.name_of(6) == f"rows 8 to 9 of {tmp_path}/data/b.parquet"
+
+
+def test_pieces_leave_digests_and_rows_as_they_are(
+    source_rows: SourceRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_groups, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(row_groups, "PIECE_BYTES", 100)
+    again = SourceRows(make_source({"parquet": str(tmp_path / "data")}))
+    assert again.digest == source_rows.digest
+    [found], [expected] = ([values(rows) for rows in scan(one, N)] for one in (again, source_rows))
+    assert found == expected
 
 
 def test_the_digest_of_a_source_is_that_of_its_values(tmp_path: Path, make_samples: Make) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -68,16 +68,32 @@ def rows_digest(table: pa.Table) -> str:
     """
     digest = hashlib.sha256()
     for field, column in zip(table.schema, table.columns, strict=True):
-        if tensors.is_text(field.type):
-            digest.update(canonical_json([field.name, "string", len(column)]))
-            for text in column.to_pylist():
-                data = text.encode()
-                digest.update(len(data).to_bytes(8, "little"))
-                digest.update(data)
-        else:
-            values = tensors.unpack(column, field)
-            if values.dtype.hasobject:
-                raise TypeError(f"the column '{field.name}' is {field.type}; only samples have a digest")
-            digest.update(canonical_json([field.name, values.dtype.name, list(values.shape)]))
-            digest.update(np.ascontiguousarray(values).data if values.size else b"")
+        digest.update(column_head(field, len(column)))
+        for data in column_bytes(field, column):
+            digest.update(data)
     return digest.hexdigest()
+
+
+def column_head(field: pa.Field, rows: int) -> bytes:
+    """What counts in `rows_digest` before a column's values. Raises TypeError for a column that no samples have."""
+    if tensors.is_text(field.type):
+        return canonical_json([field.name, "string", rows])
+    if tensors.is_tensor(field):
+        dtype, shape = tensors.form(field)
+        return canonical_json([field.name, dtype.name, [rows, *shape]])
+    try:
+        dtype = tensors.numpy_dtype(field.type)
+    except TypeError:
+        raise TypeError(f"the column '{field.name}' is {field.type}; only samples have a digest") from None
+    return canonical_json([field.name, dtype.name, [rows]])
+
+
+def column_bytes(field: pa.Field, column: pa.ChunkedArray) -> Iterator[bytes | memoryview]:
+    """What counts in `rows_digest` of a column's values; the same bytes, whatever chunks they are in."""
+    for chunk in column.chunks:
+        if tensors.is_text(field.type):
+            for text in chunk.to_pylist():
+                data = text.encode()
+                yield len(data).to_bytes(8, "little") + data
+        elif len(chunk):
+            yield np.ascontiguousarray(tensors.unpack(chunk, field)).reshape(-1).view(np.uint8).data

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="show spans, positions, expected bytes, reuse and which columns are inputs; run nothing",
+        help="show spans and their size, positions, expected bytes, reuse and which columns are inputs; run nothing",
     )
     parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
     asked = parser.parse_intermixed_args(given)
@@ -121,7 +121,14 @@ def _plan_lines(part: dict[str, Any], columns: dict[str, Any]) -> str:
     from teacher_infer.miss import Miss
 
     why = [f"  {Miss(**part['miss'])}"] if "miss" in part else []
-    return "\n".join([_plan_line(part), f"  {columns_line(columns)}", *why])
+    warnings = [f"  warning: {warning}" for warning in part.get("warnings", ())]
+    span = [_span_line(part["span"])] if "span" in part else []
+    return "\n".join([_plan_line(part), *span, f"  {columns_line(columns)}", *why, *warnings])
+
+
+def _span_line(span: dict[str, Any]) -> str:
+    size = "size unknown" if span["bytes"] is None else f"about {span['bytes'] / 1e6:,.2f} MB before compression"
+    return f"  a span: up to {span['rows']:,} rows, {span['positions']:,} positions, {size}"
 
 
 def _plan_line(part: dict[str, Any]) -> str:

@@ -156,6 +156,7 @@ class TeacherRecipe(Section):
     student that reads the source beside the cache knows that it has what the teacher saw.
     compression: of the shards; it changes no key and nothing that is read. zstd saves room and requests;
     none is for fast local disks, which read quicker than a core can undo zstd.
+    span_rows: rows a span; None for those that follow from the columns (`span_size.default_span_rows`).
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -166,7 +167,7 @@ class TeacherRecipe(Section):
     targets: TargetsSection
     inputs: Inputs = "stored"
     compression: Literal["zstd", "none"] = "zstd"
-    span_rows: int = Field(default=65536, gt=0)
+    span_rows: int | None = Field(default=None, gt=0)
     max_bad_samples: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     ray: RaySection = RaySection()

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from storage import tensors
-from storage.digest import rows_digest, sha256_of
+from storage.digest import sha256_of
 from storage.encodings import Encoding
 from storage.errors import SourceError
-from storage.samples import INPUTS_XXH3_FIELD, LABEL, SAMPLE_ID, Inputs, SourceFile, kept_columns, refuse_duplicates
+from storage.rows_digest import RowsDigest
+from storage.samples import (
+    INPUTS_XXH3_FIELD,
+    LABEL,
+    SAMPLE_ID,
+    Inputs,
+    SourceFile,
+    kept_columns,
+    refuse_duplicates,
+    refuse_other_schema,
+)
 from storage.shard import FORMAT_VERSION
 from storage.sources import Source
 from storage.summary import summary_fields
+from teacher_infer.span_size import MOST_ROWS, default_span_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +98,13 @@ class Question:
 class Plan:
     """All spans of a source in order.
 
-    sample_bytes: what is stored of their samples, before anything is added. length: L of sequences, where the teacher
-    says that they are some; without it labelled ones are known by their labels.
+    span_rows: of every span but the last one of a file. sample_bytes: what is stored of their samples, before anything
+    is added. length: L of sequences, where the teacher says that they are some; without it labelled ones are known by
+    their labels.
     """
 
     spans: tuple[Span, ...]
+    span_rows: int
     sample_bytes: int
     example: pa.Table
     length: int | None = None
@@ -107,13 +120,16 @@ class Plan:
     @property
     def positions_a_row(self) -> int:
         """L of sequences, and 1 of what is classified as a whole."""
-        if self.length is not None:
-            return self.length
-        field = self.example.schema.field(LABEL) if LABEL in self.example.schema.names else None
-        return tensors.form(field)[1][0] if field is not None and tensors.is_tensor(field) else 1
+        return labelled_positions(self.example.schema) if self.length is None else self.length
 
     def missing(self, committed: set[str]) -> list[Span]:
         return [span for span in self.spans if span.shard_key not in committed]
+
+
+def labelled_positions(samples: pa.Schema) -> int:
+    """The positions of a row by its labels: L of sequences with a label for each position, else 1."""
+    field = samples.field(LABEL) if LABEL in samples.names else None
+    return tensors.form(field)[1][0] if field is not None and tensors.is_tensor(field) else 1
 
 
 def cut(files: Iterable[SourceFile], span_rows: int) -> list[tuple[SourceFile, int, int]]:
@@ -124,35 +140,57 @@ def cut(files: Iterable[SourceFile], span_rows: int) -> list[tuple[SourceFile, i
 
 
 def make_plan(
-    source: Source, span_rows: int, question: Question, refuse: Callable[[pa.Table, str], None] | None = None
+    source: Source,
+    span_rows: int | None,
+    question: Question,
+    refuse: Callable[[pa.Table, str], None] | None = None,
+    length: Callable[[pa.Table], int] | None = None,
 ) -> Plan:
-    """Read and digest the whole source. Raises SourceError when it is empty or an id appears twice.
+    """Read and digest the whole source, a piece at a time. Raises SourceError when it is empty or an id appears twice.
 
-    refuse: is shown the samples of every span, with where they are from, and raises for what the teacher cannot take.
+    span_rows: None for `default_span_rows`. refuse: is shown all samples, a piece at a time, with where they are from,
+    and raises for what the teacher cannot take. length: gives `Plan.length` for samples that it can take. Raises
+    SourceChanged, and StoreFull where a digest needs a temporary file and there is no room.
     """
+    files = source.files()
+    if span_rows is None:
+        span_rows = _default_rows(source, files, refuse, length)
     spans: list[Span] = []
     ids: list[pa.Array] = []
     size, example = 0, None
-    for file, start, stop in cut(source.files(), span_rows):
-        table = source.read(file, start, stop)
-        if example is None:
-            example = table.slice(0, 1)
-        elif not table.schema.equals(example.schema, check_metadata=True):
-            raise SourceError(
-                f"{file.name} has the columns {tensors.described(table.schema)}.",
-                f"The files before it have {tensors.described(example.schema)}.",
-                "All files of a source have the same columns, types and shapes.",
-            )
-        if refuse is not None:
-            refuse(table, file.name)
-        digest = rows_digest(table)
+    for file, start, stop in cut(files, span_rows):
+        with RowsDigest(stop - start, f"{file.name}[{start}:{stop}]") as rows:
+            for piece in source.pieces(file, start, stop):
+                if example is None:
+                    example = piece.take([0])  # a copy: a slice would keep the piece in memory
+                refuse_other_schema(piece.schema, example.schema, file.name)
+                if refuse is not None:
+                    refuse(piece, file.name)
+                rows.update(piece)
+                ids.extend(piece.column(SAMPLE_ID).chunks)
+                size += piece.select(kept_columns(piece.schema, question.inputs).names).nbytes
+            digest = rows.hexdigest()
         spans.append(Span(file, start, stop, digest, question.shard_key(digest)))
-        ids.extend(table.column(SAMPLE_ID).chunks)
-        size += table.select(kept_columns(table.schema, question.inputs).names).nbytes
     if example is None:
         raise SourceError(f"The source {source.to_dict()} is empty.", "There is at least one sample.")
     refuse_duplicates(ids)
-    return Plan(tuple(spans), size, example)
+    return Plan(tuple(spans), span_rows, size, example, None if length is None else length(example))
+
+
+def _default_rows(
+    source: Source,
+    files: Sequence[SourceFile],
+    refuse: Callable[[pa.Table, str], None] | None,
+    length: Callable[[pa.Table], int] | None,
+) -> int:
+    first = next((file for file in files if file.rows), None)
+    if first is None:
+        return MOST_ROWS
+    piece = next(iter(source.pieces(first, 0, min(first.rows, MOST_ROWS))))
+    if refuse is not None:
+        refuse(piece, first.name)
+    positions = labelled_positions(piece.schema) if length is None else length(piece)
+    return default_span_rows(piece.schema, positions)
 
 
 def added_fields(inputs: Inputs, positions: int | None = None) -> list[pa.Field]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
+
+import pyarrow as pa
 
 from storage.cache import cache_key
 from storage.commits import committed_keys
@@ -15,10 +18,12 @@ from storage.hugging_face import HuggingFaceSpec
 from storage.lineage import cache_lineage, refuse_secrets
 from storage.recipes import recipe_digest
 from storage.samples import described_columns
+from storage.shard import row_bytes
 from storage.sources import columns_of, make_source
 from teacher_infer.config import TeacherRecipe
 from teacher_infer.miss import Miss, explain
 from teacher_infer.plan import Plan, Question, Span, added_fields, make_plan
+from teacher_infer.span_size import idle_warning, size_warnings
 from teacher_infer.teachers import Spec, answer_shape, build_without_weights, spec_settings
 
 
@@ -100,15 +105,17 @@ def _refuse_secrets(recipe: TeacherRecipe) -> None:
         refuse_secrets(recipe.held_out.source.settings(), "held_out.source")
 
 
-def _part(name: str, settings: dict[str, Any], span_rows: int, question: Question, store: Folder, spec: Spec) -> Part:
-    source, refuse = make_source(settings), None
+def _part(
+    name: str, settings: dict[str, Any], span_rows: int | None, question: Question, store: Folder, spec: Spec
+) -> Part:
+    source, refuse, length = make_source(settings), None, None
     if isinstance(spec, HuggingFaceSpec):
         spec.refuse_source(source)
         refuse = spec.refuse_rows
+        if spec.is_language_model:
+            length = partial(_length, spec)
     asked = replace(question, preprocessing=source.preprocessing())
-    plan = make_plan(source, span_rows, asked, refuse)
-    if isinstance(spec, HuggingFaceSpec) and spec.is_language_model:
-        plan = replace(plan, length=spec.answer_shape(plan.example)[0])
+    plan = make_plan(source, span_rows, asked, refuse, length)
     done = committed_keys(store, [span.shard_key for span in plan.spans])
     columns = described_columns(plan.example.schema, columns_of(settings), source.left_out())
     if settings.get("pack") is not None:
@@ -116,8 +123,13 @@ def _part(name: str, settings: dict[str, Any], span_rows: int, question: Questio
     missing = plan.missing(done)
     miss = None
     if len(missing) == len(plan.spans):
-        miss = explain(store, name, settings, asked.parts(), span_rows)
+        miss = explain(store, name, settings, asked.parts(), plan.span_rows)
     return Part(name, settings, asked, plan, missing, columns, source.notes(), miss)
+
+
+def _length(spec: HuggingFaceSpec, example: pa.Table) -> int:
+    """The positions of a row, for a language model."""
+    return spec.answer_shape(example)[0]
 
 
 def show_plan(prepared: Prepared) -> dict[str, Any]:
@@ -129,10 +141,25 @@ def show_plan(prepared: Prepared) -> dict[str, Any]:
         size = None if shape is None else part.plan.sample_bytes + part.plan.rows * _added(prepared, shape)
         forward = sum(span.rows for span in part.missing) * part.plan.positions_a_row
         classes = None if shape is None else shape[-1]
-        facts = {"forward_positions": forward, "expected_bytes": size, "classes": classes}
-        answers.append({**part.answer(), **facts, **part.columns})
+        span, warnings = _span_facts(part.plan, None if size is None else size / part.plan.rows)
+        facts = {"forward_positions": forward, "expected_bytes": size, "classes": classes, "span": span}
+        answers.append({**part.answer(), **facts, "warnings": warnings, **part.columns})
+    missing = [span for part in prepared.parts for span in part.missing]
+    if len(missing) == sum(len(part.plan.spans) for part in prepared.parts):  # other spans would cost nothing
+        rows = sum(span.rows for span in missing)
+        idle = idle_warning(len(missing), rows, recipe.ray.actors.max, recipe.teacher.batch_size)
+        answers[0]["warnings"] += [] if idle is None else [idle]
     notes = {"notes": prepared.notes} if prepared.notes else {}
     return {"store": prepared.store.url, **notes, **nested(answers)}
+
+
+def _span_facts(plan: Plan, row_stored: float | None) -> tuple[dict[str, Any], list[str]]:
+    """The size of the largest span, and what is wrong with it. row_stored: bytes of a row in a shard, if known."""
+    rows = max(span.rows for span in plan.spans)
+    size = None if row_stored is None else round(rows * row_stored)
+    facts = {"rows": rows, "bytes": size, "positions": rows * plan.positions_a_row}
+    in_memory = row_bytes(plan.example.schema)
+    return facts, size_warnings(facts, plan.span_rows, len(plan.spans), plan.rows, in_memory)
 
 
 def _added(prepared: Prepared, shape: tuple[int, ...]) -> int:
@@ -184,5 +211,5 @@ def lineage_of(prepared: Prepared, part: Part) -> dict[str, Any]:
         targets=prepared.encoding.to_dict(),
         recipe_digest=recipe_digest(recipe),
     )
-    lineage |= {"key": part.question.parts(), "span_rows": recipe.span_rows}
+    lineage |= {"key": part.question.parts(), "span_rows": part.plan.span_rows}
     return {**lineage, "inputs": recipe.inputs} if recipe.inputs != "stored" else lineage

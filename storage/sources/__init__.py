@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -30,6 +30,10 @@ class Source(Protocol):
 
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
         """Rows [start, stop) of one file, as samples (see `as_samples`)."""
+        ...
+
+    def pieces(self, file: SourceFile, start: int, stop: int) -> Iterator[pa.Table]:
+        """What `read` gives, in tables of about PIECE_BYTES, at least one: in bounded memory, however many rows."""
         ...
 
     def ids(self, file: SourceFile) -> pa.ChunkedArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from storage.arrow_types import plain_table
 from storage.errors import SourceError
 from storage.names import call, find_function, guarded
 from storage.roles import Columns, Roles, add_ranges, pandas_index, pandas_ranges
-from storage.samples import SourceFile, as_samples, sample_ids
+from storage.samples import SourceFile, as_samples, concat_samples, row_ranges, sample_ids
 
 _one_call = threading.RLock()
 
@@ -31,7 +31,12 @@ class FunctionSource:
         return [SourceFile(self.function, self._table.num_rows)]
 
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
-        return as_samples(self._table.slice(start, stop - start), self.columns, file.name)
+        return concat_samples(self.pieces(file, start, stop), file.name)
+
+    def pieces(self, file: SourceFile, start: int, stop: int) -> Iterator[pa.Table]:
+        table = self._table
+        for first, last in row_ranges(start, stop, table.nbytes // max(1, table.num_rows)):
+            yield as_samples(table.slice(first, last - first), self.columns, file.name)
 
     def raw(self, file: SourceFile, start: int, stop: int) -> pa.Table:
         return self._table.slice(start, stop - start)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow as pa
 from storage.errors import SourceError
 from storage.filesystems import open_filesystem
 from storage.roles import Columns, Roles, is_writers_own
-from storage.samples import SourceFile, as_samples, sample_ids
+from storage.samples import SourceFile, as_samples, concat_samples, sample_ids
 from storage.sources.compression import COMPRESSED_ENDINGS
 from storage.sources.file_list import FileList, inside, list_files, root_of
 from storage.sources.lines import Lines
@@ -60,10 +60,19 @@ class JsonlSource:
         return tuple(SourceFile(name, self._rows_of(name)) for name in listed.names)
 
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
+        return concat_samples(self.pieces(file, start, stop), file.name)
+
+    def pieces(self, file: SourceFile, start: int, stop: int) -> Iterator[pa.Table]:
         partitions = self._partitions(file.name)
         with self._file(file.name) as found:
-            table = self._rows(found, start, stop)
-            return as_samples(table, self.columns, file.name, [*found.keys, *partitions.added(found.keys)], partitions)
+            names = [*found.keys, *partitions.added(found.keys)]
+            while True:
+                # Python's objects take many times the bytes of their text, so few lines are objects at a time.
+                end = found.lines.together(start, stop) if start < min(stop, len(found.lines)) else start
+                yield as_samples(self._rows(found, start, end), self.columns, file.name, names, partitions)
+                start = end
+                if start >= min(stop, len(found.lines)):
+                    return
 
     def raw(self, file: SourceFile, start: int, stop: int) -> pa.Table:
         with self._file(file.name) as found:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 from storage import tensors
 from storage.errors import SourceError
 from storage.names import nearest
-from storage.samples import LABEL, SAMPLE_ID, Columns, SourceFile, as_samples, sample_ids
+from storage.samples import LABEL, SAMPLE_ID, Columns, SourceFile, as_samples, concat_samples, row_ranges, sample_ids
 from storage.sources.packed_labels import (
     ATTENTION_MASK,
     TokenDocuments,
@@ -143,6 +143,13 @@ class PackedSource:
         return tuple(blocks)
 
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
+        return concat_samples(self.pieces(file, start, stop), file.name)
+
+    def pieces(self, file: SourceFile, start: int, stop: int) -> Iterator[pa.Table]:
+        for first, last in row_ranges(start, stop, 3 * 4 * self.pack.sequence_length):
+            yield self._samples(file, first, last)
+
+    def _samples(self, file: SourceFile, start: int, stop: int) -> pa.Table:
         block = self._block_of(file)
         rows = self._rows(block, start, stop)
         table = {

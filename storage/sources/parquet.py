@@ -5,7 +5,8 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,10 +16,11 @@ import pyarrow.parquet as pq
 from storage.arrow_types import plain_table
 from storage.filesystems import open_filesystem
 from storage.roles import Columns, Roles, add_ranges, pandas_index, pandas_ranges
-from storage.samples import SourceFile, as_samples, sample_ids
+from storage.samples import SourceFile, as_samples, concat_samples, sample_ids
 from storage.sources.file_list import FileList, inside, list_files, root_of
 from storage.sources.located import Version, reading
 from storage.sources.partitions import NO_PARTITIONS, Partitions
+from storage.sources.row_groups import LastDecoded, decode
 
 KIND = "Parquet"
 # Of the files in a folder.
@@ -36,12 +38,15 @@ class ParquetSource:
         return tuple(SourceFile(name, self._footer(name).rows) for name in listed.names)
 
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
-        table, footer = self._rows(file.name, start, stop)
+        return concat_samples(self.pieces(file, start, stop), file.name)
+
+    def pieces(self, file: SourceFile, start: int, stop: int) -> Iterator[pa.Table]:
         partitions = self._partitions(file.name)
-        return as_samples(table, self.columns, file.name, self._all_names(file.name, footer), partitions)
+        for table, footer in self._rows(file.name, start, stop):
+            yield as_samples(table, self.columns, file.name, self._all_names(file.name, footer), partitions)
 
     def raw(self, file: SourceFile, start: int, stop: int) -> pa.Table:
-        return self._rows(file.name, start, stop)[0]
+        return pa.concat_tables([table for table, _ in self._rows(file.name, start, stop)])
 
     def ids(self, file: SourceFile) -> pa.ChunkedArray:
         fs, _ = open_filesystem(self.parquet)
@@ -77,38 +82,46 @@ class ParquetSource:
     def to_dict(self) -> dict[str, Any]:
         return {"parquet": self.parquet, "columns": asdict(self.columns)}
 
-    def _rows(self, name: str, start: int, stop: int) -> tuple[pa.Table, _Footer]:
-        """Rows [start, stop) of a file, in the columns that are used, and its footer."""
-        table, first, footer = self._decoded(name, start, stop)
-        rows, used = plain_table(table.slice(max(0, start - first), stop - start)), self._roles(name, footer).used
-        rows = add_ranges(rows, footer.ranges, used, start)
-        return self._partitions(name).add(rows, name, used), footer
+    def _rows(self, name: str, start: int, stop: int) -> Iterator[tuple[pa.Table, _Footer]]:
+        """Rows [start, stop) of a file in tables of bounded memory, in the columns that are used, and its footer."""
+        for table, footer in self._decoded(name, start, stop):
+            rows, used = plain_table(table), self._roles(name, footer).used
+            rows = add_ranges(rows, footer.ranges, used, start)
+            start += rows.num_rows
+            yield self._partitions(name).add(rows, name, used), footer
 
-    def _decoded(self, name: str, start: int, stop: int) -> tuple[pa.Table, int, _Footer]:
-        """The row groups that hold rows [start, stop), the first row in them, and the file's footer.
+    def _decoded(self, name: str, start: int, stop: int) -> Iterator[tuple[pa.Table, _Footer]]:
+        """Rows [start, stop), at least one table.
 
-        The last ones are kept: a row group is often larger than what is asked for, and the next rows lie in it.
+        What was decoded last is kept: a row group is often larger than what is asked for, and the next rows lie in it.
         """
         fs, _ = open_filesystem(self.parquet)
-        with reading(fs, name, KIND) as version:
+        with reading(fs, name, KIND) as version, ExitStack() as opened_here:
             known, footer = self._footers.get(name, (None, None))
-            if footer is not None and known == version:
-                groups = footer.groups(start, stop)
-                # Two spans may be read at the same time, by threads.
-                table = self._last.get((name, version, groups))
-                if table is not None:
-                    return table, footer.firsts[groups[0]] if groups else 0, footer
-            with fs.open(name, "rb") as handle, pq.ParquetFile(handle) as parquet:
-                # The file may be another one than a moment ago: its footer now says where its rows are.
-                footer = _Footer.of(parquet)
-                groups = footer.groups(start, stop)
-                columns = self._roles(name, footer).used
-                wanted = [column for column in footer.names if column in columns or column in self._partitions(name)]
-                table = parquet.read_row_groups(list(groups), columns=wanted)
-            self._footers[name] = (version, footer)
-            self._last.clear()
-            self._last[(name, version, groups)] = table
-            return table, footer.firsts[groups[0]] if groups else 0, footer
+            decoded = self._last.take((name, version), start) if footer is not None and known == version else None
+            parquet = None
+            while True:
+                if decoded is None or footer is None:
+                    if parquet is None:
+                        handle = opened_here.enter_context(fs.open(name, "rb"))
+                        parquet = opened_here.enter_context(pq.ParquetFile(handle))
+                        # The file may be another one than a moment ago: its footer now says where its rows are.
+                        footer = _Footer.of(parquet)
+                        self._footers[name] = (version, footer)
+                    assert footer is not None
+                    columns = self._roles(name, footer).used
+                    wanted = [n for n in footer.names if n in columns or n in self._partitions(name)]
+                    self._last.put(None, None)  # frees it before more is decoded
+                    decoded = decode(fs, name, parquet, footer.firsts, footer.groups(start, stop), wanted)
+                if start >= min(stop, footer.rows):
+                    yield decoded.table.slice(0, 0), footer
+                for table in decoded.rows(start, stop):
+                    yield table, footer
+                start = max(start, decoded.stop)
+                if start >= min(stop, footer.rows):
+                    self._last.put((name, version), decoded)
+                    return
+                table = decoded = None
 
     def _footer(self, name: str) -> _Footer:
         fs, _ = open_filesystem(self.parquet)
@@ -149,8 +162,8 @@ class ParquetSource:
         return {}
 
     @functools.cached_property
-    def _last(self) -> dict[tuple[str, Version, range], pa.Table]:
-        return {}
+    def _last(self) -> LastDecoded:
+        return LastDecoded()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import pyarrow as pa
 from storage import tensors
 from storage.digest import rows_digest, sha256_of
 from storage.errors import SourceChanged, SourceError
-from storage.samples import SAMPLE_ID, SourceFile, input_names, refuse_duplicates
+from storage.rows_digest import RowsDigest
+from storage.samples import SAMPLE_ID, SourceFile, input_names, refuse_duplicates, refuse_other_schema
 from storage.shard import Rows
 from storage.sources import Source, place_of
 from storage.stream.groups import Arrays, Column, Ints, plain_rows
@@ -36,17 +37,14 @@ class SourceRows:
         digests: list[str] = []
         ids: list[pa.Array] = []
         schema = None
-        for span in self._spans:
-            table = source.read(*span)
-            schema = table.schema if schema is None else schema
-            if not table.schema.equals(schema, check_metadata=True):
-                raise SourceError(
-                    f"{span[0].name} has the columns {tensors.described(table.schema)}.",
-                    f"The files before it have {tensors.described(schema)}.",
-                    "All files of a source have the same columns, types and shapes.",
-                )
-            digests.append(rows_digest(table))
-            ids.extend(table.column(SAMPLE_ID).chunks)
+        for file, start, stop in self._spans:
+            with RowsDigest(stop - start, f"{file.name}[{start}:{stop}]") as rows:
+                for piece in source.pieces(file, start, stop):
+                    schema = piece.schema if schema is None else schema
+                    refuse_other_schema(piece.schema, schema, file.name)
+                    rows.update(piece)
+                    ids.extend(piece.column(SAMPLE_ID).chunks)
+                digests.append(rows.hexdigest())
         refuse_duplicates(ids)
         assert schema is not None
         self.rows = self.sizes = np.array([stop - start for _, start, stop in self._spans], np.int64)
@@ -67,11 +65,14 @@ class SourceRows:
         table = self._read(group)
         texts: Arrays = {}
         for column in self.columns:
-            values = tensors.unpack(table.column(column.name), table.schema.field(column.name))
+            field, chunks = table.schema.field(column.name), table.column(column.name)
             if column.dtype is None:
-                texts[column.name] = values
-            else:
-                out[column.name][:] = values
+                texts[column.name] = tensors.unpack(chunks, field)
+                continue
+            start = 0
+            for chunk in chunks.chunks:  # one by one, since joining them would copy them all
+                out[column.name][start : start + len(chunk)] = tensors.unpack(chunk, field)
+                start += len(chunk)
         return texts
 
     def _read(self, group: int) -> pa.Table:

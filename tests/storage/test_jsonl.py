@@ -187,5 +187,5 @@ def test_files_of_other_types_are_told_apart_by_dtype_and_shape(tmp_path: Path, 
         _ = make_plan(source, 3, Question.of("teacher", Dense(), 0)) if reader == "a plan" else SourceRows(source)
     assert refused.value.args[:2] == (
         f"{tmp_path}/b.jsonl has the columns sample_id int64, x float64[3].",
-        "The files before it have sample_id int64, x int64[3].",
+        "The rows before them have sample_id int64, x int64[3].",
     )

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage import tensors
+from storage import samples, tensors
 from storage.digest import rows_digest
 from storage.errors import RecipeError, SourceError
-from storage.sources import SOURCES, Source, make_source
+from storage.sources import SOURCES, Source, make_source, row_groups
 
 ROWS = 23
 MODULE = '''
@@ -128,6 +128,20 @@ def test_a_slice_is_those_rows(open_source: Open) -> None:
                 part = source.read(file, start, stop)
                 assert part.num_rows == stop - start
                 assert part.equals(whole.slice(start, stop - start)), (start, stop)
+
+
+def test_small_pieces_are_the_same_samples(open_source: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_all(open_source())
+    monkeypatch.setattr(samples, "PIECE_BYTES", 50)
+    monkeypatch.setattr(row_groups, "PIECE_BYTES", 50)
+    monkeypatch.setattr(row_groups, "WHOLE_BYTES", 50)
+    monkeypatch.setattr("storage.sources.lines.CHUNK", 50)
+    source = open_source()
+    pieces = [piece for file in source.files() for piece in source.pieces(file, 0, file.rows)]
+    assert max(piece.num_rows for piece in pieces) <= 4
+    assert pa.concat_tables(pieces).equals(whole)
+    assert read_all(source).equals(whole)
+    assert [piece.num_rows for piece in source.pieces(source.files()[0], 2, 2)] == [0]
 
 
 def test_the_digest_of_a_slice_is_that_of_its_values(open_source: Open) -> None:
@@ -439,3 +453,26 @@ def test_a_file_that_another_took_the_place_of_is_read_anew(tmp_path: Path) -> N
     source.read(file, 0, 10)
     pq.write_table(pa.table({"sample_id": range(10), "x": [n * 1000003 for n in range(10)]}), tmp_path / "a.parquet")
     assert source.read(file, 1, 2).column("x").to_pylist() == [1000003]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_lists_of_another_length_in_a_later_piece_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(row_groups, "PIECE_BYTES", 50)
+    monkeypatch.setattr(row_groups, "WHOLE_BYTES", 50)
+    monkeypatch.setattr("storage.sources.lines.CHUNK", 50)
+    table = pa.table({"sample_id": range(20), "x": [[1.0, 2.0]] * 16 + [[1.0, 2.0, 3.0]] * 4})
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        write_lines(path, table)
+    source = make_source({kind: str(path)})
+    with pytest.raises(SourceError) as refused:
+        source.read(source.files()[0], 0, 20)
+    assert refused.value.args == (
+        f"{path} has the columns sample_id int64, x float64[3].",
+        "The rows before them have sample_id int64, x float64[2].",
+        "All rows of a source have the same columns, types and shapes.",
+    )

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from storage import samples
 from storage.catalog import verify
 from storage.commits import read_commit, settle
 from storage.encodings.dense import Dense
@@ -68,6 +69,19 @@ def seal_of(work: Work, commits: list[Any]) -> Any:
     from storage.cache import seal
 
     return seal(work.store, "toy", commits, {"teacher": {}})
+
+
+def test_samples_that_are_read_in_pieces_give_the_same_bytes(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits: list[Any] = []
+    for name in ("whole", "pieces"):
+        work = work_of(tmp_path / name)
+        commits += [label_span(work, toy_teacher(), span).commit for span in spans_of(work, 25)]
+        monkeypatch.setattr(samples, "PIECE_BYTES", 100)
+    assert len(list(work.source.pieces(work.source.files()[0], 0, 25))) > 2
+    facts = [(commit.shard_key, commit.sha256, commit.rows) for commit in commits]
+    assert len(facts) == 4 and facts[:2] == facts[2:]
 
 
 def test_the_same_work_gives_the_same_bytes(toys: Path, tmp_path: Path) -> None:

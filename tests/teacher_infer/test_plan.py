@@ -12,10 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.encodings.dense import Dense
-from storage.errors import SourceError
+from storage.errors import SourceChanged, SourceError
 from storage.samples import SourceFile
+from storage.sources import row_groups
 from storage.sources.parquet import ParquetSource
+from teacher_infer import span_size
 from teacher_infer.plan import Plan, Question, cut, make_plan
+from teacher_infer.span_size import default_span_rows
 
 QUESTION = Question.of("teacher", Dense(), seed=0)
 
@@ -46,6 +49,40 @@ def test_another_file_moves_no_span(tmp_path: Path) -> None:
     after = [span.shard_key for span in plan_of(tmp_path).spans]
     assert before < set(after)
     assert len(after) == len(before) + 2
+
+
+def test_spans_by_default_stay_when_rows_are_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(span_size, "SPAN_BYTES", 1000)
+    write(tmp_path, "a.parquet", list(range(20)))
+    before = make_plan(ParquetSource(str(tmp_path)), None, QUESTION)
+    assert before.span_rows == default_span_rows(before.example.schema, 1) == 4
+    write(tmp_path, "b.parquet", list(range(100, 500)))
+    write(tmp_path, "a.parquet", list(range(45)))
+    others = Question.of("teacher", Dense(dtype="float32"), 0, inputs="referenced")
+    after = make_plan(ParquetSource(str(tmp_path)), None, others)
+    assert after.span_rows == 4
+    assert [span.digest for span in after.spans[:5]] == [span.digest for span in before.spans]
+
+
+def test_pieces_change_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "a.parquet", list(range(50)), label=list(range(50)))
+    whole = plan_of(tmp_path, span_rows=30)
+    monkeypatch.setattr(row_groups, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(row_groups, "PIECE_BYTES", 100)
+    seen: list[int] = []
+    plan = make_plan(ParquetSource(str(tmp_path)), 30, QUESTION, lambda piece, where: seen.append(piece.num_rows))
+    assert max(seen) < 10 and sum(seen) == 50
+    assert plan.spans == whole.spans
+    assert plan.example.equals(whole.example)
+
+
+def test_a_file_that_lost_rows_since_they_were_counted_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "a.parquet", list(range(5)))
+    monkeypatch.setattr(ParquetSource, "files", lambda _: [SourceFile(f"{tmp_path}/a.parquet", 9)])
+    with pytest.raises(SourceChanged, match=r"a\.parquet\[4:8\] gave 1 rows\. It had 4 when"):
+        plan_of(tmp_path)
 
 
 def test_a_key_does_not_depend_on_where_the_rows_lie(tmp_path: Path) -> None:

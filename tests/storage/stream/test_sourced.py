@@ -11,7 +11,7 @@ import pytest
 
 from storage.errors import SourceChanged, SourceError
 from storage.folder import Folder
-from storage.sources import make_source
+from storage.sources import make_source, row_groups
 from storage.stream import CacheRows, SourceRows, Stream, read_group, scan
 from tests.storage.stream.fakes import Make, batches, check_rows, ids, values
 
@@ -53,6 +53,17 @@ def test_a_large_file_is_read_in_groups(source_rows: SourceRows, tmp_path: Path,
     assert parts.name_of(6) == f"rows 8 to 9 of {tmp_path}/data/b.parquet"
 
 
+def test_pieces_leave_digests_and_rows_as_they_are(
+    source_rows: SourceRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_groups, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(row_groups, "PIECE_BYTES", 100)
+    again = SourceRows(make_source({"parquet": str(tmp_path / "data")}))
+    assert again.digest == source_rows.digest
+    [found], [expected] = ([values(rows) for rows in scan(one, N)] for one in (again, source_rows))
+    assert found == expected
+
+
 def test_the_digest_of_a_source_is_that_of_its_values(tmp_path: Path, make_samples: Make) -> None:
     digests: list[str] = []
     for number, (first, group) in enumerate([(0, 5), (0, 3), (1, 5)]):
@@ -77,8 +88,8 @@ def test_files_of_other_columns_are_refused(tmp_path: Path) -> None:
         SourceRows(make_source({"parquet": str(tmp_path / "data")}))
     assert caught.value.args == (
         f"{tmp_path}/data/b.parquet has the columns sample_id int64, x int32.",
-        "The files before it have sample_id int64, x float.",
-        "All files of a source have the same columns, types and shapes.",
+        "The rows before them have sample_id int64, x float.",
+        "All rows of a source have the same columns, types and shapes.",
     )
 
 

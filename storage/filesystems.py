@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 
 import fsspec.config
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from storage.errors import StoreError, StoreFull, StoreLost
 from storage.lineage import redact
@@ -54,14 +57,15 @@ def in_words(url: str) -> Generator[None]:
     """
     try:
         yield
-    except (FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise
+    except FileNotFoundError as error:
+        cause = _real_cause(error)
+        if cause is None:
+            raise
+        raise _refused_or_lost(url, cause) from error
     except PermissionError as error:
-        raise StoreError(
-            f"{url}: access was refused: {error.strerror or error}.",
-            "A store's files can be read, and by a job written, with the rights that this process has.",
-            "Mend the permissions, or the credentials in this machine's environment.",
-        ) from error
+        raise _refused(url, error.strerror or str(error)) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(
@@ -70,9 +74,9 @@ def in_words(url: str) -> Generator[None]:
                 "Make room (`python -m storage gc`, or another disk) and run the same command to go on.",
             ) from error
         known = isinstance(error, TimeoutError | ConnectionError | socket.gaierror) or _is_clients(error)
-        if _status_of(error) is None and not known:
+        if _status_of(error) is None and not known and error.errno not in _NETWORK_IS_DOWN:
             raise
-        raise _lost(url, error) from error
+        raise _refused_or_lost(url, error) from error
     except Exception as error:
         if "Credentials" in type(error).__name__:
             raise StoreError(
@@ -82,7 +86,108 @@ def in_words(url: str) -> Generator[None]:
             ) from error
         if not _is_clients(error):
             raise
-        raise _lost(url, error) from error
+        raise _refused_or_lost(url, error) from error
+
+
+# Errors of the network that Python has no exception of its own for. ESTALE: a server of NFS lost the file's handle.
+_NETWORK_IS_DOWN = (
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.ENETDOWN,
+    errno.EHOSTDOWN,
+    errno.ENOTCONN,
+    errno.ESTALE,
+)
+
+
+class _File(io.RawIOBase):
+    """A file that was opened for reading, whose reads and seeks raise what `in_words` raises."""
+
+    def __init__(self, file: Any, url: str) -> None:
+        super().__init__()
+        self._file, self._url = file, url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        with in_words(self._url):
+            return self._file.read(-1 if size is None else size)
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, into: Any, /) -> int:
+        with in_words(self._url):
+            return self._file.readinto(into)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        with in_words(self._url):
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            try:
+                self._file.close()
+            finally:
+                super().close()
+
+
+def open_file(fs: Any, path: str, url: str) -> Any:
+    """A file opened for reading in binary. Opening, reading and seeking raise what `in_words(url)` raises."""
+    with in_words(url):
+        return _File(fs.open(path, "rb"), url)
+
+
+def is_there(fs: Any, path: str) -> bool:
+    """Whether a file or a folder is at a path. Raises what the file system raises, also where its `exists` does not.
+
+    S3's `exists` is False for a bucket, HTTP's for a file, whatever went wrong.
+    """
+    if fs.exists(path):
+        return True
+    if isinstance(fs, LocalFileSystem | MemoryFileSystem):
+        return False
+    try:
+        fs.info(path)
+    except FileNotFoundError as error:
+        if _real_cause(error) is not None:
+            raise
+        return False
+    return True
+
+
+def _real_cause(error: FileNotFoundError) -> Exception | None:
+    """Why a file that may well be there could not be looked at; None where it is not there.
+
+    fsspec's HTTP client raises FileNotFoundError for every failure of a request.
+    """
+    cause = error.__cause__
+    if isinstance(cause, TimeoutError | ConnectionError | socket.gaierror):
+        return cause
+    if type(cause).__module__.partition(".")[0] != "aiohttp" or _status_of(error) in (404, 410):
+        return None
+    return cause if isinstance(cause, Exception) else None
+
+
+def _refused(url: str, why: str) -> StoreError:
+    return StoreError(
+        f"{url}: access was refused: {why}.",
+        "A store's files can be read, and by a job written, with the rights that this process has.",
+        "Mend the permissions, or the credentials in this machine's environment.",
+    )
+
+
+def _refused_or_lost(url: str, error: Exception) -> StoreError | StoreLost:
+    if _status_of(error) in (401, 403):
+        return _refused(url, redact(str(error).rstrip(".")))
+    return _lost(url, error)
 
 
 def _lost(url: str, error: Exception) -> StoreLost:
@@ -114,9 +219,10 @@ def _status_of(error: BaseException) -> int | str | None:
         response = getattr(seen, "response", None)
         if isinstance(response, dict) and "Error" in response:
             return response["Error"].get("Code")
-        code = getattr(seen, "code", None) or getattr(seen, "status", None)
-        if isinstance(code, int):
-            return code
+        for name in ("status", "code"):  # in this order: aiohttp warns of its own `code`
+            code = getattr(seen, name, None)
+            if isinstance(code, int):
+                return code
     return None
 
 
@@ -132,5 +238,8 @@ def _is_clients(error: Exception) -> bool:
         "asyncio",
         "requests",
         "urllib3",
+        "http",
+        "ssl",
+        "paramiko",
     )
     return type(error).__module__.partition(".")[0] in clients

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from storage.errors import SourceChanged, SourceError
-from storage.filesystems import in_words, open_filesystem
+from storage.filesystems import in_words, is_there, open_filesystem
 
 
 def opened(url: str) -> tuple[Any, str]:
@@ -30,7 +30,7 @@ def find(url: str, endings: Sequence[str], kind: str) -> list[str]:
         if fs.isdir(path):
             names = [name for name in fs.find(path) if name.endswith(tuple(endings))]
         else:
-            names = fs.glob(path) if _is_pattern(path) else [path] if fs.exists(path) else []
+            names = fs.glob(path) if _is_pattern(path) else [path] if is_there(fs, path) else []
     if not names:
         raise SourceError(
             f"There are no {kind} files at '{url}'.", "A source is a file, a folder or a pattern of them."

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 import time
 import traceback
 from typing import Any
@@ -55,7 +57,7 @@ def connect(num_cpus: int | None) -> None:
         )
     _knock(address)
     try:
-        context = ray.init(log_to_driver=True)
+        context = _init(log_to_driver=True)
     except AuthenticationError as error:
         raise TokenRefused(f"{first_line(error.message)}.", TOKEN_IS_LOOKED_FOR) from None
     except Exception as error:
@@ -94,12 +96,22 @@ def _embedded(num_cpus: int | None) -> Any:
 
 def _start(num_cpus: int | None) -> Any:
     try:
-        return ray.init(
+        return _init(
             "local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
         )
     except BaseException as error:
         _end_half_started(error)
         raise
+
+
+def _init(*address: str, **settings: Any) -> Any:
+    """`ray.init` that keeps a handler of SIGTERM: Ray's own ends the process with exit code 1 and no sentence."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        return ray.init(*address, **settings)
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _not_started(error: Exception) -> ClusterError:

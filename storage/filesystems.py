@@ -14,7 +14,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage.errors import StoreError, StoreFull, StoreLost
+from storage.errors import StillhouseError, StoreError, StoreFull, StoreLost
 from storage.lineage import redact
 
 # What a client for objects may remember of a folder is what others have changed since.
@@ -33,11 +33,18 @@ _S3_CONFIG = {
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path in it. Raises ValueError and ImportError as fsspec does.
+    """The fsspec file system of a URL, and the path in it. Raises ValueError, ImportError, StoreError and StoreLost.
 
     Credentials and endpoints are the environment's (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, FSSPEC_S3, roles, ...).
     """
-    return url_to_fs(url, **_settings(url))
+    try:
+        with in_words(url):
+            return url_to_fs(url, **_settings(url))
+    except (StillhouseError, ValueError, ImportError):
+        raise
+    except Exception as error:
+        # Some file systems connect, or look into an archive, when they are made, and raise errors of their own.
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _settings(url: str) -> dict[str, Any]:
@@ -148,18 +155,21 @@ def open_file(fs: Any, path: str, url: str) -> Any:
 def is_there(fs: Any, path: str) -> bool:
     """Whether a file or a folder is at a path. Raises what the file system raises, also where its `exists` does not.
 
-    S3's `exists` is False for a bucket, HTTP's for a file, whatever went wrong.
+    S3's `exists` is False for a bucket, HTTP's for a file, whatever went wrong. Raises StoreError for a path that the
+    file system cannot use.
     """
-    if fs.exists(path):
-        return True
-    if isinstance(fs, LocalFileSystem | MemoryFileSystem):
-        return False
     try:
+        if fs.exists(path):
+            return True
+        if isinstance(fs, LocalFileSystem | MemoryFileSystem):
+            return False
         fs.info(path)
     except FileNotFoundError as error:
         if _real_cause(error) is not None:
             raise
         return False
+    except ValueError as error:
+        raise unusable(path, error) from error
     return True
 
 
@@ -176,6 +186,18 @@ def _real_cause(error: FileNotFoundError) -> Exception | None:
     return cause if isinstance(cause, Exception) else None
 
 
+# What botocore raises before it asks a server: of a bucket's name, a profile, a region.
+_WRONG_SETTINGS = ("ParamValidationError", "ProfileNotFound", "NoRegionError", "ConfigParseError", "ConfigNotFound")
+
+
+def unusable(url: str, error: Exception) -> StoreError:
+    return StoreError(
+        f"'{url}' cannot be used: {redact(' '.join(str(error).split()).rstrip('.'))}.",
+        "It is a URL whose file system can reach it with the settings in this machine's environment.",
+        "Mend the URL, or the endpoint, profile or region that the environment names.",
+    )
+
+
 def _refused(url: str, why: str) -> StoreError:
     return StoreError(
         f"{url}: access was refused: {why}.",
@@ -185,6 +207,8 @@ def _refused(url: str, why: str) -> StoreError:
 
 
 def _refused_or_lost(url: str, error: Exception) -> StoreError | StoreLost:
+    if isinstance(error, ValueError) or type(error).__name__ in _WRONG_SETTINGS:
+        return unusable(url, error)
     if _status_of(error) in (401, 403):
         return _refused(url, redact(str(error).rstrip(".")))
     return _lost(url, error)
@@ -192,7 +216,8 @@ def _refused_or_lost(url: str, error: Exception) -> StoreError | StoreLost:
 
 def _lost(url: str, error: Exception) -> StoreLost:
     return StoreLost(
-        f"{url} did not answer as a store does: {redact(str(error).rstrip('.'))} ({type(error).__name__}).",
+        f"{url} did not answer as a store does: {redact(' '.join(str(error).split()).rstrip('.'))} "
+        f"({type(error).__name__}).",
         "What was committed stays.",
         "Look after the server, or the endpoint in the environment, and run the same command to go on.",
     )
@@ -241,5 +266,8 @@ def _is_clients(error: Exception) -> bool:
         "http",
         "ssl",
         "paramiko",
+        "httpx",
+        "httpx2",
+        "huggingface_hub",
     )
     return type(error).__module__.partition(".")[0] in clients

@@ -24,7 +24,7 @@ from storage.create import (
     write_durably,
 )
 from storage.errors import StoreError, StoreLost
-from storage.filesystems import in_words, is_past_the_end, is_there, open_file, open_filesystem
+from storage.filesystems import in_words, is_past_the_end, is_there, open_file, open_filesystem, unusable
 from storage.listing import Entry, entry_of, list_folder, list_local
 from storage.scatter import fill
 from storage.stages import new_stage, this_machine
@@ -164,7 +164,12 @@ class Folder:
         at = self._at(path)
         self._fs.invalidate_cache()
         with in_words(self.url_of(path)):
-            return list_local(at) if self.is_local else list_folder(self._fs, at)
+            if self.is_local:
+                return list_local(at)
+            try:
+                return list_folder(self._fs, at)
+            except ValueError as error:
+                raise unusable(self.url_of(path), error) from error
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that it holds, if it is there; never the whole of this folder."""

@@ -231,12 +231,12 @@ class Proxy:
 
 
 class FileServer:
-    """An HTTP server of a few files, which answers ranges, until so many requests were answered in full.
+    """An HTTP server of a few files, with ranges or without, that fails once so many requests were answered.
 
     From then on: cut, half of a body and then the connection is closed; lost, no answer; refused, status 503.
     """
 
-    def __init__(self, files: dict[str, bytes]) -> None:
+    def __init__(self, files: dict[str, bytes], ranges: bool = True) -> None:
         self.asked, self.answers, self.fault = 0, 0, ""
         server = self
 
@@ -255,7 +255,7 @@ class FileServer:
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return
-                wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "") if ranges else "")
                 start, stop = (int(wanted[1]), int(wanted[2]) + 1) if wanted else (0, len(data))
                 body = data[start:stop]
                 self.send_response(206 if wanted else 200)

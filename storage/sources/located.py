@@ -26,11 +26,18 @@ def opened(url: str) -> tuple[Any, str]:
 def find(url: str, endings: Sequence[str], kind: str) -> list[str]:
     """The names of the files at a URL, sorted; in a folder, of those with one of the endings. Raises SourceError."""
     fs, path = opened(url)
-    with in_words(url):
-        if fs.isdir(path):
-            names = [name for name in fs.find(path) if name.endswith(tuple(endings))]
-        else:
-            names = fs.glob(path) if _is_pattern(path) else [path] if is_there(fs, path) else []
+    try:
+        with in_words(url):
+            if fs.isdir(path):
+                names = [name for name in fs.find(path) if name.endswith(tuple(endings))]
+            else:
+                names = fs.glob(path) if _is_pattern(path) else [path] if is_there(fs, path) else []
+    except (ValueError, TypeError, OSError) as error:
+        # TypeError: fsspec's HTTP client, of a pattern with brackets.
+        raise SourceError(
+            f"The files at '{url}' cannot be listed: {str(error).strip().rstrip('.')}.",
+            "A source is a file, a folder or a pattern of them.",
+        ) from error
     if not names:
         raise SourceError(
             f"There are no {kind} files at '{url}'.", "A source is a file, a folder or a pattern of them."
@@ -136,6 +143,7 @@ def told(name: str, kind: str) -> Generator[None]:
     try:
         with in_words(name):
             yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowNotImplementedError, ValueError, OSError) as error:
+        # ValueError: pyarrow's ArrowInvalid, and a client whose server cannot give parts of a file.
         reason = str(error).strip().rstrip(".")
         raise SourceError(f"'{name}' cannot be read: {reason}.", f"Every file of a source is {kind}.") from None

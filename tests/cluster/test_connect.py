@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -132,6 +133,22 @@ def test_an_embedded_ray_gets_longer_to_start_and_no_second_try_after_that(
     assert "RAY_raylet_start_wait_time_s (now 0) gives it longer" in refused(ClusterError)
     assert left == [SLOW]
     assert os.environ["RAY_gcs_server_port_wait_time_s"] == "7"
+
+
+def test_a_handler_of_sigterm_is_kept(inits: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def handler(*_: object) -> None: ...
+
+    def init(*_: str, **__: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        connect(None)
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_an_interrupt_while_ray_starts_is_one(inits: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,8 @@ from botocore.exceptions import (
     ClientError,
     IncompleteReadError,
     NoCredentialsError,
+    ParamValidationError,
+    ProfileNotFound,
     ReadTimeoutError,
     ResponseStreamingError,
 )
@@ -361,6 +363,39 @@ def test_an_endpoint_that_nobody_listens_at_is_lost_in_a_sentence(monkeypatch: p
             assert said.startswith(f"StoreLost: {url}") and "What was committed stays" in said
         with pytest.raises(StoreLost, match="did not answer"):
             Folder(url).prepare()
+
+
+# URLs and settings that cannot be used
+
+WRONG_SETTINGS = [
+    ParamValidationError(report='Invalid bucket name "b d!"'),
+    ProfileNotFound(profile="nowhere"),
+    aiohttp.InvalidURL("http://"),
+]
+
+
+@pytest.mark.parametrize("error", WRONG_SETTINGS, ids=lambda error: type(error).__name__)
+def test_what_no_server_was_asked_is_not_lost(error: Exception) -> None:
+    said = spoken(error)
+    assert type(said) is StoreError and str(said).startswith("'s3://bucket/store' cannot be used: ")
+
+
+@pytest.mark.parametrize("command", ["ls", "show", "verify", "rm", "gc"])
+@pytest.mark.parametrize("url", ["http://", "http://[::1", "s3://b d!/x", "s3://", "zip://a::README.md", "foo://x"])
+def test_a_url_that_cannot_be_used_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, told: Told, command: str, url: str
+) -> None:
+    lead_to("nonsense" if url == "s3://" else "http://127.0.0.1:9", monkeypatch)
+    code, said = told(command, url if command in ("ls", "gc") else f"{url}/work")
+    assert code == 2 and said.startswith(("StoreError: ", "NoCache: ")) and said.count("\n") == 1
+    with pytest.raises(StoreError):
+        store = Folder(url)
+        store.names("commits")
+
+
+def test_a_file_system_that_cannot_connect_when_it_is_made_is_lost(told: Told) -> None:
+    code, said = told("ls", f"ftp://127.0.0.1:{free_ports(1)[0]}/x")
+    assert code == 1 and said.startswith("StoreLost: ftp://127.0.0.1")
 
 
 # A full disk

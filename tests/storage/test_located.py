@@ -182,3 +182,20 @@ def test_a_file_that_is_not_there_is_one_behind_http_too() -> None:
             make_source({"jsonl": f"{server.url}/a.jsonl"}).files()
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("url", ["s3://", "a/**b.parquet", "zip://a.parquet::README.md", "http://[::1"])
+def test_a_url_whose_files_cannot_be_listed_is_one(url: str) -> None:
+    with pytest.raises(SourceError, match=r"cannot be (listed|opened): .*\. A source is"):
+        make_source({"parquet": url}).files()
+
+
+def test_a_server_that_gives_no_parts_of_a_file_is_one() -> None:
+    server = FileServer({"/a.parquet": content("parquet", 1) + bytes(6 << 20)}, ranges=False)
+    try:
+        with pytest.raises(
+            SourceError, match=r"/a\.parquet' cannot be read: The HTTP server doesn't appear to support"
+        ):
+            make_source({"parquet": f"{server.url}/a.parquet"}).files()
+    finally:
+        server.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -155,18 +156,21 @@ def open_file(fs: Any, path: str, url: str) -> Any:
 def is_there(fs: Any, path: str) -> bool:
     """Whether a file or a folder is at a path. Raises what the file system raises, also where its `exists` does not.
 
-    S3's `exists` is False for a bucket, HTTP's for a file, whatever went wrong. Raises StoreError for a path that the
-    file system cannot use.
+    `exists` is False whatever went wrong: S3's for a bucket, HTTP's and the local disk's for a file. Raises
+    StoreError for a path that the file system cannot use.
     """
     try:
         if fs.exists(path):
             return True
-        if isinstance(fs, LocalFileSystem | MemoryFileSystem):
+        if isinstance(fs, MemoryFileSystem):
             return False
-        fs.info(path)
+        # Locally a link to nothing has an `info`, but no `stat`.
+        os.stat(path) if isinstance(fs, LocalFileSystem) else fs.info(path)
     except FileNotFoundError as error:
         if _real_cause(error) is not None:
             raise
+        return False
+    except NotADirectoryError:
         return False
     except ValueError as error:
         raise unusable(path, error) from error

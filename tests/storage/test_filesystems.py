@@ -393,6 +393,25 @@ def test_a_url_that_cannot_be_used_is_a_sentence(
         store.names("commits")
 
 
+def test_a_local_folder_that_may_not_be_looked_into_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Told
+) -> None:
+    stat = os.stat
+
+    def refuse(path: Any, *arguments: Any, **settings: Any) -> Any:
+        if str(path).startswith(f"{tmp_path}/locked/"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat(path, *arguments, **settings)
+
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    assert not Folder(str(tmp_path)).exists("link") and not Folder(str(tmp_path)).exists("link/x")
+    monkeypatch.setattr(os, "stat", refuse)
+    for url in (f"{tmp_path}/locked", f"{tmp_path}/locked/x"):
+        code, said = told("ls", url)
+        assert code == 2 and said.startswith(f"StoreError: {url}") and "access was refused: Permission denied" in said
+
+
 def test_a_file_system_that_cannot_connect_when_it_is_made_is_lost(told: Told) -> None:
     code, said = told("ls", f"ftp://127.0.0.1:{free_ports(1)[0]}/x")
     assert code == 1 and said.startswith("StoreLost: ftp://127.0.0.1")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import ray
 
-from cluster.connect import is_embedded
 from storage.errors import RecipeError
 
 
@@ -27,9 +26,7 @@ def what_there_is() -> str:
 
 
 def refuse_too_large(each: Mapping[str, float], workers: int = 1) -> None:
-    """Raises RecipeError when so many workers never fit into an embedded Ray, to which no node is added."""
-    if not is_embedded():
-        return
+    """Raises RecipeError when so many workers never fit into the embedded Ray at hand, to which no node is added."""
     has = ray.cluster_resources()
     if any(count * workers > has.get(name, 0.0) for name, count in each.items()):
         raise RecipeError(

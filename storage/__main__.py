@@ -1,4 +1,4 @@
-"""python -m storage ls STORE | show, verify or rm CACHE | derive CACHE --to ENCODING [--name NAME]
+"""python -m storage ls STORE | show CACHE or STORE | verify or rm CACHE | derive CACHE --to ENCODING [--name NAME]
 | gc STORE [--older-than 7d] [--dry-run]; each with [--json]"""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from storage.cache import open_cache
+from storage.cache import is_store, open_cache
 from storage.catalog import list_caches, verify
 from storage.console import last, run_command, say, table
 from storage.errors import NoCache
@@ -23,16 +23,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, operand, text in (
         ("ls", "store", "list the sealed caches of a store"),
-        ("show", "cache", "show what a cache is, where it came from and its first rows, decoded"),
+        (
+            "show",
+            "cache",
+            "show what a cache is, where it came from and its first rows, decoded; of a store, list its caches",
+        ),
         ("verify", "cache", "hash every shard again; exit 3 when one differs from what was committed"),
         ("rm", "cache", "forget a cache; its shards stay until gc finds that nothing needs them"),
         ("derive", "cache", "seal a cache that keeps less of each position, without the teacher"),
         ("gc", "store", "remove what no cache needs, no running job can want and is older than that"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument(
-            operand, help="STORE/NAME, STORE/NAME@KEY8 or STORE/caches/KEY" if operand == "cache" else "a folder URL"
-        )
+        cache = "STORE/NAME, STORE/NAME@KEY8 or STORE/caches/KEY" + (", or a STORE" if name == "show" else "")
+        command.add_argument(operand, help=cache if operand == "cache" else "a folder URL")
         command.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
         if name == "gc":
             command.add_argument(
@@ -55,10 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _ls(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
-    wanted = ("name", "url", "cache_key", "cache_digest", "encoding", "samples", "positions", "bytes", "quarantined")
     store = Folder(absolute(asked.store))
-    if store.exists() and not (store.exists("commits") or store.exists("caches")):
+    if store.exists() and not is_store(store):
         raise NoCache(f"{store.url} is no store: it has neither commits nor caches.", "A teacher's recipe makes one.")
+    return _listed(store)
+
+
+def _listed(store: Folder) -> tuple[dict[str, Any], str, int]:
+    wanted = ("name", "url", "cache_key", "cache_digest", "encoding", "samples", "positions", "bytes", "quarantined")
     found, problems = list_caches(store)
     rows = [{key: row[key] for key in wanted} for row in found]
     lines = [
@@ -72,7 +79,9 @@ def _ls(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
         ]
         for row in rows
     ]
-    text = table(["cache", "digest", "encoding", "samples", "MB", "quarantined"], lines) if rows else "no sealed cache"
+    text = (
+        table(["cache", "digest", "encoding", "samples", "MB", "quarantined"], lines) if rows else "no sealed cache yet"
+    )
     for problem in problems:
         say(problem)
     return {"caches": rows, "problems": problems}, text, 3 if problems else 0
@@ -82,7 +91,14 @@ def _show(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     from storage.show import lines, look
 
     tokenizer = None if asked.tokenizer is None else absolute(asked.tokenizer)
-    facts = look(open_cache(absolute(asked.cache)), tokenizer)
+    try:
+        cache = open_cache(absolute(asked.cache))
+    except NoCache:
+        store = Folder(absolute(asked.cache))
+        if not is_store(store):
+            raise
+        return _listed(store)
+    facts = look(cache, tokenizer)
     return facts, "\n".join(lines(facts)), 0
 
 

@@ -164,7 +164,7 @@ def open_cache(url: str) -> Cache:
     """
     store, label = _split(url)
     if not store.exists():
-        raise NoCache(f"There is no store at {store.url}.", _FORMS)
+        raise _not_found(url) or NoCache(f"There is no store at {store.url}.", _FORMS)
     name, _, start = label.partition("@")
     keys = store.names("caches")
     if start:
@@ -178,13 +178,28 @@ def open_cache(url: str) -> Cache:
         return read_cache(store, store.read(f"names/{name}").decode().strip())
     except (FileNotFoundError, NotADirectoryError):
         names = store.names("names")
-        raise NoCache(
+        raise _not_found(url) or NoCache(
             f"{store.url} has no cache named '{name}'.{nearest(name, names)}",
             f"Its names are: {', '.join(names) or '(none)'}. {_FORMS}",
             "Run the teacher's recipe to its end: it seals the cache.",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise NoCache(f"'{url}' is no cache ({type(error).__name__}).", _FORMS) from None
+
+
+def is_store(folder: Folder) -> bool:
+    return folder.exists("commits") or folder.exists("caches")
+
+
+def _not_found(url: str) -> NoCache | None:
+    """Why a folder is no cache; None where there is no folder."""
+    folder = Folder(url)
+    if is_store(folder):
+        names = ", ".join(folder.names("names")) or "(none yet)"
+        return NoCache(f"{folder.url} is a store, not a cache.", f"Its caches are: {names}. {_FORMS}")
+    if folder.exists():
+        return NoCache(f"{folder.url} is no cache, and no store: it has neither commits nor caches.", _FORMS)
+    return None
 
 
 _FORMS = "A cache is named as STORE/NAME, STORE/NAME@KEY8 or STORE/caches/KEY."

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from storage.errors import StillhouseError
@@ -15,39 +18,70 @@ from storage.lineage import redact
 
 
 def say(text: str) -> None:
-    """A line for people, on stderr, without the passwords of URLs."""
-    print(redact(text), file=sys.stderr, flush=True)
+    """A line for people, on stderr, without the passwords of URLs; lost where stderr is closed or full."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(redact(text), file=sys.stderr, flush=True)
 
 
 def run_command(command: Callable[[], tuple[dict[str, Any], str, int]], *, as_json: bool) -> int:
     """Run a command that gives (answer, the same as text, exit code), print it, and return the exit code.
 
     With `as_json` stdout holds the JSON object alone: whatever else a library or a worker prints to
-    it meanwhile goes to stderr. A StillhouseError ends as one sentence, an interrupt with 130.
+    it meanwhile goes to stderr. A StillhouseError ends as one sentence, an interrupt with 130, SIGTERM
+    with 143. A reader that closes the pipe, as `head` does, changes nothing of the exit code.
     """
     kept = _stdout_to_stderr() if as_json else None
     try:
-        answer, text, code = command()
-        if kept is None:
-            print(json.dumps(_finite(answer), indent=1) if as_json else text, flush=True)
-        else:
-            # Before stdout is given back: other threads may print to it from then on.
-            os.write(kept, (json.dumps(_finite(answer), indent=1) + "\n").encode())
+        with _sigterm_interrupts():
+            answer, text, code = command()
+        try:
+            if kept is None:
+                print(json.dumps(_finite(answer), indent=1) if as_json else text, flush=True)
+            else:
+                # Before stdout is given back: other threads may print to it from then on.
+                os.write(kept, (json.dumps(_finite(answer), indent=1) + "\n").encode())
+        except BrokenPipeError:
+            # What is still buffered would be written when the process ends, and fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except StillhouseError as error:
         say(f"{type(error).__name__}: {redact(str(error))}")
         return error.exit_code
     except OSError as error:
         say(f"{type(error).__name__}: {redact(str(error))}. What was committed stays; run the same command to go on.")
         return 1
-    except KeyboardInterrupt:
-        say("Interrupted. What was committed stays; run the same command to go on.")
-        return 130
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
+        how = "Ended by SIGTERM" if terminated else "Interrupted"
+        say(f"{how}. What was committed stays; run the same command to go on.")
+        return 143 if terminated else 130
     finally:
         if kept is not None:
             sys.stdout.flush()
             os.dup2(kept, 1)
             os.close(kept)
     return code
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a scheduler sends; whatever an interrupt ends or notes down, it does as well."""
+
+
+@contextmanager
+def _sigterm_interrupts() -> Generator[None]:
+    """Raises Terminated in the main thread on SIGTERM, unless the signal is handled or ignored already."""
+
+    def interrupt(*_: object) -> None:
+        raise Terminated
+
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if mine:
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _finite(value: Any) -> Any:
@@ -66,6 +100,8 @@ def last(code: int) -> int:
 
 
 def _stdout_to_stderr() -> int | None:
+    if sys.stdout is None:  # closed by whoever started the process
+        return None
     try:
         sys.stdout.fileno()  # a stand-in for stdout, as tests and notebooks have, is no file
         sys.stdout.flush()

@@ -24,7 +24,7 @@ from storage.create import (
     write_durably,
 )
 from storage.errors import StoreError, StoreLost
-from storage.filesystems import in_words, is_past_the_end, open_filesystem
+from storage.filesystems import in_words, is_past_the_end, is_there, open_file, open_filesystem, unusable
 from storage.listing import Entry, entry_of, list_folder, list_local
 from storage.scatter import fill
 from storage.stages import new_stage, this_machine
@@ -81,19 +81,7 @@ class Folder:
 
     def exists(self, path: str = "") -> bool:
         with in_words(self.url_of(path)):
-            return self._is_there(self._at(path))
-
-    def _is_there(self, at: str) -> bool:
-        if self._fs.exists(at):
-            return True
-        if self.protocol in _NEAR or "/" in at:
-            return False
-        # Of a bucket clients say that it is not there, whatever went wrong; asked what it is they tell.
-        try:
-            self._fs.info(at)
-        except FileNotFoundError:
-            return False
-        return True
+            return is_there(self._fs, self._at(path))
 
     def size(self, path: str) -> int:
         with in_words(self.url_of(path)):
@@ -156,8 +144,8 @@ class Folder:
             yield from pool.map(call, paths)
 
     def open(self, path: str) -> Any:
-        with in_words(self.url_of(path)):
-            return self._fs.open(self._at(path), "rb")
+        """The file opened for reading; what reading it raises is translated as well. Raises FileNotFoundError."""
+        return open_file(self._fs, self._at(path), self.url_of(path))
 
     def names(self, path: str = "") -> list[str]:
         """The names directly inside a folder, sorted; none if it is not there, or a file."""
@@ -176,7 +164,12 @@ class Folder:
         at = self._at(path)
         self._fs.invalidate_cache()
         with in_words(self.url_of(path)):
-            return list_local(at) if self.is_local else list_folder(self._fs, at)
+            if self.is_local:
+                return list_local(at)
+            try:
+                return list_folder(self._fs, at)
+            except ValueError as error:
+                raise unusable(self.url_of(path), error) from error
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that it holds, if it is there; never the whole of this folder."""
@@ -229,7 +222,7 @@ class Folder:
     def _refuse_missing_bucket(self) -> None:
         bucket = self._root.partition("/")[0]
         with in_words(self.url):
-            if self._is_there(bucket):
+            if is_there(self._fs, bucket):
                 return
         raise StoreError(
             f"There is no bucket '{bucket}' for {self.url}, or it may not be looked into.",
@@ -325,7 +318,6 @@ class Folder:
 
 
 def open_url(url: str) -> Any:
-    """One file behind any fsspec URL, opened for reading. Raises FileNotFoundError."""
+    """One file behind any fsspec URL, opened for reading; see `Folder.open`."""
     fs, path = open_filesystem(url)
-    with in_words(url):
-        return fs.open(path, "rb")
+    return open_file(fs, path, url)

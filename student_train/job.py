@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from cluster.connect import connect
+from cluster.connect import connect, is_embedded
 from cluster.failures import Retries, decisive, layers
 from cluster.resources import asked_for, refuse_too_large, what_there_is
 from storage.console import Progress, say
@@ -44,11 +44,12 @@ def run(recipe: StudentRecipe) -> list[dict[str, Any]]:
     """
     runs = begin(recipe)
     if not all(one.finished for one in runs):
-        if not os.environ.get("RAY_ADDRESS"):
+        if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
             # Ray Train looks at its workers every two seconds; on one machine that is most of a short run.
             os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
         connect(recipe.ray.num_cpus)
-        refuse_too_large(_resources(recipe.ray), recipe.ray.workers)
+        if is_embedded():
+            refuse_too_large(_resources(recipe.ray), recipe.ray.workers)
     at_once = min(recipe.ray.concurrent_runs, len(runs))
     with _shown(runs):
         # In the main thread where one run at a time will do: Ray Train hears an interrupt only there.

@@ -63,6 +63,10 @@ def audit(recipe: TeacherRecipe, cache: Cache, settings: Settings) -> dict[str, 
 
     if not 0 < settings.fraction <= 1:
         raise RecipeError(f"The fraction is {settings.fraction:g}.", "It lies above 0, and is at most 1.")
+    if settings.batch_size < 1:
+        raise RecipeError(f"The batch size is {settings.batch_size}.", "It is a whole number of at least 1.")
+    if settings.tolerance is not None and not settings.tolerance >= 0:
+        raise RecipeError(f"The tolerance is {settings.tolerance:g}.", "It is a number of at least 0.")
     dtype, spec, sealed = recipe.teacher.dtype, recipe.teacher.spec(), cache.lineage["teacher"]["digest"]
     tolerance = TOLERANCES[dtype] if settings.tolerance is None else settings.tolerance
     model = build_without_weights(spec, recipe.seed)

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.connect import connect
+from cluster.connect import connect, is_embedded
 from cluster.failures import Failure, classify, delay_s
 from cluster.losses import Losses
 from cluster.metrics import Meter
@@ -61,7 +61,8 @@ def label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]], held: Lea
     """
     settings = prepared.recipe.ray
     connect(settings.num_cpus)
-    refuse_too_large(_resources(settings))
+    if is_embedded():
+        refuse_too_large(_resources(settings))
     crew = _Crew(prepared, Pool([Task(*place) for place in missing], settings, delay_s), held, tally)
     total = sum(span.rows * prepared.parts[part].plan.positions_a_row for part, span in missing)
     try:

@@ -1,9 +1,10 @@
-"""Two S3 servers on loopback, and a proxy between a client and a server that loses, repeats and damages."""
+"""Servers on loopback: two of S3, a proxy that loses, repeats and damages, and one of files that stops answering."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import subprocess
 import sysconfig
@@ -222,6 +223,66 @@ class Proxy:
         """No fault, nothing seen, and no server behind it until `upstream` is set."""
         self.fault, self.upstream, self.slow_s = (lambda method, path: None), NOBODY, 1.0
         self.seen.clear()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class FileServer:
+    """An HTTP server of a few files, with ranges or without, that fails once so many requests were answered.
+
+    From then on: cut, half of a body and then the connection is closed; lost, no answer; refused, status 503.
+    """
+
+    def __init__(self, files: dict[str, bytes], ranges: bool = True) -> None:
+        self.asked, self.answers, self.fault = 0, 0, ""
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                server.asked += 1
+                fault = server.fault if server.asked > server.answers else ""
+                self.close_connection = bool(fault)
+                if fault == "lost":
+                    return
+                data = files.get(self.path)
+                if fault == "refused" or data is None:
+                    self.send_response(503 if fault else 404)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "") if ranges else "")
+                start, stop = (int(wanted[1]), int(wanted[2]) + 1) if wanted else (0, len(data))
+                body = data[start:stop]
+                self.send_response(206 if wanted else 200)
+                self.send_header("ETag", '"1"')
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body[: len(body) // 2] if fault else body)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: Any) -> None:
+                pass  # a client that has what it needs closes the connection in the middle of a body
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    def fail_after(self, answers: int, fault: str) -> None:
+        self.asked, self.answers, self.fault = 0, answers, fault
 
     def close(self) -> None:
         self._server.shutdown()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -19,7 +20,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import SourceError
-from storage.filesystems import in_words
+from storage.filesystems import in_words, is_there
 from storage.sources.compression import COMPRESSED_ENDINGS
 from storage.sources.linked_files import LinkedFiles
 from storage.sources.located import opened
@@ -42,9 +43,9 @@ class FileList:
 def list_files(url: str, endings: Sequence[str], kind: str) -> FileList:
     """The files at a URL; of a folder, those with one of the endings. Raises SourceError when there are none."""
     fs, path = opened(url)
-    with in_words(url):
+    with _listing(url):
         is_folder = fs.isdir(path)
-        if not is_folder and fs.exists(path):
+        if not is_folder and is_there(fs, path):
             return FileList([path], [])
         if is_folder:
             _refuse_table(fs, path.rstrip("/"), url)
@@ -66,6 +67,19 @@ def list_files(url: str, endings: Sequence[str], kind: str) -> FileList:
     return FileList(sorted(names), [f"Source {url}: {'; '.join(said)}."] if said else [])
 
 
+@contextmanager
+def _listing(url: str) -> Generator[None]:
+    try:
+        with in_words(url):
+            yield
+    except (ValueError, TypeError, OSError) as error:
+        # TypeError: fsspec's HTTP client, of a pattern with brackets.
+        raise SourceError(
+            f"The files at '{url}' cannot be listed: {str(error).strip().rstrip('.')}.",
+            "A source is a file, a folder or a pattern of them.",
+        ) from error
+
+
 def _refuse_table(fs: Any, path: str, url: str) -> None:
     for log, kind in _TABLE_LOGS.items():
         if fs.isdir(f"{path}/{log}"):
@@ -85,8 +99,8 @@ def root_of(url: str) -> str:
     fs, path = opened(url)
     if not is_pattern(path):
         return path.rstrip("/")
-    with in_words(url):
-        return path.rstrip("/") if fs.exists(path) else _plain_part(path)
+    with _listing(url):
+        return path.rstrip("/") if is_there(fs, path) else _plain_part(path)
 
 
 def inside(root: str, name: str) -> str:

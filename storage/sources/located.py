@@ -108,6 +108,7 @@ def told(name: str, kind: str) -> Generator[None]:
     try:
         with in_words(name):
             yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowNotImplementedError, ValueError, OSError) as error:
+        # ValueError: pyarrow's ArrowInvalid, and a client whose server cannot give parts of a file.
         reason = str(error).strip().rstrip(".")
         raise SourceError(f"'{name}' cannot be read: {reason}.", f"Every file of a source is {kind}.") from None

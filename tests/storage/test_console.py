@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -199,3 +200,64 @@ def test_progress_on_a_terminal_is_a_bar(capsys: pytest.CaptureFixture[str], mon
     err = capsys.readouterr().err
     assert "teacher" in err and "10/10" in err and "done" in err
     assert "spans/s" in err and "eta" not in err
+
+
+# Whoever reads, and whoever ends a command
+
+COMMAND = """
+import os, signal, sys, time
+from storage.console import last, run_command
+from storage.errors import NoCache
+
+def command():
+    if "refuse" in sys.argv:
+        raise NoCache("There is none.")
+    if "term" in sys.argv:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    return {"ok": True}, "x" * 100_000, 3
+
+sys.exit(last(run_command(command, as_json="json" in sys.argv)))
+"""
+
+
+def in_a_shell(form: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """COMMAND, as `form` has it of "$@", in a shell that exits as COMMAND does."""
+    command = [sys.executable, "-c", COMMAND, *arguments]
+    return subprocess.run(["bash", "-o", "pipefail", "-c", form, "bash", *command], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", [[], ["json"]])
+@pytest.mark.parametrize("form", ['"$@" | true', '"$@" >&-'])
+def test_an_answer_that_nobody_reads_changes_nothing_of_the_exit_code(form: str, arguments: list[str]) -> None:
+    done = in_a_shell(form, *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+
+
+@pytest.mark.parametrize("form", ['"$@" 2>&-', '"$@" 2>/dev/full'])
+def test_a_sentence_that_nobody_can_read_does_not_go_to_stdout(form: str) -> None:
+    done = in_a_shell(form, "refuse")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_sigterm_ends_a_command_as_an_interrupt_does() -> None:
+    done = in_a_shell('"$@"', "term")
+    assert done.returncode == 143
+    assert done.stderr == "Ended by SIGTERM. What was committed stays; run the same command to go on.\n"
+
+
+def test_a_handler_of_sigterm_that_is_there_stays() -> None:
+    calls: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: calls.append(number))
+    try:
+
+        def command() -> tuple[dict[str, Any], str, int]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return answer()
+
+        assert run_command(command, as_json=False) == 0
+        assert calls == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert run_command(answer, as_json=False) == 0
+    assert signal.getsignal(signal.SIGTERM) == before

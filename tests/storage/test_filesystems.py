@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import errno
+import io
+import itertools
 import os
 import shutil
+import ssl
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from botocore.exceptions import ClientError, NoCredentialsError
+from botocore.exceptions import (
+    ClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ParamValidationError,
+    ProfileNotFound,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+from fsspec.implementations.memory import MemoryFileSystem
 
 from storage import filesystems
 from storage.__main__ import main
+from storage.digest import sha256_file
 from storage.errors import StoreError, StoreFull, StoreLost
 from storage.filesystems import in_words, is_contested, is_past_the_end, is_taken, open_filesystem
-from storage.folder import Folder
+from storage.folder import Folder, open_url
+from storage.models import load_weights
+from storage.tokenizers import TokenizerFile
 from tests.servers import KEY, SECRET, free_ports, lead_to
 from tests.storage.helpers import commit, files, label
 
@@ -126,6 +145,145 @@ def test_what_the_environment_says_of_the_client_goes_before_what_is_said_here(m
     assert fs.config_kwargs["connect_timeout"] == 10 and fs.key == "k"
 
 
+# Reads and seeks after a file was opened
+
+LOST = [
+    ConnectionResetError(errno.ECONNRESET, "reset by peer"),
+    OSError(errno.EHOSTUNREACH, "No route to host"),
+    TimeoutError("read timed out"),
+    ssl.SSLEOFError("EOF occurred in violation of protocol"),
+    aiohttp.ClientPayloadError("Response payload is not completed"),
+    ReadTimeoutError(endpoint_url="http://bucket", error="read timed out"),
+    IncompleteReadError(actual_bytes=1, expected_bytes=2),
+    ResponseStreamingError(error="broken"),
+]
+
+
+class Dropping(io.BytesIO):
+    """A file whose reads fail after so many bytes."""
+
+    def __init__(self, data: bytes, good: int, error: Exception) -> None:
+        super().__init__(data)
+        self._good, self._error = good, error
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self._count(len(data))
+        return data
+
+    def readinto(self, into: Any, /) -> int:
+        count = super().readinto(into)
+        self._count(count)
+        return count
+
+    def _count(self, count: int) -> None:
+        self._good -= count
+        if self._good < 0:
+            raise self._error
+
+
+@pytest.fixture
+def dropping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Exception], None]:
+    """`dropping(good, error)`: from now on files in memory fail after so many bytes."""
+
+    def drop(good: int, error: Exception) -> None:
+        def opened(self: Any, path: str, *_: Any, **__: Any) -> Any:
+            return Dropping(self.store[self._strip_protocol(path)].getvalue(), good, error)
+
+        monkeypatch.setattr(MemoryFileSystem, "_open", opened)
+
+    return drop
+
+
+@pytest.fixture
+def memory() -> Folder:
+    return Folder(f"memory://{uuid.uuid4().hex}")
+
+
+def parquet(rows: int = 20_000) -> bytes:
+    sink = pa.BufferOutputStream()
+    numbers = {name: list(range(rows)) for name in "abcd"}
+    pq.write_table(pa.table(numbers), sink, compression="none", use_dictionary=False, row_group_size=rows // 5)
+    return sink.getvalue().to_pybytes()
+
+
+READERS: dict[str, Callable[[str], Any]] = {
+    "weights": lambda url: load_weights(None, url),
+    "tokenizer": TokenizerFile.read,
+    "digest": lambda url: sha256_file(open_url(url)),
+    "seek": lambda url: open_url(url).seek(1),
+}
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("reader", READERS)
+def test_a_connection_that_is_lost_while_a_file_is_read_is_a_sentence(
+    memory: Folder, dropping: Any, monkeypatch: pytest.MonkeyPatch, reader: str, error: Exception
+) -> None:
+    def fail(self: Any, *_: Any) -> int:
+        raise error
+
+    memory.write("a", bytes(5000))
+    dropping(4000, error)
+    monkeypatch.setattr(Dropping, "seek", fail)
+    with pytest.raises(StoreLost, match=r"/a did not answer as a store does: .* What was committed stays") as caught:
+        READERS[reader](memory.url_of("a"))
+    assert caught.value.exit_code == 1 and caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
+def test_a_connection_that_is_lost_below_pyarrow_is_the_same_sentence(
+    memory: Folder, dropping: Any, error: Exception
+) -> None:
+    data = parquet()
+    memory.write("a.parquet", data)
+    for good in (0, 100, len(data) // 2):
+        dropping(good, error)
+        for threads, pre_buffer in itertools.product((True, False), repeat=2):
+            with pytest.raises(StoreLost, match="did not answer"), memory.open("a.parquet") as file:
+                pq.ParquetFile(file, pre_buffer=pre_buffer).read(use_threads=threads)
+
+
+def test_an_opened_file_reads_and_seeks_as_any_other(folder: Folder) -> None:
+    data = parquet()
+    folder.write("a.parquet", data)
+    with folder.open("a.parquet") as file:
+        assert file.read(4) == b"PAR1" and file.tell() == 4
+        into = bytearray(4)
+        assert file.seek(-4, os.SEEK_END) == len(data) - 4 and file.readinto(into) == 4 and into == b"PAR1"
+        assert file.read(1) == b"" and file.seek(0) == 0 and file.read() == data
+        assert file.seek(0) == 0 and file.readall() == data and file.readable() and file.seekable()
+        for threads, pre_buffer in itertools.product((True, False), repeat=2):
+            table = pq.ParquetFile(file, pre_buffer=pre_buffer).read(use_threads=threads)
+            assert table.column("d").to_pylist() == list(range(20_000))
+    assert file.closed
+    with pytest.raises(FileNotFoundError):
+        folder.open("b.parquet")
+
+
+def test_verify_ends_with_one_where_a_shard_is_lost_in_the_middle(
+    memory: Folder, dropping: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label(memory)
+    dropping(100, LOST[4])
+    assert main(["verify", memory.url_of("work")]) == 1
+    assert capsys.readouterr().err.startswith("StoreLost: ")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(401, StoreError), (403, StoreError), (404, FileNotFoundError), (410, FileNotFoundError)]
+)
+def test_http_says_of_every_failure_that_a_file_is_not_there(status: int, kind: type[Exception]) -> None:
+    url: Any = SimpleNamespace(real_url="http://host/a")
+    error = FileNotFoundError("http://host/a")
+    error.__cause__ = aiohttp.ClientResponseError(url, (), status=status, message="said by the server")
+    assert type(spoken(error)) is kind
+    error.__cause__ = aiohttp.ServerDisconnectedError()
+    assert type(spoken(error)) is StoreLost
+    error.__cause__ = KeyError("x")
+    assert spoken(error) is error
+
+
 # In words, from real servers and through the commands
 
 Told = Callable[..., tuple[int, str]]
@@ -205,6 +363,58 @@ def test_an_endpoint_that_nobody_listens_at_is_lost_in_a_sentence(monkeypatch: p
             assert said.startswith(f"StoreLost: {url}") and "What was committed stays" in said
         with pytest.raises(StoreLost, match="did not answer"):
             Folder(url).prepare()
+
+
+# URLs and settings that cannot be used
+
+WRONG_SETTINGS = [
+    ParamValidationError(report='Invalid bucket name "b d!"'),
+    ProfileNotFound(profile="nowhere"),
+    aiohttp.InvalidURL("http://"),
+]
+
+
+@pytest.mark.parametrize("error", WRONG_SETTINGS, ids=lambda error: type(error).__name__)
+def test_what_no_server_was_asked_is_not_lost(error: Exception) -> None:
+    said = spoken(error)
+    assert type(said) is StoreError and str(said).startswith("'s3://bucket/store' cannot be used: ")
+
+
+@pytest.mark.parametrize("command", ["ls", "show", "verify", "rm", "gc"])
+@pytest.mark.parametrize("url", ["http://", "http://[::1", "s3://b d!/x", "s3://", "zip://a::README.md", "foo://x"])
+def test_a_url_that_cannot_be_used_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, told: Told, command: str, url: str
+) -> None:
+    lead_to("nonsense" if url == "s3://" else "http://127.0.0.1:9", monkeypatch)
+    code, said = told(command, url if command in ("ls", "gc") else f"{url}/work")
+    assert code == 2 and said.startswith(("StoreError: ", "NoCache: ")) and said.count("\n") == 1
+    with pytest.raises(StoreError):
+        store = Folder(url)
+        store.names("commits")
+
+
+def test_a_local_folder_that_may_not_be_looked_into_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Told
+) -> None:
+    stat = os.stat
+
+    def refuse(path: Any, *arguments: Any, **settings: Any) -> Any:
+        if str(path).startswith(f"{tmp_path}/locked/"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat(path, *arguments, **settings)
+
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    assert not Folder(str(tmp_path)).exists("link") and not Folder(str(tmp_path)).exists("link/x")
+    monkeypatch.setattr(os, "stat", refuse)
+    for url in (f"{tmp_path}/locked", f"{tmp_path}/locked/x"):
+        code, said = told("ls", url)
+        assert code == 2 and said.startswith(f"StoreError: {url}") and "access was refused: Permission denied" in said
+
+
+def test_a_file_system_that_cannot_connect_when_it_is_made_is_lost(told: Told) -> None:
+    code, said = told("ls", f"ftp://127.0.0.1:{free_ports(1)[0]}/x")
+    assert code == 1 and said.startswith("StoreLost: ftp://127.0.0.1")
 
 
 # A full disk

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.errors import SourceChanged, SourceError
+from storage.errors import SourceChanged, SourceError, StoreError, StoreLost
 from storage.folder import Folder
 from storage.sources import Source, make_source
 from storage.sources.located import reading, version_of
+from tests.servers import FileServer
 
 
 def content(kind: str, first: int) -> bytes:
@@ -144,3 +145,62 @@ def test_a_file_that_breaks_while_it_is_read_has_changed(tmp_path: Path, kind: s
     with pytest.raises(SourceChanged, match=r"was written while it was read\..*torn"), reading(fs, str(path), kind):
         path.write_bytes(content(kind, 1))
         raise OSError("torn")
+
+
+@pytest.mark.parametrize("fault", ["cut", "lost", "refused"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lost_connection_is_never_blamed_on_the_source(kind: str, fault: str) -> None:
+    server = FileServer({f"/a.{kind}": content(kind, 1)})
+    try:
+
+        def read() -> list[str]:
+            source: Source = make_source({kind: f"{server.url}/a.{kind}"})
+            [file] = source.files()
+            assert source.left_out() == {}
+            return [*source.read(file, 0, 5).column("sample_id").to_pylist(), *source.ids(file).to_pylist()[5:]]
+
+        server.fail_after(0, "")
+        assert read() == [str(n + 1) for n in range(10, 20)]
+        requests, failed = server.asked, 0
+        for answers in range(requests):
+            server.fail_after(answers, fault)
+            try:
+                read()
+            except StoreLost as error:
+                assert f"/a.{kind} did not answer as a store does: " in str(error)
+                failed += 1
+        # fsspec looks at the headers only of some answers.
+        assert failed == requests if fault != "cut" else failed >= requests // 2
+    finally:
+        server.close()
+
+
+def test_a_file_that_is_not_there_is_one_behind_http_too() -> None:
+    server = FileServer({})
+    try:
+        with pytest.raises(SourceError, match=r"There are no JSONL files at 'http://.*/a\.jsonl'"):
+            make_source({"jsonl": f"{server.url}/a.jsonl"}).files()
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("url", ["s3://", "a/**b.parquet", "zip://a.parquet::README.md"])
+def test_a_url_whose_files_cannot_be_listed_is_one(url: str) -> None:
+    with pytest.raises(SourceError, match=r"cannot be (listed|opened): .*\. A source is"):
+        make_source({"parquet": url}).files()
+
+
+def test_a_url_that_is_none_is_one() -> None:
+    with pytest.raises(StoreError, match=r"^'http://\[' cannot be used: Invalid IPv6 URL\. "):
+        make_source({"parquet": "http://[::1"}).files()
+
+
+def test_a_server_that_gives_no_parts_of_a_file_is_one() -> None:
+    server = FileServer({"/a.parquet": content("parquet", 1) + bytes(6 << 20)}, ranges=False)
+    try:
+        with pytest.raises(
+            SourceError, match=r"/a\.parquet' cannot be read: The HTTP server doesn't appear to support"
+        ):
+            make_source({"parquet": f"{server.url}/a.parquet"}).files()
+    finally:
+        server.close()

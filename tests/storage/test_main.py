@@ -65,6 +65,44 @@ def test_ls_shows_how_many_samples_were_quarantined(sealed: Cache, run: Run) -> 
     assert (code, [row["quarantined"] for row in answer["caches"]]) == (0, [2])
 
 
+def test_show_of_a_store_lists_its_caches_as_ls_does(sealed: Cache, put_shard: Any, run: Run) -> None:
+    seal(sealed.store, "more", [put_shard(sealed.store, 2, 70)], LINEAGE)
+    for url in (sealed.store.url, f"{sealed.store.url}/"):
+        for options in ([], ["--json"]):
+            assert run("show", url, *options) == run("ls", url, *options)
+    assert [row["name"] for row in run("show", sealed.store.url, "--json")[1]["caches"]] == ["digits", "more"]
+
+
+def test_show_of_a_store_without_caches_says_so(folder: Folder, put_shard: Any, run: Run) -> None:
+    put_shard(folder, 2)
+    assert run("show", folder.url) == (0, "no sealed cache yet\n", "")
+    assert run("show", folder.url, "--json") == (0, {"caches": [], "problems": []}, "")
+
+
+def test_show_of_a_store_with_a_damaged_cache_exits_as_ls_does(sealed: Cache, run: Run) -> None:
+    sealed.store.write(f"caches/{sealed.key}/index.parquet", b"damaged")
+    code, answer, err = run("show", sealed.store.url, "--json")
+    assert code == 3 and answer["caches"] == [] and "index.parquet has the sha256" in err
+    assert run("ls", sealed.store.url, "--json") == (code, answer, err)
+
+
+@pytest.mark.parametrize("command", ["show", "verify", "rm"])
+def test_a_folder_that_is_no_store_says_so(folder: Folder, run: Run, command: str) -> None:
+    folder.write("notes.txt", b"no store")
+    for url in (folder.url, folder.url_of("notes.txt")):
+        code, out, err = run(command, url)
+        assert (code, out) == (2, "") and err.startswith(f"NoCache: {url} is no cache, and no store: ")
+
+
+def test_commands_for_one_cache_name_the_caches_of_a_store(sealed: Cache, run: Run) -> None:
+    for command in (["verify"], ["rm"], ["derive", "--to=topk:k=2"]):
+        code, out, err = run(command[0], sealed.store.url, *command[1:])
+        assert (code, out) == (2, "")
+        assert err.startswith(
+            f"NoCache: {sealed.store.url} is a store, not a cache. Its caches are: digits. A cache is"
+        )
+
+
 def test_show_names_each_quarantined_sample_and_says_why(sealed: Cache, run: Run) -> None:
     code, out, _ = run("show", f"{sealed.store.url}/digits")
     assert code == 0
@@ -87,7 +125,7 @@ def test_rm_forgets_a_cache_and_says_what_stays(sealed: Cache, run: Run) -> None
     code, out, err = run("rm", f"{store.url}/digits")
     assert (code, out) == (2, "") and err.startswith("NoCache: ") and "no cache named 'digits'" in err
     code, out, _ = run("ls", store.url)
-    assert (code, out) == (0, "no sealed cache\n")
+    assert (code, out) == (0, "no sealed cache yet\n")
     assert all(store.exists(shard.path) for shard in sealed.shards)
 
 

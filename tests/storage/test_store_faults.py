@@ -170,6 +170,23 @@ def test_a_server_that_refuses_for_good_is_lost_in_a_sentence_and_the_next_run_g
     assert len(computed) == {"PUT of a cache": 0, "GET of a file": 0}.get(kind, 2)
 
 
+def test_verify_of_shards_that_are_always_cut_ends_in_a_sentence(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(filesystems._S3_CONFIG, "retries", {"mode": "standard", "total_max_attempts": 1})
+    store = Faults().store(lambda method, path: None)
+    label(store)
+    good = ["the first shard's footer"]
+
+    def cut(method: str, path: str) -> str | None:
+        return None if method != "GET" or "/shards/" not in path or (good and good.pop()) else "cut"
+
+    proxy.fault = cut
+    assert main(["verify", f"{store.url}/work"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"StoreLost: {store.url}/shards/") and "Traceback" not in said
+
+
 def test_a_command_on_a_server_that_refuses_for_good_ends_with_one(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

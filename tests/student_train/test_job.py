@@ -110,7 +110,7 @@ def test_a_loss_that_is_no_number_is_met_once_however_many_workers(
 def test_workers_that_an_embedded_ray_never_has_room_for_are_refused_at_once(
     one_ray: str, labelled: Callable[..., str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.resources.is_embedded", lambda: True)
+    monkeypatch.setattr(job, "is_embedded", lambda: True)
     code = main([labelled({}, {}, ray={"workers": 3})])
     said = capfd.readouterr().err
     assert code == 2

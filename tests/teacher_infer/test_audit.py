@@ -153,6 +153,15 @@ def test_a_fraction_that_is_none_is_refused(
         assert "It lies above 0" in capsys.readouterr().err
 
 
+def test_a_batch_size_or_a_tolerance_that_is_none_is_refused(
+    recipe: Callable[..., dict[str, Any]], audited: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled(recipe())
+    for option, value in (("--batch-size", "0"), ("--batch-size", "-1"), ("--tolerance", "-1"), ("--tolerance", "nan")):
+        assert audited(recipe(), f"{option}={value}") == 2
+        assert f"is {value}. It is a" in capsys.readouterr().err
+
+
 def test_a_module_of_ones_own_is_audited_too(recipe: Callable[..., dict[str, Any]]) -> None:
     cache = labelled(recipe())
     answer = audit(TeacherRecipe.model_validate(recipe()), cache, Settings(fraction=1.0))

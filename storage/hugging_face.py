@@ -19,12 +19,13 @@ from storage import tensors
 from storage.digest import sha256_file, sha256_of
 from storage.errors import Mismatch, ModelError, RecipeError, SourceError
 from storage.folder import Folder
-from storage.hub import INDEX_FILE, fetched
-from storage.models import ADAPTER_CONFIG, CONFIG_FILE, OTHER_WEIGHTS, PRECISION, SAVE_ANEW, WEIGHTS_FILE, read_config
+from storage.hub import fetched
+from storage.models import ADAPTER_CONFIG, CONFIG_FILE, PRECISION, SAVE_ANEW, read_config
 from storage.samples import LABEL, SAMPLE_ID, input_names
 from storage.sources.packed import INPUT_IDS, POSITION_IDS
 from storage.targets import IGNORED
 from storage.tokenizers import TOKENIZER_FILE, TokenizerFile
+from storage.weights import INDEX_FILE, OTHER_WEIGHTS, WEIGHTS_FILE, few, read_weight_map
 
 # What PEFT's save_pretrained writes.
 ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors")
@@ -184,25 +185,19 @@ class HuggingFaceSpec:
             return [WEIGHTS_FILE]
         if INDEX_FILE not in names:
             others = sorted(name for name in names if name.endswith(OTHER_WEIGHTS))
-            found = f"has its weights in {_few(others)}" if others else "has no weights"
+            found = f"has its weights in {few(others)}" if others else "has no weights"
             raise ModelError(
                 f"'{self.folder}' {found}.",
                 f"Weights are safetensors ({WEIGHTS_FILE}, or several files with {INDEX_FILE}); pickles are not "
                 "opened, since loading one runs its code, and GGUF is not read.",
                 SAVE_ANEW,
             )
-        try:
-            files = sorted(set(json.loads((self.folder / INDEX_FILE).read_bytes())["weight_map"].values()))
-            if not all(isinstance(name, str) for name in files):
-                raise ValueError
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise ModelError(
-                f"{INDEX_FILE} in '{self.folder}' has no weight_map of names of files.", remedy="Copy the whole folder."
-            ) from None
+        index = (self.folder / INDEX_FILE).read_bytes()
+        files = sorted(set(read_weight_map(index, f"{INDEX_FILE} in '{self.folder}'").values()))
         missing = [name for name in files if name not in names or not name.endswith(".safetensors")]
         if missing or not files:
             raise ModelError(
-                f"'{self.folder}' lacks {_few(missing) or 'every file of weights'}.",
+                f"'{self.folder}' lacks {few(missing) or 'every file of weights'}.",
                 f"{INDEX_FILE} names {len(files)} safetensors files.",
                 "Copy the whole folder.",
             )
@@ -222,7 +217,7 @@ class HuggingFaceSpec:
         missing = [name for name in ADAPTER_FILES if not folder.is_local or not (Path(folder.url) / name).exists()]
         if missing:
             raise ModelError(
-                f"The adapter '{self.adapter}' has no {_few(missing)}.",
+                f"The adapter '{self.adapter}' has no {few(missing)}.",
                 f"teacher.adapter is a folder of this machine's disks that holds {' and '.join(ADAPTER_FILES)}.",
                 "Save it with PeftModel.save_pretrained(FOLDER, safe_serialization=True).",
             )
@@ -354,7 +349,3 @@ def _length(samples: pa.Table) -> int:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return sha256_file(file)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

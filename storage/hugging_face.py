@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from storage import hugging_face_inputs as given
 from storage import tensors
+from storage.architectures import is_language_model
 from storage.digest import sha256_file, sha256_of
 from storage.errors import Mismatch, ModelError, RecipeError, SourceError
 from storage.folder import Folder
@@ -30,8 +31,6 @@ from storage.weights import INDEX_FILE, OTHER_WEIGHTS, WEIGHTS_FILE, few, read_w
 # What PEFT's save_pretrained writes.
 ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors")
 
-_LANGUAGE_MODELS, _CLASSIFIERS = ("ForCausalLM", "LMHeadModel"), ("ForSequenceClassification",)
-
 
 @dataclass(frozen=True)
 class HuggingFaceSpec:
@@ -39,7 +38,9 @@ class HuggingFaceSpec:
 
     path: its folder; or hub and revision, an id and a commit there. vocabulary: how many classes the head has that
     are none of its padding; None takes the tokens of the folder's tokenizer.json, and without one all of the head.
-    adapter: the folder of a PEFT adapter that is merged into it; without one, none is.
+    adapter: the folder of a PEFT adapter that is merged into it; without one, none is. attention: the implementation of
+    attention that it is loaded with; None takes the one that transformers chooses, which a job names before it counts
+    the key.
     """
 
     kind: ClassVar[str] = "transformers"
@@ -49,6 +50,7 @@ class HuggingFaceSpec:
     revision: str | None = None
     vocabulary: int | None = None
     adapter: str | None = None
+    attention: str | None = None
 
     def key_parts(self, dtype: str, model: Any = None) -> dict[str, Any]:
         """Everything that decides what it answers, readable: of each file that loading reads the sha256.
@@ -56,8 +58,11 @@ class HuggingFaceSpec:
         Raises ModelError, RecipeError.
         """
         adapter = {} if self.adapter is None else {"adapter": self._adapter_sha256}
+        # Other kernels give other bits. sdpa is left out, as it was when there was no choice.
+        attention = {} if self.attention == "sdpa" else {"attention": self.attention}
         return {
             **adapter,
+            **attention,
             "kind": self.kind,
             "config": _sha256(self.folder / CONFIG_FILE),
             "index": _sha256(self.folder / INDEX_FILE) if len(self._weights_sha256) > 1 else None,
@@ -80,6 +85,7 @@ class HuggingFaceSpec:
         """What a cache says of its teacher, in the words that it has for a factory."""
         whence = {"hub": self.hub, "revision": self.revision} if self.hub else {}
         whence |= {"adapter": self.adapter} if self.adapter else {}
+        whence |= {"attention": self.attention} if self.attention else {}
         return {
             "kind": self.kind,
             "factory": f"transformers:{self.architecture}",
@@ -110,20 +116,15 @@ class HuggingFaceSpec:
 
     @functools.cached_property
     def architecture(self) -> str:
-        """Its class in transformers. Raises ModelError for one that gives no logits."""
+        """Its class in transformers. Raises ModelError for one that is no teacher."""
         names = self.config.get("architectures")
-        name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
-        if name is None or not name.endswith((*_LANGUAGE_MODELS, *_CLASSIFIERS)):
-            raise ModelError(
-                f"{CONFIG_FILE} in '{self.folder}' has the architecture {name}, which gives no logits.",
-                "A teacher is a language model (...ForCausalLM) or a classifier (...ForSequenceClassification).",
-                "Save it with its head: AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER).",
-            )
-        return name
+        name = names[0] if isinstance(names, list) and names else None
+        is_language_model(name, f"{CONFIG_FILE} in '{self.folder}'")
+        return str(name)
 
     @property
     def is_language_model(self) -> bool:
-        return self.architecture.endswith(_LANGUAGE_MODELS)
+        return is_language_model(self.architecture, f"{CONFIG_FILE} in '{self.folder}'")
 
     @functools.cached_property
     def tokenizer(self) -> TokenizerFile | None:
@@ -305,7 +306,10 @@ class HuggingFaceSpec:
         return {name: _sha256(self.folder / name) for name in self.weights_files()}
 
     def _number(self, *keys: str) -> int | None:
-        return next((self.config[key] for key in keys if isinstance(self.config.get(key), int)), None)
+        # Models of text and images have the language model's numbers in a config of its own.
+        text = self.config.get("text_config")
+        configs = [self.config, *([text] if isinstance(text, dict) else [])]
+        return next((config[key] for config in configs for key in keys if isinstance(config.get(key), int)), None)
 
 
 def _refuse_adapter_config(path: Path) -> None:

@@ -20,7 +20,7 @@ from storage.stream import CacheRows, open_rows, read_group
 from storage.targets import IGNORED, TopKTargets
 from teacher_infer.config import TeacherRecipe
 from teacher_infer.soften.parts import blocks
-from teacher_infer.teachers import Teacher, build_without_weights, make_teacher
+from teacher_infer.teachers import Teacher, build_without_weights, make_teacher, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,8 @@ def audit(recipe: TeacherRecipe, cache: Cache, settings: Settings) -> dict[str, 
 
     if not 0 < settings.fraction <= 1:
         raise RecipeError(f"The fraction is {settings.fraction:g}.", "It lies above 0, and is at most 1.")
-    dtype, spec, sealed = recipe.teacher.dtype, recipe.teacher.spec(), cache.lineage["teacher"]["digest"]
+    dtype, sealed = recipe.teacher.dtype, cache.lineage["teacher"]["digest"]
+    spec = resolve(recipe.teacher.spec(), dtype)
     tolerance = TOLERANCES[dtype] if settings.tolerance is None else settings.tolerance
     model = build_without_weights(spec, recipe.seed)
     parts = spec.key_parts(dtype, model)

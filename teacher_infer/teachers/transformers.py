@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import functools
-import logging
-import tempfile
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from storage.errors import ModelError, SourceError, TeacherError
-from storage.hugging_face import ADAPTER_FILES, HuggingFaceSpec
+from storage.hugging_face import HuggingFaceSpec
 from storage.hugging_face_inputs import MASK, Array, holds_several, refuse_mask_of_packed, refuse_names
 from storage.sources.packed import INPUT_IDS, POSITION_IDS
-
-log = logging.getLogger("stillhouse.teacher")
+from teacher_infer.teachers.loading import load
 
 # How far the logits of a document that follows another in its row may be from its own, in parts of their spread: four
 # times as far as those of the first one are, which nothing but rounding moves, within these bounds. Of SmolLM2-135M
@@ -28,7 +22,7 @@ _ROUNDINGS = 4
 
 
 class TransformersTeacher:
-    """The model in eval mode, sdpa attention and an explicit dtype, from safetensors only, without code of its folder.
+    """The model in eval mode and an explicit dtype, from safetensors only, without code of its folder.
 
     Documents that are packed into one row are told apart by position_ids, which begin at 0 with each. Whether a model
     keeps them apart is tried when it is loaded. device: cpu, cuda, or auto, which lays it over all that this process
@@ -39,7 +33,7 @@ class TransformersTeacher:
         import torch
 
         self._torch, self._spec, self._dtype = torch, spec, dtype
-        self._model = _load(spec, getattr(torch, dtype), device)
+        self._model = load(spec, dtype, device)
         self._device = _head_device(self._model, spec)
         self._leak, self._allowed = self._probe() if spec.is_language_model else (0.0, 0.0)
         if spec.is_language_model:
@@ -184,127 +178,6 @@ class TransformersTeacher:
             values = self._torch.from_numpy(np.array(array))
             return values.to(device=self._device, dtype=getattr(self._torch, self._dtype))
         return self._torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device)
-
-
-def _load(spec: HuggingFaceSpec, dtype: Any, device: str) -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise ModelError(
-            "Hugging Face's models are loaded by the package transformers, which is not installed.",
-            remedy="Install it with: pip install 'stillhouse[lm]'",
-        ) from None
-    kind = getattr(transformers, spec.architecture, None)
-    if kind is None:
-        raise ModelError(
-            f"transformers {transformers.__version__} has no {spec.architecture}.",
-            "The code that a folder brings along is not run.",
-            "Take a version of transformers that knows the model.",
-        )
-    placed = {"device_map": "auto"} if device == "auto" else {}
-    transformers.utils.logging.disable_progress_bar()
-    with _links_to(spec.folder, spec.counted_files()) as folder:
-        try:
-            model, found = kind.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-                **placed,
-            )
-        except Exception as error:
-            reason = " ".join(str(error).replace(folder, str(spec.folder)).split())[:300]
-            raise ModelError(
-                f"transformers cannot load '{spec.folder}' as {spec.architecture} ({type(error).__name__}: {reason})."
-            ) from error
-    absent = sorted({*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])})
-    if absent:
-        raise ModelError(
-            f"The weights in '{spec.folder}' do not have {', '.join(absent[:3])}"
-            f"{f' and {len(absent) - 3} more' if len(absent) > 3 else ''} as {spec.architecture} has.",
-            "A teacher brings all its weights; transformers would draw these at random.",
-            "Name the folder of the whole model, with its head.",
-        )
-    if spec.adapter_folder is not None:
-        model = _merged(model, spec.adapter_folder, spec)
-    for note in spec.notes():
-        log.warning(note)
-    if device == "auto":
-        import torch
-
-        # Absent where all of it found room on one device.
-        placed_on = getattr(model, "hf_device_map", {})
-        elsewhere = {str(place) for place in placed_on.values()} & {"cpu", "disk"}
-        if elsewhere and torch.cuda.is_available():
-            raise TeacherError(
-                f"The teacher does not fit into the GPUs of an actor: a part of it would lie on {elsewhere.pop()}.",
-                "All of it lies on GPUs.",
-                "Raise ray.gpus_per_actor.",
-            )
-        return model.eval()
-    return model.to(device).eval()
-
-
-@contextmanager
-def _links_to(folder: Path, names: Sequence[str]) -> Generator[str]:
-    """A temporary folder of links to these files alone: so loading reads nothing that the key does not count.
-
-    transformers applies an adapter that lies beside a model without being asked to.
-    """
-    with tempfile.TemporaryDirectory() as linked:
-        for name in names:
-            (Path(linked) / name).symlink_to((folder / name).absolute())
-        yield linked
-
-
-def _merged(model: Any, adapter: Path, spec: HuggingFaceSpec) -> Any:
-    """The model with a PEFT adapter's weights merged into its own, in its dtype."""
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise ModelError(
-            f"The adapter '{adapter}' is read by the package peft, which is not installed.",
-            remedy="Install it with: pip install 'stillhouse[adapters]'",
-        ) from None
-    with _links_to(adapter, ADAPTER_FILES) as folder:
-        try:
-            adapted = PeftModel.from_pretrained(model, folder)
-            _refuse_other_names(adapted, folder)
-            return adapted.merge_and_unload()
-        except ModelError:
-            raise
-        except Exception as error:
-            reason = " ".join(str(error).replace(folder, str(adapter)).split())[:300]
-            raise ModelError(
-                f"The adapter '{adapter}' does not fit {spec.architecture} in '{spec.folder}' "
-                f"({type(error).__name__}: {reason}).",
-                "It is one that was trained on this model.",
-            ) from error
-
-
-def _refuse_other_names(adapted: Any, folder: str) -> None:
-    """Raises ModelError where the adapter's file lacks weights that its settings call for, or has others.
-
-    peft leaves out what does not fit: the teacher would answer as if the adapter, or a part of it, were not there.
-    """
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
-
-    with safe_open(Path(folder) / ADAPTER_FILES[1], framework="pt") as file:
-        names = set(file.keys())
-    # Embeddings that were saved beside the adapter have the names of the model's own.
-    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    missing, surplus = sorted(wanted - names), sorted(names - wanted - set(adapted.state_dict()))
-    if missing or surplus:
-        raise ModelError(
-            f"The adapter does not fit the model: its file lacks {len(missing)} weights and has {len(surplus)} that "
-            f"the model has no place for, as {(missing or surplus)[0]}.",
-            f"{ADAPTER_FILES[1]} has each weight that {ADAPTER_FILES[0]} calls for on this model, and no other.",
-            "Name the base model that the adapter was trained on in teacher.path.",
-        )
 
 
 def _head_device(model: Any, spec: HuggingFaceSpec) -> Any:

@@ -60,7 +60,7 @@ def keys(prepared: Prepared) -> list[str]:
 
 def test_a_plan_tells_positions_and_classes_without_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = ask()
-    monkeypatch.setattr("teacher_infer.teachers.transformers._load", None)
+    monkeypatch.setattr("teacher_infer.teachers.transformers.load", None)
     told = show_plan(prepared)
     assert told["classes"] == SIZE
     assert told["positions"] == told["forward_positions"] == prepared.parts[0].plan.rows * L == 240

@@ -30,8 +30,10 @@ def is_language_model(architecture: Any, where: str) -> bool:
     """
     if isinstance(architecture, str):
         # Most names say it, and need no transformers.
-        for is_causal, ends in ((True, _LANGUAGE_MODELS), (False, _CLASSIFIERS)):
-            if architecture.endswith(ends) or architecture in _mapped(is_causal):
+        if architecture.endswith((*_LANGUAGE_MODELS, *_CLASSIFIERS)):
+            return architecture.endswith(_LANGUAGE_MODELS)
+        for is_causal in (True, False):
+            if architecture in _mapped(is_causal):
                 return is_causal
     raise _unsupported(architecture if isinstance(architecture, str) else None, where)
 

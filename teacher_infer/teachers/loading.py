@@ -13,6 +13,7 @@ from typing import Any
 
 from storage.errors import ModelError, TeacherError
 from storage.hugging_face import ADAPTER_FILES, HuggingFaceSpec
+from storage.weights import few
 
 log = logging.getLogger("stillhouse.teacher")
 
@@ -54,11 +55,15 @@ def load(spec: HuggingFaceSpec, dtype: str, device: str) -> Any:
                 f"transformers cannot load '{spec.folder}' as {spec.architecture} ({type(error).__name__}: {reason}).",
                 remedy="" if spec.attention is None else "Without teacher.attention transformers chooses it.",
             ) from error
-    absent = sorted({*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])})
-    if absent:
+    missing = sorted(found["missing_keys"])
+    shapes = sorted(
+        f"{name} is {list(stored)}, the model has {list(built)}" for name, stored, built in found["mismatched_keys"]
+    )
+    if missing or shapes:
+        lack = f"do not have {few(missing)} as {spec.architecture} has" if missing else ""
+        others = f"{'; ' if missing else 'are '}of another shape: {few(shapes)}" if shapes else ""
         raise ModelError(
-            f"The weights in '{spec.folder}' do not have {', '.join(absent[:3])}"
-            f"{f' and {len(absent) - 3} more' if len(absent) > 3 else ''} as {spec.architecture} has.",
+            f"The weights in '{spec.folder}' {lack}{others}.",
             "A teacher brings all its weights; transformers would draw these at random.",
             "Name the folder of the whole model, with its head.",
         )
@@ -125,6 +130,7 @@ def _from_pretrained(
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused by `load`, by name
             **placed,
         )
     except Exception as error:

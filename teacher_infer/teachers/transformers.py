@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from storage.errors import ModelError, SourceError, TeacherError
 from storage.hugging_face import HuggingFaceSpec
-from storage.hugging_face_inputs import MASK, Array, holds_several, refuse_mask_of_packed, refuse_names
+from storage.hugging_face_inputs import MASK, Array, forward_names, holds_several, refuse_mask_of_packed, refuse_names
 from storage.sources.packed import INPUT_IDS, POSITION_IDS
 from teacher_infer.teachers.loading import load
 
@@ -35,11 +36,24 @@ class TransformersTeacher:
         self._torch, self._spec, self._dtype = torch, spec, dtype
         self._model = load(spec, dtype, device)
         self._device = _head_device(self._model, spec)
-        self._leak, self._allowed = self._probe() if spec.is_language_model else (0.0, 0.0)
-        if spec.is_language_model:
-            self._refuse_foresight()
-        else:
-            self._refuse_single_rows()
+        self._vocabulary = spec.classes if spec.is_language_model else _vocabulary(self._model)
+        takes = inspect.signature(type(self._model).forward).parameters
+        self._options = {"use_cache": False} if spec.is_language_model or "use_cache" in takes else {}
+        self._leak, self._allowed = 0.0, 0.0
+        try:
+            if not spec.is_language_model:
+                self._refuse_single_rows()
+            else:
+                if POSITION_IDS in forward_names(spec.architecture):
+                    self._leak, self._allowed = self._probe()
+                self._refuse_foresight()
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ModelError(
+                f"{spec.architecture} does not take token ids alone ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:300]}).",
+                "A teacher answers rows of token ids, in batches of several rows.",
+                "Set pad_token_id in its config.json." if "pad" in str(error).lower() else "Take another teacher.",
+            ) from error
 
     def logits(self, inputs: dict[str, Array] | list[Array]) -> Any:
         """As `Teacher.logits`; a list holds the token ids alone."""
@@ -74,14 +88,12 @@ class TransformersTeacher:
 
     def _ask(self, inputs: dict[str, Array]) -> Any:
         given = {name: self._tensor(array) for name, array in inputs.items()}
-        return self._model(**given, **({"use_cache": False} if self._spec.is_language_model else {})).logits
+        return self._model(**given, **self._options).logits
 
     def _refuse_ids(self, ids: np.ndarray[Any, Any]) -> None:
         """On a GPU a foreign id would end the process's use of the device."""
-        known = (
-            self._spec.classes if self._spec.is_language_model else self._model.get_input_embeddings().num_embeddings
-        )
-        if ids.size and (ids.min() < 0 or ids.max() >= known):
+        known = self._vocabulary
+        if known is not None and ids.size and (ids.min() < 0 or ids.max() >= known):
             raise SourceError(
                 f"The samples have token ids from {ids.min()} to {ids.max()}.",
                 f"The teacher's vocabulary has the ids 0 to {known - 1:,}.",
@@ -158,16 +170,16 @@ class TransformersTeacher:
             )
 
     def _refuse_single_rows(self) -> None:
-        """Raises ModelError for a classifier that finds no padding, and so takes no batch."""
-        try:
-            with self._torch.inference_mode():
-                self._ask({INPUT_IDS: np.zeros((2, 2), np.int64)})
-        except ValueError as error:
-            raise ModelError(
-                f"{self._spec.architecture} takes no batch of two rows ({error}).",
-                "A teacher is asked many rows at once.",
-                "Set pad_token_id in its config.json.",
-            ) from error
+        """Raises ValueError for a classifier that finds no padding, and so takes no batch."""
+        config, length = self._model.config, max(2, min(16, self._spec.context or 16))
+        special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")}
+        text = next(token for token in range(len(special) + 1) if token not in special)
+        ids = np.full((2, length), text, np.int64)
+        end = getattr(config, "eos_token_id", None)
+        if isinstance(end, int):
+            ids[:, -1] = end  # where encoder-decoders look for the sequence's answer
+        with self._torch.inference_mode():
+            self._ask({INPUT_IDS: ids})
 
     def _distance(self, found: Any, own: Any) -> float:
         found, own = (logits[:, : self._spec.classes].float() for logits in (found, own))
@@ -183,4 +195,15 @@ class TransformersTeacher:
 def _head_device(model: Any, spec: HuggingFaceSpec) -> Any:
     """Where the logits are made. Inputs begin there, too: accelerate brings an answer back to its inputs' device."""
     head = model.get_output_embeddings() if spec.is_language_model else None
-    return next(model.parameters()).device if head is None else head.weight.device
+    weight = getattr(head, "weight", None)
+    return next(model.parameters()).device if weight is None else weight.device
+
+
+def _vocabulary(model: Any) -> int | None:
+    """How many token ids a model has embeddings of; None where it embeds any, as by their hash."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    weight = getattr(embeddings, "weight", None)
+    return None if weight is None else len(weight)

@@ -349,10 +349,18 @@ def test_a_path_to_weights_in_another_form_is_named(tmp_path: Path, name: str) -
         TeacherSection(path=str(tmp_path / name), **SECTION).spec()
 
 
-@pytest.mark.parametrize("architectures", [["LlamaModel"], ["BertForMaskedLM"], [], None])
-def test_a_model_that_gives_no_logits_is_refused(own: Save, architectures: Any) -> None:
+@pytest.mark.parametrize(
+    ("architectures", "found"),
+    [
+        (["LlamaModel"], r"LlamaModel, a model without a head\. .*with its head"),
+        (["BertForMaskedLM"], r"BertForMaskedLM, a masked language model\. .*Write a factory"),
+        ([], r"names no architecture\. .*with its head"),
+        (None, r"names no architecture\. .*with its head"),
+    ],
+)
+def test_a_model_that_is_no_teacher_is_refused(own: Save, architectures: Any, found: str) -> None:
     spec = HuggingFaceSpec(change_config(own(), architectures=architectures))
-    with pytest.raises(ModelError, match=r"which gives no logits\. A teacher is a language model .*with its head"):
+    with pytest.raises(ModelError, match=found):
         spec.digest("float32")
 
 

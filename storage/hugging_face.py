@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -187,11 +188,13 @@ class HuggingFaceSpec:
         if INDEX_FILE not in names:
             others = sorted(name for name in names if name.endswith(OTHER_WEIGHTS))
             found = f"has its weights in {few(others)}" if others else "has no weights"
+            # The names that transformers itself reads.
+            pickled = any(name.startswith("pytorch_model") and name.endswith(".bin") for name in others)
             raise ModelError(
                 f"'{self.folder}' {found}.",
                 f"Weights are safetensors ({WEIGHTS_FILE}, or several files with {INDEX_FILE}); pickles are not "
                 "opened, since loading one runs its code, and GGUF is not read.",
-                SAVE_ANEW,
+                self._convert() if pickled else SAVE_ANEW,
             )
         index = (self.folder / INDEX_FILE).read_bytes()
         files = sorted(set(read_weight_map(index, f"{INDEX_FILE} in '{self.folder}'").values()))
@@ -295,6 +298,18 @@ class HuggingFaceSpec:
             f"The sample '{samples.column(SAMPLE_ID)[row].as_py()}' (in {where}) has the token id {ids_PL[row, at]}.",
             f"The teacher's vocabulary has the ids 0 to {size - 1:,}.",
             "Tokenise with the teacher's own tokenizer.",
+        )
+
+    def _convert(self) -> str:
+        """How pickled weights are saved as safetensors."""
+        source, target = str(self.folder), f"{self.folder}-safetensors"
+        program = (
+            f"import transformers; transformers.{self.architecture}.from_pretrained({json.dumps(source)})"
+            f".save_pretrained({json.dumps(target)})"
+        )
+        return (
+            f"Save it anew: python -c {shlex.quote(program)}, copy the tokenizer's files ({TOKENIZER_FILE}, "
+            f"tokenizer_config.json) to {target}, and name that folder."
         )
 
     @property

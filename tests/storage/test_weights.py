@@ -108,6 +108,14 @@ def test_a_part_does_not_stand_for_the_whole(tmp_path: Path) -> None:
         load_weights(Views(), str(tmp_path / "w"))
 
 
+def test_a_view_with_gaps_does_not_stand_for_what_lies_in_them(tmp_path: Path) -> None:
+    model, memory = nn.Module(), torch.zeros(4, 4)
+    model.left, model.right = nn.Parameter(memory[:, :2]), nn.Parameter(memory[0, 2:])
+    save_file({"left": torch.ones(4, 2)}, tmp_path / "w")
+    with pytest.raises(ModelError, match=r"\(not in the file: right\)"):
+        load_weights(model, str(tmp_path / "w"))
+
+
 # Prefixes
 
 

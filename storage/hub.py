@@ -7,10 +7,9 @@ import logging
 from pathlib import Path
 
 from storage.errors import ModelError
-from storage.models import CONFIG_FILE, WEIGHTS_FILE
+from storage.models import CONFIG_FILE
 from storage.tokenizers import TOKENIZER_FILE
-
-INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+from storage.weights import INDEX_FILE, WEIGHTS_FILE
 
 log = logging.getLogger("stillhouse.hub")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,20 +17,20 @@ import pyarrow as pa
 
 from storage import hugging_face_inputs as given
 from storage import tensors
+from storage.architectures import is_language_model
 from storage.digest import sha256_file, sha256_of
 from storage.errors import Mismatch, ModelError, RecipeError, SourceError
 from storage.folder import Folder
-from storage.hub import INDEX_FILE, fetched
-from storage.models import ADAPTER_CONFIG, CONFIG_FILE, OTHER_WEIGHTS, PRECISION, SAVE_ANEW, WEIGHTS_FILE, read_config
+from storage.hub import fetched
+from storage.models import ADAPTER_CONFIG, CONFIG_FILE, PRECISION, SAVE_ANEW, read_config
 from storage.samples import LABEL, SAMPLE_ID, input_names
 from storage.sources.packed import INPUT_IDS, POSITION_IDS
 from storage.targets import IGNORED
 from storage.tokenizers import TOKENIZER_FILE, TokenizerFile
+from storage.weights import INDEX_FILE, OTHER_WEIGHTS, WEIGHTS_FILE, few, read_weight_map
 
 # What PEFT's save_pretrained writes.
 ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors")
-
-_LANGUAGE_MODELS, _CLASSIFIERS = ("ForCausalLM", "LMHeadModel"), ("ForSequenceClassification",)
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class HuggingFaceSpec:
 
     path: its folder; or hub and revision, an id and a commit there. vocabulary: how many classes the head has that
     are none of its padding; None takes the tokens of the folder's tokenizer.json, and without one all of the head.
-    adapter: the folder of a PEFT adapter that is merged into it; without one, none is.
+    adapter: the folder of a PEFT adapter that is merged into it; without one, none is. attention: the implementation of
+    attention that it is loaded with; None takes the one that transformers chooses, which a job names before it counts
+    the key.
     """
 
     kind: ClassVar[str] = "transformers"
@@ -48,6 +51,7 @@ class HuggingFaceSpec:
     revision: str | None = None
     vocabulary: int | None = None
     adapter: str | None = None
+    attention: str | None = None
 
     def key_parts(self, dtype: str, model: Any = None) -> dict[str, Any]:
         """Everything that decides what it answers, readable: of each file that loading reads the sha256.
@@ -55,8 +59,11 @@ class HuggingFaceSpec:
         Raises ModelError, RecipeError.
         """
         adapter = {} if self.adapter is None else {"adapter": self._adapter_sha256}
+        # Other kernels give other bits. sdpa is left out, as it was when there was no choice.
+        attention = {} if self.attention == "sdpa" else {"attention": self.attention}
         return {
             **adapter,
+            **attention,
             "kind": self.kind,
             "config": _sha256(self.folder / CONFIG_FILE),
             "index": _sha256(self.folder / INDEX_FILE) if len(self._weights_sha256) > 1 else None,
@@ -79,6 +86,7 @@ class HuggingFaceSpec:
         """What a cache says of its teacher, in the words that it has for a factory."""
         whence = {"hub": self.hub, "revision": self.revision} if self.hub else {}
         whence |= {"adapter": self.adapter} if self.adapter else {}
+        whence |= {"attention": self.attention} if self.attention else {}
         return {
             "kind": self.kind,
             "factory": f"transformers:{self.architecture}",
@@ -109,20 +117,15 @@ class HuggingFaceSpec:
 
     @functools.cached_property
     def architecture(self) -> str:
-        """Its class in transformers. Raises ModelError for one that gives no logits."""
+        """Its class in transformers. Raises ModelError for one that is no teacher."""
         names = self.config.get("architectures")
-        name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
-        if name is None or not name.endswith((*_LANGUAGE_MODELS, *_CLASSIFIERS)):
-            raise ModelError(
-                f"{CONFIG_FILE} in '{self.folder}' has the architecture {name}, which gives no logits.",
-                "A teacher is a language model (...ForCausalLM) or a classifier (...ForSequenceClassification).",
-                "Save it with its head: AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER).",
-            )
-        return name
+        name = names[0] if isinstance(names, list) and names else None
+        is_language_model(name, f"{CONFIG_FILE} in '{self.folder}'")
+        return str(name)
 
     @property
     def is_language_model(self) -> bool:
-        return self.architecture.endswith(_LANGUAGE_MODELS)
+        return is_language_model(self.architecture, f"{CONFIG_FILE} in '{self.folder}'")
 
     @functools.cached_property
     def tokenizer(self) -> TokenizerFile | None:
@@ -184,25 +187,21 @@ class HuggingFaceSpec:
             return [WEIGHTS_FILE]
         if INDEX_FILE not in names:
             others = sorted(name for name in names if name.endswith(OTHER_WEIGHTS))
-            found = f"has its weights in {_few(others)}" if others else "has no weights"
+            found = f"has its weights in {few(others)}" if others else "has no weights"
+            # The names that transformers itself reads.
+            pickled = any(name.startswith("pytorch_model") and name.endswith(".bin") for name in others)
             raise ModelError(
                 f"'{self.folder}' {found}.",
                 f"Weights are safetensors ({WEIGHTS_FILE}, or several files with {INDEX_FILE}); pickles are not "
                 "opened, since loading one runs its code, and GGUF is not read.",
-                SAVE_ANEW,
+                self._convert() if pickled else SAVE_ANEW,
             )
-        try:
-            files = sorted(set(json.loads((self.folder / INDEX_FILE).read_bytes())["weight_map"].values()))
-            if not all(isinstance(name, str) for name in files):
-                raise ValueError
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise ModelError(
-                f"{INDEX_FILE} in '{self.folder}' has no weight_map of names of files.", remedy="Copy the whole folder."
-            ) from None
+        index = (self.folder / INDEX_FILE).read_bytes()
+        files = sorted(set(read_weight_map(index, f"{INDEX_FILE} in '{self.folder}'").values()))
         missing = [name for name in files if name not in names or not name.endswith(".safetensors")]
         if missing or not files:
             raise ModelError(
-                f"'{self.folder}' lacks {_few(missing) or 'every file of weights'}.",
+                f"'{self.folder}' lacks {few(missing) or 'every file of weights'}.",
                 f"{INDEX_FILE} names {len(files)} safetensors files.",
                 "Copy the whole folder.",
             )
@@ -222,7 +221,7 @@ class HuggingFaceSpec:
         missing = [name for name in ADAPTER_FILES if not folder.is_local or not (Path(folder.url) / name).exists()]
         if missing:
             raise ModelError(
-                f"The adapter '{self.adapter}' has no {_few(missing)}.",
+                f"The adapter '{self.adapter}' has no {few(missing)}.",
                 f"teacher.adapter is a folder of this machine's disks that holds {' and '.join(ADAPTER_FILES)}.",
                 "Save it with PeftModel.save_pretrained(FOLDER, safe_serialization=True).",
             )
@@ -301,6 +300,18 @@ class HuggingFaceSpec:
             "Tokenise with the teacher's own tokenizer.",
         )
 
+    def _convert(self) -> str:
+        """How pickled weights are saved as safetensors."""
+        source, target = str(self.folder), f"{self.folder}-safetensors"
+        program = (
+            f"import transformers; transformers.{self.architecture}.from_pretrained({json.dumps(source)})"
+            f".save_pretrained({json.dumps(target)})"
+        )
+        return (
+            f"Save it anew: python -c {shlex.quote(program)}, copy the tokenizer's files ({TOKENIZER_FILE}, "
+            f"tokenizer_config.json) to {target}, and name that folder."
+        )
+
     @property
     def _told(self) -> str:
         return self.hub or str(self.path)
@@ -310,7 +321,10 @@ class HuggingFaceSpec:
         return {name: _sha256(self.folder / name) for name in self.weights_files()}
 
     def _number(self, *keys: str) -> int | None:
-        return next((self.config[key] for key in keys if isinstance(self.config.get(key), int)), None)
+        # Models of text and images have the language model's numbers in a config of its own.
+        text = self.config.get("text_config")
+        configs = [self.config, *([text] if isinstance(text, dict) else [])]
+        return next((config[key] for config in configs for key in keys if isinstance(config.get(key), int)), None)
 
 
 def _refuse_adapter_config(path: Path) -> None:
@@ -354,7 +368,3 @@ def _length(samples: pa.Table) -> int:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return sha256_file(file)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

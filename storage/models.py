@@ -9,17 +9,15 @@ from typing import Any, ClassVar
 
 from storage.built_model import parameters_digest, structure_digest
 from storage.code_digest import code_digests
-from storage.digest import sha256_file, sha256_of
+from storage.digest import sha256_of
 from storage.errors import ModelError
-from storage.folder import Folder, open_url
+from storage.folder import Folder
 from storage.names import call, find_function
 from storage.own_code import is_in_working_directory
+from storage.weights import INDEX_FILE, OTHER_WEIGHTS, WEIGHTS_FILE, load_weights, weights_sha256
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
+CONFIG_FILE, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 
-# Endings of weights that are not read, and what to do about them.
-OTHER_WEIGHTS = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 # How float32 products and convolutions are made: never as TF32. Of 16 bits, as the device makes them.
 PRECISION = {"float32": "ieee", "float16": "default", "bfloat16": "default"}
 
@@ -28,7 +26,8 @@ SAVE_ANEW = "Load it with transformers where it comes from, and save it with sav
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How to build a model. factory: package.module:function; weights: a path or URL of safetensors, or None."""
+    """How to build a model. factory: package.module:function; weights: a path or URL of safetensors, or of the index of
+    several such files, or None."""
 
     kind: ClassVar[str] = "module"
 
@@ -89,11 +88,8 @@ class ModelSpec:
         )
 
     def weights_sha256(self) -> str | None:
-        """sha256 of the weights file. Raises ModelError when it is not there."""
-        if self.weights is None:
-            return None
-        with _open_weights(self.weights) as file:
-            return sha256_file(file)
+        """`storage.weights.weights_sha256` of the weights, or None."""
+        return None if self.weights is None else weights_sha256(self.weights)
 
 
 def spec_from_folder(url: str, factory: str | None = None) -> ModelSpec:
@@ -124,7 +120,9 @@ def spec_from_folder(url: str, factory: str | None = None) -> ModelSpec:
             "directory defines, or one that the recipe names too.",
             f"If you trust it, name it in the recipe: teacher.factory={named}",
         )
-    return ModelSpec(config["factory"], config["arguments"], Folder(url).url_of(WEIGHTS_FILE))
+    folder = Folder(url)
+    file = INDEX_FILE if not folder.exists(WEIGHTS_FILE) and folder.exists(INDEX_FILE) else WEIGHTS_FILE
+    return ModelSpec(config["factory"], config["arguments"], folder.url_of(file))
 
 
 def read_config(url: str) -> dict[str, Any]:
@@ -153,58 +151,3 @@ def read_config(url: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{CONFIG_FILE} in '{url}' is no JSON object.", "It names the model's settings.")
     return config
-
-
-def _open_weights(url: str) -> Any:
-    try:
-        return open_url(url)
-    except FileNotFoundError:
-        raise ModelError(
-            f"The weights '{url}' are not there.",
-            "They are a safetensors file at a path or an fsspec URL.",
-            "Train the model first, or mend the path.",
-        ) from None
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"The weights '{url}' cannot be read: {error}.") from None
-
-
-def load_weights(model: Any, url: str) -> None:
-    """Load safetensors into a torch module; every name and shape must fit. Raises ModelError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    with _open_weights(url) as file:
-        data = file.read()
-    try:
-        state = load(data)
-    except SafetensorError as error:
-        raise ModelError(
-            f"'{url}' is no safetensors file ({error}).", "Weights are safetensors; pickles are not opened."
-        ) from None
-    wanted = model.state_dict()
-    missing, odd = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    shapes = [
-        f"{name} is {list(state[name].shape)}, the model has {list(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & state.keys())
-        if state[name].shape != wanted[name].shape
-    ]
-    faults = [
-        text
-        for text, found in (
-            (f"not in the file: {_few(missing)}", missing),
-            (f"not in the model: {_few(odd)}", odd),
-            (f"of another shape: {_few(shapes)}", shapes),
-        )
-        if found
-    ]
-    if faults:
-        raise ModelError(
-            f"The weights '{url}' do not fit the model ({'; '.join(faults)}).",
-            "Every parameter and buffer is in the file, with its shape.",
-            "Give the factory the arguments that the weights were trained with.",
-        )
-    model.load_state_dict(state)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

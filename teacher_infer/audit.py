@@ -20,7 +20,7 @@ from storage.stream import CacheRows, open_rows, read_group
 from storage.targets import IGNORED, TopKTargets
 from teacher_infer.config import TeacherRecipe
 from teacher_infer.soften.parts import blocks
-from teacher_infer.teachers import Teacher, build_without_weights, make_teacher
+from teacher_infer.teachers import Teacher, build_without_weights, make_teacher, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,8 @@ def audit(recipe: TeacherRecipe, cache: Cache, settings: Settings) -> dict[str, 
         raise RecipeError(f"The batch size is {settings.batch_size}.", "It is a whole number of at least 1.")
     if settings.tolerance is not None and not settings.tolerance >= 0:
         raise RecipeError(f"The tolerance is {settings.tolerance:g}.", "It is a number of at least 0.")
-    dtype, spec, sealed = recipe.teacher.dtype, recipe.teacher.spec(), cache.lineage["teacher"]["digest"]
+    dtype, sealed = recipe.teacher.dtype, cache.lineage["teacher"]["digest"]
+    spec = resolve(recipe.teacher.spec(), dtype)
     tolerance = TOLERANCES[dtype] if settings.tolerance is None else settings.tolerance
     model = build_without_weights(spec, recipe.seed)
     parts = spec.key_parts(dtype, model)

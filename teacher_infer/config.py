@@ -14,6 +14,8 @@ from storage.names import NAME_PATTERN
 from storage.recipes import JsonDict, Location, Section, SourceSection, TrackingSection
 from storage.samples import Inputs
 
+Attention = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"]
+
 
 class TeacherSection(Section):
     """The teacher: a factory with arguments and weights; `path`, a model folder; or `hub`, a model of Hugging Face's.
@@ -22,6 +24,7 @@ class TeacherSection(Section):
     which is so allowed to lie outside the working directory. revision: the commit of hub.
     vocabulary: how many classes a language model's padded head really has, where its tokenizer.json does not tell.
     adapter: the folder of a PEFT adapter, merged into a model of Hugging Face's form.
+    attention: which implementation of attention a model of Hugging Face's form uses; transformers chooses without it.
     """
 
     factory: str | None = None
@@ -32,6 +35,7 @@ class TeacherSection(Section):
     revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
     vocabulary: int | None = Field(default=None, gt=1)
     adapter: Location | None = None
+    attention: Attention | None = None
     dtype: Literal["float32", "float16", "bfloat16"]
     batch_size: int = Field(gt=0)
 
@@ -48,14 +52,15 @@ class TeacherSection(Section):
             raise ValueError("vocabulary belongs to a language model of path or hub")
         if forms == ["factory"] and self.adapter is not None:
             raise ValueError("adapter belongs to a model of path or hub")
+        if forms == ["factory"] and self.attention is not None:
+            raise ValueError("attention belongs to a model of path or hub; a factory chooses its own")
         return self
 
     def spec(self) -> ModelSpec | HuggingFaceSpec:
         """Raises ModelError, RecipeError."""
+        settings = {"vocabulary": self.vocabulary, "adapter": self.adapter, "attention": self.attention}
         if self.hub is not None:
-            return HuggingFaceSpec(
-                hub=self.hub, revision=self.revision, vocabulary=self.vocabulary, adapter=self.adapter
-            )
+            return HuggingFaceSpec(hub=self.hub, revision=self.revision, **settings)
         if self.path is None:
             assert self.factory is not None
             return ModelSpec(self.factory, self.arguments or {}, self.weights)
@@ -66,19 +71,14 @@ class TeacherSection(Section):
                     "Beside path, factory names that of a folder which a run wrote.",
                     "Leave factory out, or path.",
                 )
-            return HuggingFaceSpec(self.path, vocabulary=self.vocabulary, adapter=self.adapter)
-        if self.adapter is not None:
-            raise RecipeError(
-                f"teacher.adapter is {self.adapter}, and '{self.path}' is a model that a run wrote.",
-                "An adapter belongs to a model in Hugging Face's form.",
-                "Leave it out.",
-            )
-        if self.vocabulary is not None:
-            raise RecipeError(
-                f"teacher.vocabulary is {self.vocabulary}, and '{self.path}' is a model that a run wrote.",
-                "vocabulary cuts the padded head of a language model in Hugging Face's form.",
-                "Leave it out.",
-            )
+            return HuggingFaceSpec(self.path, **settings)
+        for name, value in settings.items():
+            if value is not None:
+                raise RecipeError(
+                    f"teacher.{name} is {value}, and '{self.path}' is a model that a run wrote.",
+                    f"teacher.{name} belongs to a model in Hugging Face's form.",
+                    "Leave it out.",
+                )
         return spec_from_folder(self.path, self.factory)
 
 

@@ -24,7 +24,7 @@ from teacher_infer.config import TeacherRecipe
 from teacher_infer.miss import Miss, explain
 from teacher_infer.plan import Plan, Question, Span, added_fields, make_plan
 from teacher_infer.span_size import idle_warning, size_warnings
-from teacher_infer.teachers import Spec, answer_shape, build_without_weights, spec_settings
+from teacher_infer.teachers import Spec, answer_shape, build_without_weights, resolve, spec_settings
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
     _refuse_secrets(recipe)
     encoding, spec = recipe.targets.make(), recipe.teacher.spec()
     refuse_secrets(spec.lineage(), "teacher")
+    spec = resolve(spec, recipe.teacher.dtype)
     key = spec.key_parts(recipe.teacher.dtype, build_without_weights(spec, recipe.seed))
     asked = Question.of(sha256_of(key), encoding, recipe.seed, inputs=recipe.inputs)
     question = replace(asked, teacher_parts=key)

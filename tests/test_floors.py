@@ -20,7 +20,13 @@ MODULES = sorted(path.relative_to(ROOT) for floor in FLOORS for path in (ROOT / 
 
 
 # Where the ground floor meets torch.
-TORCH_FILES = ("storage/torch.py", "storage/built_model.py", "storage/models.py", "storage/stream/dataset.py")
+TORCH_FILES = (
+    "storage/torch.py",
+    "storage/built_model.py",
+    "storage/models.py",
+    "storage/weights.py",
+    "storage/stream/dataset.py",
+)
 
 
 def module_name(path: Path) -> str:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from storage.hugging_face import HuggingFaceSpec
 from storage.models import ModelSpec
 from teacher_infer.teachers.checked import CheckedTeacher
+from teacher_infer.teachers.loading import resolve_attention
 from teacher_infer.teachers.module import ModuleTeacher
 from teacher_infer.teachers.transformers import TransformersTeacher
 
@@ -45,6 +46,14 @@ def spec_settings(spec: Spec) -> dict[str, Any]:
 
 def make_spec(settings: dict[str, Any]) -> Spec:
     return SPECS[settings["kind"]](**{key: value for key, value in settings.items() if key != "kind"})
+
+
+def resolve(spec: Spec, dtype: str) -> Spec:
+    """The spec with the choices that transformers would make when it loads, as the key counts them.
+
+    Raises what loading would raise, as far as it shows without weights. A torch module is not built for it.
+    """
+    return resolve_attention(spec, dtype) if isinstance(spec, HuggingFaceSpec) else spec
 
 
 def build_without_weights(spec: Spec, seed: int) -> Any:

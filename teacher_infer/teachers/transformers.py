@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import functools
-import logging
-import tempfile
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+import inspect
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from storage.errors import ModelError, SourceError, TeacherError
-from storage.hugging_face import ADAPTER_FILES, HuggingFaceSpec
-from storage.hugging_face_inputs import MASK, Array, holds_several, refuse_mask_of_packed, refuse_names
+from storage.hugging_face import HuggingFaceSpec
+from storage.hugging_face_inputs import MASK, Array, forward_names, holds_several, refuse_mask_of_packed, refuse_names
 from storage.sources.packed import INPUT_IDS, POSITION_IDS
-
-log = logging.getLogger("stillhouse.teacher")
+from teacher_infer.teachers.loading import load
 
 # How far the logits of a document that follows another in its row may be from its own, in parts of their spread: four
 # times as far as those of the first one are, which nothing but rounding moves, within these bounds. Of SmolLM2-135M
@@ -28,7 +23,7 @@ _ROUNDINGS = 4
 
 
 class TransformersTeacher:
-    """The model in eval mode, sdpa attention and an explicit dtype, from safetensors only, without code of its folder.
+    """The model in eval mode and an explicit dtype, from safetensors only, without code of its folder.
 
     Documents that are packed into one row are told apart by position_ids, which begin at 0 with each. Whether a model
     keeps them apart is tried when it is loaded. device: cpu, cuda, or auto, which lays it over all that this process
@@ -39,13 +34,26 @@ class TransformersTeacher:
         import torch
 
         self._torch, self._spec, self._dtype = torch, spec, dtype
-        self._model = _load(spec, getattr(torch, dtype), device)
+        self._model = load(spec, dtype, device)
         self._device = _head_device(self._model, spec)
-        self._leak, self._allowed = self._probe() if spec.is_language_model else (0.0, 0.0)
-        if spec.is_language_model:
-            self._refuse_foresight()
-        else:
-            self._refuse_single_rows()
+        self._vocabulary = spec.classes if spec.is_language_model else _vocabulary(self._model)
+        takes = inspect.signature(type(self._model).forward).parameters
+        self._options = {"use_cache": False} if spec.is_language_model or "use_cache" in takes else {}
+        self._leak, self._allowed = 0.0, 0.0
+        try:
+            if not spec.is_language_model:
+                self._refuse_single_rows()
+            else:
+                if POSITION_IDS in forward_names(spec.architecture):
+                    self._leak, self._allowed = self._probe()
+                self._refuse_foresight()
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ModelError(
+                f"{spec.architecture} does not take token ids alone ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:300]}).",
+                "A teacher answers rows of token ids, in batches of several rows.",
+                "Set pad_token_id in its config.json." if "pad" in str(error).lower() else "Take another teacher.",
+            ) from error
 
     def logits(self, inputs: dict[str, Array] | list[Array]) -> Any:
         """As `Teacher.logits`; a list holds the token ids alone."""
@@ -80,14 +88,12 @@ class TransformersTeacher:
 
     def _ask(self, inputs: dict[str, Array]) -> Any:
         given = {name: self._tensor(array) for name, array in inputs.items()}
-        return self._model(**given, **({"use_cache": False} if self._spec.is_language_model else {})).logits
+        return self._model(**given, **self._options).logits
 
     def _refuse_ids(self, ids: np.ndarray[Any, Any]) -> None:
         """On a GPU a foreign id would end the process's use of the device."""
-        known = (
-            self._spec.classes if self._spec.is_language_model else self._model.get_input_embeddings().num_embeddings
-        )
-        if ids.size and (ids.min() < 0 or ids.max() >= known):
+        known = self._vocabulary
+        if known is not None and ids.size and (ids.min() < 0 or ids.max() >= known):
             raise SourceError(
                 f"The samples have token ids from {ids.min()} to {ids.max()}.",
                 f"The teacher's vocabulary has the ids 0 to {known - 1:,}.",
@@ -164,16 +170,16 @@ class TransformersTeacher:
             )
 
     def _refuse_single_rows(self) -> None:
-        """Raises ModelError for a classifier that finds no padding, and so takes no batch."""
-        try:
-            with self._torch.inference_mode():
-                self._ask({INPUT_IDS: np.zeros((2, 2), np.int64)})
-        except ValueError as error:
-            raise ModelError(
-                f"{self._spec.architecture} takes no batch of two rows ({error}).",
-                "A teacher is asked many rows at once.",
-                "Set pad_token_id in its config.json.",
-            ) from error
+        """Raises ValueError for a classifier that finds no padding, and so takes no batch."""
+        config, length = self._model.config, max(2, min(16, self._spec.context or 16))
+        special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")}
+        text = next(token for token in range(len(special) + 1) if token not in special)
+        ids = np.full((2, length), text, np.int64)
+        end = getattr(config, "eos_token_id", None)
+        if isinstance(end, int):
+            ids[:, -1] = end  # where encoder-decoders look for the sequence's answer
+        with self._torch.inference_mode():
+            self._ask({INPUT_IDS: ids})
 
     def _distance(self, found: Any, own: Any) -> float:
         found, own = (logits[:, : self._spec.classes].float() for logits in (found, own))
@@ -186,128 +192,18 @@ class TransformersTeacher:
         return self._torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device)
 
 
-def _load(spec: HuggingFaceSpec, dtype: Any, device: str) -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise ModelError(
-            "Hugging Face's models are loaded by the package transformers, which is not installed.",
-            remedy="Install it with: pip install 'stillhouse[lm]'",
-        ) from None
-    kind = getattr(transformers, spec.architecture, None)
-    if kind is None:
-        raise ModelError(
-            f"transformers {transformers.__version__} has no {spec.architecture}.",
-            "The code that a folder brings along is not run.",
-            "Take a version of transformers that knows the model.",
-        )
-    placed = {"device_map": "auto"} if device == "auto" else {}
-    transformers.utils.logging.disable_progress_bar()
-    with _links_to(spec.folder, spec.counted_files()) as folder:
-        try:
-            model, found = kind.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-                **placed,
-            )
-        except Exception as error:
-            reason = " ".join(str(error).replace(folder, str(spec.folder)).split())[:300]
-            raise ModelError(
-                f"transformers cannot load '{spec.folder}' as {spec.architecture} ({type(error).__name__}: {reason})."
-            ) from error
-    absent = sorted({*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])})
-    if absent:
-        raise ModelError(
-            f"The weights in '{spec.folder}' do not have {', '.join(absent[:3])}"
-            f"{f' and {len(absent) - 3} more' if len(absent) > 3 else ''} as {spec.architecture} has.",
-            "A teacher brings all its weights; transformers would draw these at random.",
-            "Name the folder of the whole model, with its head.",
-        )
-    if spec.adapter_folder is not None:
-        model = _merged(model, spec.adapter_folder, spec)
-    for note in spec.notes():
-        log.warning(note)
-    if device == "auto":
-        import torch
-
-        # Absent where all of it found room on one device.
-        placed_on = getattr(model, "hf_device_map", {})
-        elsewhere = {str(place) for place in placed_on.values()} & {"cpu", "disk"}
-        if elsewhere and torch.cuda.is_available():
-            raise TeacherError(
-                f"The teacher does not fit into the GPUs of an actor: a part of it would lie on {elsewhere.pop()}.",
-                "All of it lies on GPUs.",
-                "Raise ray.gpus_per_actor.",
-            )
-        return model.eval()
-    return model.to(device).eval()
-
-
-@contextmanager
-def _links_to(folder: Path, names: Sequence[str]) -> Generator[str]:
-    """A temporary folder of links to these files alone: so loading reads nothing that the key does not count.
-
-    transformers applies an adapter that lies beside a model without being asked to.
-    """
-    with tempfile.TemporaryDirectory() as linked:
-        for name in names:
-            (Path(linked) / name).symlink_to((folder / name).absolute())
-        yield linked
-
-
-def _merged(model: Any, adapter: Path, spec: HuggingFaceSpec) -> Any:
-    """The model with a PEFT adapter's weights merged into its own, in its dtype."""
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise ModelError(
-            f"The adapter '{adapter}' is read by the package peft, which is not installed.",
-            remedy="Install it with: pip install 'stillhouse[adapters]'",
-        ) from None
-    with _links_to(adapter, ADAPTER_FILES) as folder:
-        try:
-            adapted = PeftModel.from_pretrained(model, folder)
-            _refuse_other_names(adapted, folder)
-            return adapted.merge_and_unload()
-        except ModelError:
-            raise
-        except Exception as error:
-            reason = " ".join(str(error).replace(folder, str(adapter)).split())[:300]
-            raise ModelError(
-                f"The adapter '{adapter}' does not fit {spec.architecture} in '{spec.folder}' "
-                f"({type(error).__name__}: {reason}).",
-                "It is one that was trained on this model.",
-            ) from error
-
-
-def _refuse_other_names(adapted: Any, folder: str) -> None:
-    """Raises ModelError where the adapter's file lacks weights that its settings call for, or has others.
-
-    peft leaves out what does not fit: the teacher would answer as if the adapter, or a part of it, were not there.
-    """
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
-
-    with safe_open(Path(folder) / ADAPTER_FILES[1], framework="pt") as file:
-        names = set(file.keys())
-    # Embeddings that were saved beside the adapter have the names of the model's own.
-    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    missing, surplus = sorted(wanted - names), sorted(names - wanted - set(adapted.state_dict()))
-    if missing or surplus:
-        raise ModelError(
-            f"The adapter does not fit the model: its file lacks {len(missing)} weights and has {len(surplus)} that "
-            f"the model has no place for, as {(missing or surplus)[0]}.",
-            f"{ADAPTER_FILES[1]} has each weight that {ADAPTER_FILES[0]} calls for on this model, and no other.",
-            "Name the base model that the adapter was trained on in teacher.path.",
-        )
-
-
 def _head_device(model: Any, spec: HuggingFaceSpec) -> Any:
     """Where the logits are made. Inputs begin there, too: accelerate brings an answer back to its inputs' device."""
     head = model.get_output_embeddings() if spec.is_language_model else None
-    return next(model.parameters()).device if head is None else head.weight.device
+    weight = getattr(head, "weight", None)
+    return next(model.parameters()).device if weight is None else weight.device
+
+
+def _vocabulary(model: Any) -> int | None:
+    """How many token ids a model has embeddings of; None where it embeds any, as by their hash."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    weight = getattr(embeddings, "weight", None)
+    return None if weight is None else len(weight)

@@ -92,6 +92,13 @@ def student(classes=3, hidden=8):
     return nn.Sequential(nn.Linear(4, hidden), nn.Tanh(), nn.Linear(hidden, classes))
 
 
+def tied(classes=3):
+    """Two layers with one weight."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, classes))
+    net[2].weight = net[0].weight
+    return net
+
+
 def noisy(classes=3):
     """Dropout draws random numbers, batch norm keeps buffers: a resumed run must get both right."""
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, classes))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file, save_model
 
 from storage.cache import open_cache
 from storage.errors import ForeignState, StoreError
-from student_train.loop import Place, train
+from storage.models import spec_from_folder
+from storage.weights import INDEX_FILE, WEIGHTS_FILE
+from student_train.loop import Place, Unobserved, parameters_digest, train
 from student_train.runs import RESULT_FILE, RUN_FILE, begin, keep_model
 from student_train.tracking import Tracker
+from teacher_infer.teachers import make_teacher
 
 
 def test_a_folder_is_its_recipes_until_begun_anew(make_cache: Any, make_recipe: Any) -> None:
@@ -125,8 +133,6 @@ def test_a_run_for_every_seed(make_cache: Any, make_recipe: Any) -> None:
 
 
 def test_a_model_folder_can_be_a_teacher(make_cache: Any, make_recipe: Any, tmp_path: Path) -> None:
-    from storage.models import spec_from_folder
-
     recipe = make_recipe(cache=make_cache(), steps=2)
     [run] = begin(recipe)
     outcome = train(recipe, Place())
@@ -135,6 +141,57 @@ def test_a_model_folder_can_be_a_teacher(make_cache: Any, make_recipe: Any, tmp_
     assert spec.weights_sha256() == answer["weights_sha256"]
     for name, value in spec.build().state_dict().items():
         assert value.equal(outcome.model.state_dict()[name])
+
+
+def test_a_student_with_tied_weights_is_trained_resumed_kept_and_a_teacher(
+    make_cache: Any, make_recipe: Any, tmp_path: Path
+) -> None:
+    class Keeper(Unobserved):
+        def checkpoint(self, step: int, save: Callable[[Path], None]) -> None:
+            save(tmp_path / f"step-{step}")
+
+    recipe = make_recipe(cache=make_cache(), factory="tied", steps=6, checkpoint_every=3)
+    # As safetensors writes them: one of the two names.
+    first = recipe.student.spec().build(seed=7)
+    save_model(first, str(tmp_path / "first.safetensors"))
+    student = recipe.student.model_copy(update={"weights": str(tmp_path / "first.safetensors")})
+    recipe = recipe.model_copy(update={"student": student})
+    [run] = begin(recipe)
+    outcome = train(recipe, Place(), observer=Keeper())
+    assert outcome.init_digest == parameters_digest(first)
+    resumed = train(recipe, Place(), restored=tmp_path / "step-3")
+    assert resumed.resumed_from == 3
+    torch.testing.assert_close(resumed.model.state_dict(), outcome.model.state_dict(), rtol=0, atol=0)
+
+    answer = keep_model(recipe, run.folder, outcome)
+    spec = spec_from_folder(answer["model"], recipe.student.factory)
+    model = spec.build()
+    assert model[2].weight is model[0].weight
+    torch.testing.assert_close(model.state_dict(), outcome.model.state_dict(), rtol=0, atol=0)
+    x = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    logits = make_teacher(spec, dtype="float32", seed=0).logits({"x": x})
+    torch.testing.assert_close(logits, outcome.model.eval()(torch.from_numpy(x)).detach())
+
+
+def test_a_model_folder_may_have_its_weights_in_several_files(
+    make_cache: Any, make_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = make_recipe(cache=make_cache(), steps=1)
+    [run] = begin(recipe)
+    outcome = train(recipe, Place())
+    folder = Path(keep_model(recipe, run.folder, outcome)["model"])
+    state = load_file(folder / WEIGHTS_FILE)
+    (folder / WEIGHTS_FILE).unlink()
+    files = {name: f"model-{number}.safetensors" for number, name in enumerate(state)}
+    for name, file in files.items():
+        save_file({name: state[name]}, folder / file)
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": files}))
+    spec = spec_from_folder(str(folder), recipe.student.factory)
+    torch.testing.assert_close(spec.build().state_dict(), outcome.model.state_dict(), rtol=0, atol=0)
+    before = spec.digest("float32")
+    last = list(state)[-1]
+    save_file({last: state[last] + 1}, folder / files[last])
+    assert spec.digest("float32") != before
 
 
 def test_models_are_not_written_to_an_object_store(make_cache: Any, make_recipe: Any) -> None:

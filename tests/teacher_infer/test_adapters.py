@@ -16,7 +16,7 @@ import torch
 from storage.errors import ModelError, RecipeError
 from storage.hugging_face import HuggingFaceSpec
 from teacher_infer.config import TeacherSection
-from teacher_infer.teachers import make_teacher
+from teacher_infer.teachers import make_teacher, resolve
 from tests.tiny_models import save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -47,7 +47,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def logits(**settings: Any) -> torch.Tensor:
-    return make_teacher(HuggingFaceSpec(**settings), dtype="float32", seed=0).logits(IDS)
+    """As a job gets them: planned without weights, then loaded."""
+    return make_teacher(resolve(HuggingFaceSpec(**settings), "float32"), dtype="float32", seed=0).logits(IDS)
 
 
 def test_an_adapter_beside_a_model_is_not_used_and_is_said_to_lie_there(
@@ -91,8 +92,10 @@ def test_an_adapter_without_its_model_and_files_that_are_missing_are_refused(
     with pytest.raises(ModelError, match=r"has no adapter_config\.json, adapter_model\.safetensors"):
         spec.digest("float32")
     other = save_model(tmp_path / "wide", hidden_size=64)
-    with pytest.raises(ModelError, match="does not fit LlamaForCausalLM"):
-        logits(path=str(other), adapter=str(folders["adapter"]))
+    spec = HuggingFaceSpec(str(other), adapter=str(folders["adapter"]))
+    for attempt in (lambda: resolve(spec, "float32"), lambda: make_teacher(spec, dtype="float32", seed=0)):
+        with pytest.raises(ModelError, match="does not fit LlamaForCausalLM"):
+            attempt()
 
 
 def test_an_adapter_belongs_to_a_model_of_hugging_faces_form(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -122,8 +125,10 @@ def test_an_adapter_of_which_a_part_would_be_left_out_is_refused(
     file = other / "adapter_model.safetensors"
     state = change(load_file(file))
     save_file({name: value.clone() for name, value in state.items()}, file)
-    with pytest.raises(ModelError, match=f"does not fit the model: its file .*{counts}"):
-        logits(path=str(folders["base"]), adapter=str(other))
+    spec = HuggingFaceSpec(str(folders["base"]), adapter=str(other))
+    for attempt in (lambda: resolve(spec, "float32"), lambda: make_teacher(spec, dtype="float32", seed=0)):
+        with pytest.raises(ModelError, match=f"does not fit the model: its file .*{counts}"):
+            attempt()
 
 
 @pytest.mark.parametrize(

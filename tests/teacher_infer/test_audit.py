@@ -176,3 +176,17 @@ def test_a_teacher_without_weights_is_audited_by_what_its_factory_builds(
     labelled(asked)
     assert audited(asked) == 0
     assert audited(asked, "seed=1") == 3
+
+
+def test_a_named_attention_is_in_the_key_the_lineage_and_the_audit(
+    corpus: dict[str, Any], tmp_path: Path, audited: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual, named = case(corpus, tmp_path), {**corpus["teacher"], "attention": "eager"}
+    assert labelled(usual).lineage["teacher"]["attention"] == "sdpa"
+    assert audited(usual) == 0
+    cache = labelled({**usual, "name": "named", "teacher": named})
+    assert cache.lineage["teacher"]["attention"] == cache.lineage["key"]["teacher"]["attention"] == "eager"
+    assert audited({**usual, "name": "named", "teacher": named}) == 0
+    capsys.readouterr()
+    assert audited({**usual, "name": "named"}) == 3
+    assert "Other: attention: eager -> none." in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, processors
 
-from storage.errors import Mismatch, RecipeError, SourceError
+from storage.errors import Mismatch, ModelError, RecipeError, SourceError
 from storage.folder import Folder
 from storage.samples import columns_line
 from storage.sources import make_source
@@ -60,7 +62,7 @@ def keys(prepared: Prepared) -> list[str]:
 
 def test_a_plan_tells_positions_and_classes_without_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = ask()
-    monkeypatch.setattr("teacher_infer.teachers.transformers._load", None)
+    monkeypatch.setattr("teacher_infer.teachers.transformers.load", None)
     told = show_plan(prepared)
     assert told["classes"] == SIZE
     assert told["positions"] == told["forward_positions"] == prepared.parts[0].plan.rows * L == 240
@@ -103,6 +105,15 @@ def test_the_lineage_says_which_model_and_which_source(ask: Ask, model: str) -> 
 
 
 # Refused before any work
+
+
+def test_weights_that_would_not_load_are_refused(ask: Ask, model: str, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(model, tmp_path / "broken"))
+    state = load_file(broken / "model.safetensors")
+    del state["model.norm.weight"]
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"do not have model\.norm\.weight as LlamaForCausalLM has"):
+        ask(teacher={"path": str(broken), "dtype": "float32", "batch_size": 4})
 
 
 def test_another_tokenizer_is_refused(ask: Ask, tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from storage.errors import Mismatch, ModelError, RecipeError, SourceError, TeacherError
 from storage.hugging_face import HuggingFaceSpec
@@ -179,7 +183,7 @@ def test_a_model_that_sees_the_tokens_that_follow_is_refused(tmp_path: Path, is_
 
 def test_a_classifier_that_takes_no_batch_is_refused(tmp_path: Path) -> None:
     folder = str(save_model(tmp_path, "GPT2ForSequenceClassification", num_labels=3))
-    with pytest.raises(ModelError, match=r"^GPT2ForSequenceClassification takes no batch .*Set pad_token_id"):
+    with pytest.raises(ModelError, match=r"^GPT2ForSequenceClassification does not take .*Set pad_token_id"):
         TransformersTeacher(HuggingFaceSpec(folder), dtype="float32", seed=0, device="cpu")
     change_config(folder, pad_token_id=0)
     teacher = TransformersTeacher(HuggingFaceSpec(folder), dtype="float32", seed=0, device="cpu")
@@ -331,7 +335,7 @@ def test_a_tokenizer_beyond_a_teacher_without_one_is_refused(own: Save, tmp_path
 # Folders that are not loaded
 
 
-@pytest.mark.parametrize("name", ["model.gguf", "pytorch_model.bin", "weights.pt"])
+@pytest.mark.parametrize("name", ["model.gguf", "weights.pt"])
 def test_weights_in_another_form_are_named(own: Save, name: str) -> None:
     folder = Path(own())
     (folder / "model.safetensors").rename(folder / name)
@@ -342,6 +346,22 @@ def test_weights_in_another_form_are_named(own: Save, name: str) -> None:
             attempt()
 
 
+def test_pickled_weights_say_how_they_are_converted(own: Save) -> None:
+    folder = Path(own())
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    whole = HuggingFaceSpec(str(folder)).weights_sha256()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"has its weights in pytorch_model\.bin\. .*pickles are not opened") as caught:
+        HuggingFaceSpec(str(folder)).digest("float32")
+    # The command as somebody pastes it into a shell.
+    said = str(caught.value)
+    command = said[said.index("python -c") : said.index(", copy the tok")].replace(
+        "python", shlex.quote(sys.executable), 1
+    )
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert HuggingFaceSpec(f"{folder}-safetensors").weights_sha256() == whole
+
+
 @pytest.mark.parametrize("name", ["model.gguf", "model.GGUF", "model.bin"])
 def test_a_path_to_weights_in_another_form_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"GGUF")
@@ -349,10 +369,18 @@ def test_a_path_to_weights_in_another_form_is_named(tmp_path: Path, name: str) -
         TeacherSection(path=str(tmp_path / name), **SECTION).spec()
 
 
-@pytest.mark.parametrize("architectures", [["LlamaModel"], ["BertForMaskedLM"], [], None])
-def test_a_model_that_gives_no_logits_is_refused(own: Save, architectures: Any) -> None:
+@pytest.mark.parametrize(
+    ("architectures", "found"),
+    [
+        (["LlamaModel"], r"LlamaModel, a model without a head\. .*with its head"),
+        (["BertForMaskedLM"], r"BertForMaskedLM, a masked language model\. .*Write a factory"),
+        ([], r"names no architecture\. .*with its head"),
+        (None, r"names no architecture\. .*with its head"),
+    ],
+)
+def test_a_model_that_is_no_teacher_is_refused(own: Save, architectures: Any, found: str) -> None:
     spec = HuggingFaceSpec(change_config(own(), architectures=architectures))
-    with pytest.raises(ModelError, match=r"which gives no logits\. A teacher is a language model .*with its head"):
+    with pytest.raises(ModelError, match=found):
         spec.digest("float32")
 
 
@@ -378,8 +406,6 @@ def test_damaged_weights_are_refused_in_a_sentence(own: Save) -> None:
 
 @pytest.mark.parametrize("package", ["transformers", "huggingface_hub"])
 def test_without_the_package_the_extra_is_named(saved: Save, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, package, None)
     spec = HuggingFaceSpec(saved()) if package == "transformers" else HuggingFaceSpec(hub="a/b", revision="0" * 40)
     with pytest.raises(ModelError, match=r"pip install 'stillhouse\[lm\]'"):

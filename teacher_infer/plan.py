@@ -88,13 +88,15 @@ class Plan:
     """All spans of a source in order.
 
     sample_bytes: what is stored of their samples, before anything is added. length: L of sequences, where the teacher
-    says that they are some; without it labelled ones are known by their labels.
+    says that they are some; without it labelled ones are known by their labels. skipped_documents: those of the source
+    that have no tokens.
     """
 
     spans: tuple[Span, ...]
     sample_bytes: int
     example: pa.Table
     length: int | None = None
+    skipped_documents: int = 0
 
     @property
     def rows(self) -> int:
@@ -133,7 +135,8 @@ def make_plan(
     spans: list[Span] = []
     ids: list[pa.Array] = []
     size, example = 0, None
-    for file, start, stop in cut(source.files(), span_rows):
+    files = source.files()
+    for file, start, stop in cut(files, span_rows):
         table = source.read(file, start, stop)
         if example is None:
             example = table.slice(0, 1)
@@ -152,7 +155,7 @@ def make_plan(
     if example is None:
         raise SourceError(f"The source {source.to_dict()} is empty.", "There is at least one sample.")
     refuse_duplicates(ids)
-    return Plan(tuple(spans), size, example)
+    return Plan(tuple(spans), size, example, skipped_documents=sum(file.skipped_documents for file in files))
 
 
 def added_fields(inputs: Inputs, positions: int | None = None) -> list[pa.Field]:

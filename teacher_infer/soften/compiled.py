@@ -2,7 +2,7 @@
 
 Legend: C positions of a block, P of a batch, V classes, G temperatures, K kept ids.
 
-Every block of the same teacher has the same C: the last one, and a batch with fewer positions, are padded with zeros.
+Every block of the same teacher has the same C: the last one, and a batch with fewer positions, are padded.
 So there is one compiled kernel for each pass, and what is stored of a position does not depend on its batch.
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from storage.out_of_memory import is_out_of_memory
+from teacher_infer.soften.parts import padding
 from teacher_infer.soften.passes import CLASSES, maxima_pass, moments, tails_pass
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Layout:
         return Layout(rows, classes, logits_PV.dtype, logits_PV.is_inference())
 
     def block(self, logits_CV: torch.Tensor) -> torch.Tensor:
-        """The rows themselves, [rows, V], where they lie so; otherwise a copy, filled up with zeros."""
+        """The rows themselves, [rows, V], where they lie so; otherwise a copy, padded."""
         import torch
 
         count = len(logits_CV)
@@ -72,7 +73,7 @@ class Layout:
             return logits_CV
         with torch.inference_mode(self.inference):
             whole = torch.empty(self.rows, self.classes, dtype=self.dtype, device=logits_CV.device)
-            whole[:count], whole[count:] = logits_CV, 0
+            whole[:count], whole[count:] = logits_CV, padding(logits_CV)
         return whole
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Bytes of float32 that a block of positions takes: within a core's own cache, or enough to fill a device.
 BLOCK_BYTES = {"cpu": 4 << 20, "other": 64 << 20}
 # Positions of a block at most. A batch with fewer positions than a block is padded to one.
-_BLOCK_ROWS = {"cpu": 256, "other": 4096}
+_BLOCK_ROWS = {"cpu": 64, "other": 4096}
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,13 @@ def blocks(logits_PV: torch.Tensor) -> Iterator[slice]:
     """Positions in blocks, so that working on one in float32 takes little memory beside the logits."""
     size = block_rows(logits_PV)
     return (slice(start, start + size) for start in range(0, len(logits_PV), size))
+
+
+def padding(logits_CV: torch.Tensor) -> torch.Tensor:
+    """Logits [V] of a padded position: finite in every dtype, and in float32 all different, since ties cost time."""
+    import torch
+
+    return torch.arange(logits_CV.shape[1], dtype=torch.float32, device=logits_CV.device) * -(2.0**-10)
 
 
 def padded(rows_Cn: torch.Tensor, count: int) -> torch.Tensor:

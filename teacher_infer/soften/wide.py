@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from teacher_infer.soften.compiled import compiled_for
-from teacher_infer.soften.parts import block_rows
+from teacher_infer.soften.parts import block_rows, padding
 from teacher_infer.soften.passes import CLASSES, LOWEST, finite, moments
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Wide(Protocol):
     """Of the logits."""
 
     def load(self, logits_CV: torch.Tensor) -> None:
-        """The block that the others are of. One of fewer rows is padded with zeros."""
+        """The block that the others are of. One of fewer rows is padded."""
         ...
 
     def maxima(self) -> torch.Tensor:
@@ -73,7 +73,8 @@ class Eager:
 
     def load(self, logits_CV: torch.Tensor) -> None:
         self._z[: len(logits_CV), : self._classes] = logits_CV
-        self._z[len(logits_CV) :, : self._classes] = 0
+        if len(logits_CV) < self.rows:
+            self._z[len(logits_CV) :, : self._classes] = padding(logits_CV)
 
     def maxima(self) -> torch.Tensor:
         return self._z.view(self.rows, -1, CLASSES).amax(dim=2)

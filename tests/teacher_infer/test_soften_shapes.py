@@ -14,7 +14,7 @@ import torch._dynamo.testing
 from storage.encodings.dense import Dense
 from storage.encodings.topk import TopK
 from storage.targets import IGNORED
-from teacher_infer.soften import Softened, compiled, passes, soften, wide
+from teacher_infer.soften import Softened, compiled, parts, passes, soften, wide
 from tests.teacher_infer.distributions import arrays, small_blocks, without_compiler
 
 # torch's compiler uses what torch itself has deprecated.
@@ -111,7 +111,13 @@ def test_full_blocks_are_not_copied() -> None:
     layout = compiled.Layout.of(whole)
     assert layout.block(whole[ROWS : 2 * ROWS]).data_ptr() == whole[ROWS].data_ptr()
     rest = layout.block(whole[-3:])
-    assert torch.equal(rest[:3], whole[-3:]) and not rest[3:].any()
+    assert torch.equal(rest[:3], whole[-3:]) and rest[3:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_padding_is_finite_and_in_float32_without_ties(dtype: torch.dtype) -> None:
+    padding = parts.padding(torch.empty(1, 262_144))
+    assert padding.to(dtype).isfinite().all() and len(padding.unique()) == 262_144
 
 
 @pytest.mark.parametrize("classes", [2, 1_000, 50_257, 152_064, 262_144])

@@ -100,6 +100,7 @@ class PackSection(Section):
     begin_token: str | StrictInt | None = None
     end_token: str | StrictInt | None = None
     block_documents: int = Field(default=1024, gt=0)
+    empty_documents: Literal["error", "skip"] = "error"
 
     @model_validator(mode="after")
     def _tokens_of_their_kind(self) -> PackSection:

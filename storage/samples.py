@@ -35,8 +35,11 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class SourceFile:
+    """skipped_documents: of packed documents, how many have no tokens and became no part of a row."""
+
     name: str
     rows: int
+    skipped_documents: int = 0
 
 
 def as_samples(

@@ -138,17 +138,22 @@ def _plan_line(part: dict[str, Any]) -> str:
         text = ", size unknown" if size is None else f", about {size / 1e6:,.2f} MB before compression"
     return (
         f"plan {part['name']}@{part['cache_key'][:8]}: {spans['total']} spans, {part['positions']:,} positions{text}; "
-        f"{_work(part)}"
+        f"{_work(part)}{_skipped(part)}"
     )
 
 
 def _done_line(part: dict[str, Any]) -> str:
     return (
         f"sealed {part['name']}@{part['cache_key'][:8]}, digest {part['cache_digest'][:8]}: "
-        f"{part['positions']:,} positions, {part['bytes'] / 1e6:,.2f} MB; {_work(part)}"
+        f"{part['positions']:,} positions, {part['bytes'] / 1e6:,.2f} MB; {_work(part)}{_skipped(part)}"
         + (f"; {part['quarantined']} samples quarantined" if part["quarantined"] else "")
         + f"\n  {part['cache']}"
     )
+
+
+def _skipped(part: dict[str, Any]) -> str:
+    count = part.get("skipped_documents", 0)
+    return f"; {count:,} empty documents skipped" if count else ""
 
 
 def _work(part: dict[str, Any]) -> str:

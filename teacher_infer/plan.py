@@ -100,7 +100,7 @@ class Plan:
 
     span_rows: of every span but the last one of a file. sample_bytes: what is stored of their samples, before anything
     is added. length: L of sequences, where the teacher says that they are some; without it labelled ones are known by
-    their labels.
+    their labels. skipped_documents: those of the source that have no tokens.
     """
 
     spans: tuple[Span, ...]
@@ -108,6 +108,7 @@ class Plan:
     sample_bytes: int
     example: pa.Table
     length: int | None = None
+    skipped_documents: int = 0
 
     @property
     def rows(self) -> int:
@@ -174,7 +175,8 @@ def make_plan(
     if example is None:
         raise SourceError(f"The source {source.to_dict()} is empty.", "There is at least one sample.")
     refuse_duplicates(ids)
-    return Plan(tuple(spans), span_rows, size, example, None if length is None else length(example))
+    skipped = sum(file.skipped_documents for file in files)
+    return Plan(tuple(spans), span_rows, size, example, None if length is None else length(example), skipped)
 
 
 def _default_rows(

@@ -53,6 +53,8 @@ class Part:
     def answer(self) -> dict[str, Any]:
         key = cache_key([span.shard_key for span in self.plan.spans])
         facts = {"name": self.name, "cache_key": key, "spans": self.counts, "positions": self.plan.positions}
+        if self.plan.skipped_documents:
+            facts["skipped_documents"] = self.plan.skipped_documents
         return facts if self.miss is None else {**facts, "miss": asdict(self.miss)}
 
 

@@ -19,9 +19,9 @@ from storage import tensors
 from storage.errors import SourceError
 from storage.names import nearest
 from storage.samples import LABEL, SAMPLE_ID, Columns, SourceFile, as_samples, concat_samples, row_ranges, sample_ids
+from storage.sources.documents import refuse_empty, token_documents
 from storage.sources.packed_labels import (
     ATTENTION_MASK,
-    TokenDocuments,
     label_column,
     refuse_padding,
     targets_of,
@@ -47,6 +47,8 @@ class Pack:
     begin_token, end_token: precedes, follows every document that does not begin, end with it; a token of the
     tokenizer, or without one an id.
     block_documents: so many documents are packed together. Part of where rows, and so spans, lie.
+    empty_documents: whether a document that is null, or has no tokens before any are added, is an error, or is left
+    out and counted.
     """
 
     column: str
@@ -56,6 +58,7 @@ class Pack:
     begin_token: str | int | None = None
     end_token: str | int | None = None
     block_documents: int = 1024
+    empty_documents: Literal["error", "skip"] = "error"
 
 
 class Documents(Protocol):
@@ -89,12 +92,16 @@ class Documents(Protocol):
 
 @dataclass(frozen=True)
 class _Block:
-    """ids: the documents' own; starts_D: where each begins among the tokens; targets_N: see `packing.packed_rows`."""
+    """ids: the documents' own; starts_D: where each begins among the tokens; targets_N: see `packing.packed_rows`.
+
+    skipped: how many documents were left out, since they have no tokens.
+    """
 
     ids: list[str]
     tokens_N: np.ndarray[Any, Any]
     starts_D: np.ndarray[Any, Any]
     targets_N: np.ndarray[Any, Any] | None = None
+    skipped: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -133,13 +140,24 @@ class PackedSource:
     _tokenizers: list[TokenizerFile] = field(default_factory=list[TokenizerFile], init=False, repr=False, compare=False)
 
     def files(self) -> Sequence[SourceFile]:
-        """Every block as a file. Tokenises all documents, since nothing else tells how many rows they become."""
+        """Every block as a file. Tokenises all documents, since nothing else tells how many rows they become.
+
+        Raises SourceError where documents were skipped, and none is left.
+        """
         blocks: list[SourceFile] = []
         for file in self.documents.files():
             for start in range(0, file.rows, self.pack.block_documents):
                 stop = min(start + self.pack.block_documents, file.rows)
-                tokens = len(self._block(file, start, stop).tokens_N)
-                blocks.append(SourceFile(f"{file.name}#{start}-{stop}", count_rows(tokens, self.pack.sequence_length)))
+                block = self._block(file, start, stop)
+                rows = count_rows(len(block.tokens_N), self.pack.sequence_length)
+                blocks.append(SourceFile(f"{file.name}#{start}-{stop}", rows, block.skipped))
+        skipped = sum(block.skipped_documents for block in blocks)
+        if skipped and not any(block.rows for block in blocks):
+            raise SourceError(
+                f"All {skipped:,} documents in the column '{self.pack.column}' are empty, and were skipped.",
+                "At least one document has tokens.",
+                "Name the column of documents in source.pack.column.",
+            )
         return tuple(blocks)
 
     def read(self, file: SourceFile, start: int, stop: int) -> pa.Table:
@@ -237,23 +255,11 @@ class PackedSource:
                 f"Its columns are: {', '.join(table.column_names)}.{nearest(column, table.column_names)}",
             )
         documents = table.column(column).combine_chunks()
-        if documents.null_count:
-            first = int(documents.is_null().to_numpy(zero_copy_only=False).argmax())
-            raise SourceError(f"The document '{names[first]}' (in {file.name}) is null.", "A document has tokens.")
         tokenizer = self.tokenizer
-        if tokenizer is None:
-            ids_N, lengths_D = _given(documents, names, column, file.name)
-        else:
-            special_tokens = self.pack.special_tokens is not False
-            ids_N, lengths_D = _tokenised(documents, tokenizer, special_tokens, column, file.name)
-        empty = np.flatnonzero(lengths_D == 0)
-        if len(empty):
-            raise SourceError(
-                f"The document '{names[int(empty[0])]}' (in {file.name}) has no tokens"
-                f"{f', as have {len(empty) - 1} more' if len(empty) > 1 else ''}.",
-                "A document has at least one.",
-                "Drop empty documents from the source.",
-            )
+        special_tokens = self.pack.special_tokens is not False
+        given = token_documents(documents, names, tokenizer, special_tokens, f"'{column}' of {file.name}")
+        if self.pack.empty_documents == "error":
+            refuse_empty(given, documents, f"'{column}' of {file.name}")
         if tokenizer is None and ATTENTION_MASK in table.column_names and column != ATTENTION_MASK:
             refuse_padding(table.column(ATTENTION_MASK).combine_chunks(), names, column, file.name)
         targets_N = None
@@ -261,14 +267,15 @@ class PackedSource:
         if label is not None:
             if tokenizer is not None:
                 raise unaligned(label, file.name)
-            given = TokenDocuments(names, ids_N, lengths_D)
             targets_N = targets_of(table.column(label).combine_chunks(), label, given, file.name)
+        kept = given.without_empty(given.lengths_D > 0)
         begin, end = self._id_of("begin_token"), self._id_of("end_token")
-        tokens_N, lengths_D, inserted_N = insert_tokens(ids_N, lengths_D, begin, end)
+        tokens_N, lengths_D, inserted_N = insert_tokens(kept.ids_N, kept.lengths_D, begin, end)
         if targets_N is not None:
             targets_N, given_N = tokens_N.copy(), targets_N
             targets_N[~inserted_N] = given_N
-        return _Block(names, tokens_N.astype(np.int32, copy=False), np.cumsum(lengths_D) - lengths_D, targets_N)
+        starts_D, skipped = np.cumsum(lengths_D) - lengths_D, len(names) - len(kept.names)
+        return _Block(kept.names, tokens_N.astype(np.int32, copy=False), starts_D, targets_N, skipped)
 
     def _names(self, table: pa.Table, file: SourceFile, start: int) -> list[str]:
         columns = self.documents.columns
@@ -288,41 +295,3 @@ class PackedSource:
 def _row_ids(block: _Block, rows: PackedRows) -> pa.Array:
     places = zip(rows.document_R.tolist(), rows.offset_R.tolist(), strict=True)
     return pa.array([f"{block.ids[document]}:{offset}" for document, offset in places], pa.string())
-
-
-def _tokenised(
-    documents: pa.Array, tokenizer: TokenizerFile, special_tokens: bool, column: str, where: str
-) -> tuple[Any, Any]:
-    if not tensors.is_text(documents.type):
-        raise SourceError(
-            f"{where}: the documents in '{column}' are of type {documents.type}.",
-            "With source.pack.tokenizer they are text.",
-            "Leave the tokenizer out where the column holds token ids.",
-        )
-    pieces = tokenizer.encode(documents.to_pylist(), special_tokens)
-    lengths_D = np.array([len(piece) for piece in pieces], np.int64)
-    return np.concatenate([*pieces, np.empty(0, np.int32)]), lengths_D
-
-
-def _given(documents: pa.Array, names: list[str], column: str, where: str) -> tuple[Any, Any]:
-    kind = documents.type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not is_list or not pa.types.is_integer(kind.value_type):
-        raise SourceError(
-            f"{where}: the documents in '{column}' are of type {kind}.",
-            "Without source.pack.tokenizer they are lists of token ids, which are integers.",
-            "Name a tokenizer where the column holds text.",
-        )
-    flat = documents.flatten()
-    lengths_D = documents.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-    if flat.null_count:
-        raise SourceError(f"{where}: a document in '{column}' holds nulls.", "Token ids are integers from 0 on.")
-    ids_N = flat.to_numpy(zero_copy_only=False)
-    outside = np.flatnonzero((ids_N < 0) | (ids_N >= 1 << 31))
-    if len(outside):
-        document = int(np.searchsorted(np.cumsum(lengths_D), outside[0], side="right"))
-        raise SourceError(
-            f"The document '{names[document]}' (in {where}) holds the token id {int(ids_N[outside[0]])}.",
-            "Token ids are integers from 0 on, below 2^31.",
-        )
-    return ids_N.astype(np.int32), lengths_D

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage.errors import SourceError
 from storage.roles import LABEL, Columns
+from storage.sources.documents import TokenDocuments
 from storage.targets import IGNORED
 
 # The usual names: ours, and that of Hugging Face's data collators.
 USUAL = (LABEL, "labels")
 ATTENTION_MASK = "attention_mask"
 _LEAVE_OUT = "Set source.columns.label=false to leave it out: then every token is a target."
-
-
-@dataclass(frozen=True)
-class TokenDocuments:
-    """D documents of N token ids. names: the documents' ids; lengths_D: how many tokens each has."""
-
-    names: list[str]
-    ids_N: np.ndarray[Any, Any]
-    lengths_D: np.ndarray[Any, Any]
 
 
 def label_column(names: Sequence[str], columns: Columns, document: str, where: str) -> str | None:
@@ -77,12 +69,22 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
+def _has_labels(labels: pa.Array) -> np.ndarray[Any, Any]:
+    if not _is_list(labels.type):
+        return labels.is_valid().to_numpy(zero_copy_only=False)
+    return pc.fill_null(labels.value_lengths(), 0).to_numpy(zero_copy_only=False) > 0
+
+
 def targets_of(labels: pa.Array, label: str, documents: TokenDocuments, where: str) -> np.ndarray[Any, Any]:
     """Each token as a target [N], int32: itself, or IGNORED where its label is.
 
     Labels are aligned with the tokens, as in Hugging Face transformers: labels[t] is ids[t] or -100, and the position
-    before it has the target. Raises SourceError for others.
+    before it has the target. Of a document without tokens they are empty or null. Raises SourceError for others.
     """
+    wanted_D = (documents.lengths_D > 0) | _has_labels(labels)
+    if not wanted_D.any():
+        return np.empty(0, np.int32)
+    labels, documents = labels.filter(pa.array(wanted_D)), documents.without_empty(wanted_D)
     kind = labels.type
     is_list = _is_list(kind)
     aligned = "Labels are lists as long as the document, and each is the token's id or -100 for no target."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ from storage.shard import Rows
 from storage.sources import Source, place_of
 from storage.stream.groups import Arrays, Column, Ints, plain_rows
 
+log = logging.getLogger("stillhouse.stream")
+
 _REMEDY = "Leave a source alone while a job reads it, and begin again."
 
 
@@ -26,12 +29,15 @@ class SourceRows:
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        files = source.files()
         self._spans: list[tuple[SourceFile, int, int]] = [
             (file, start, min(start + self.GROUP_ROWS, file.rows))
-            for file in source.files()
+            for file in files
             for start in range(0, file.rows, self.GROUP_ROWS)
         ]
         self.where, self.notes = place_of(source.to_dict()), source.notes()
+        if skipped := sum(file.skipped_documents for file in files):
+            log.warning("%d documents of %s are empty, and were skipped.", skipped, self.where)
         if not self._spans:
             raise SourceError(f"The source {self.where} is empty.", "There is at least one sample.")
         digests: list[str] = []

@@ -31,6 +31,7 @@ class Softened:
     top1_R: the likeliest class; None of sequences. bad_R: whether a row has NaN, +inf, an overflow or
     a position of -inf only.
     positions: L, or None where a row is one position.
+    All of a row follows, to the last bit, from its own logits: not from how many rows are softened with it.
     """
 
     targets: Targets
@@ -58,17 +59,17 @@ def soften(logits: torch.Tensor, encoding: Encoding, label: np.ndarray[Any, Any]
         *lead, classes = logits.shape
         label_P = None if label is None else torch.from_numpy(np.array(label, np.int64)).to(logits.device).view(-1)
         parts = SOFTENERS[type(encoding)](logits.reshape(-1, classes), label_P, encoding)
-        if len(lead) == 1:
-            host = _on_host(parts)
-            return Softened(host.targets, host.entropy_P, host.top1_P.astype(np.int32), host.bad_P)
-        counted_P = torch.ones_like(parts.entropy_P) if label_P is None else (label_P != IGNORED).to(torch.float32)
-        sums_R = (parts.entropy_P * counted_P).view(lead).sum(dim=1)
-        entropy_R = sums_R / counted_P.view(lead).sum(dim=1).clamp(min=1)
-        if label_P is not None and isinstance(parts.targets, TopKTargets):
+        if len(lead) > 1 and label_P is not None and isinstance(parts.targets, TopKTargets):
             _clear(parts.targets, label_P == IGNORED)
-        targets = parts.targets.each(lambda array: array.view(*lead, *array.shape[1:]))
-        host = _on_host(Parts(targets, entropy_R, parts.top1_P, parts.bad_P.view(lead).any(dim=1)))
-        return Softened(host.targets, host.entropy_P, None, host.bad_P, lead[1])
+        host = _on_host(parts)
+    if len(lead) == 1:
+        return Softened(host.targets, host.entropy_P, host.top1_P.astype(np.int32), host.bad_P)
+    counted_RL = np.ones(lead, bool) if label is None else np.asarray(label).reshape(lead) != IGNORED
+    # On the host, since a GPU sums L positions in an order that depends on R.
+    sums_R = np.where(counted_RL, host.entropy_P.reshape(lead), 0).astype(np.float64).sum(axis=1)
+    entropy_R = (sums_R / counted_RL.sum(axis=1).clip(min=1)).astype(np.float32)
+    targets = host.targets.each(lambda array: array.reshape(*lead, *array.shape[1:]))
+    return Softened(targets, entropy_R, None, host.bad_P.reshape(lead).any(axis=1), lead[1])
 
 
 def _clear(targets: TopKTargets, ignored_P: torch.Tensor) -> None:

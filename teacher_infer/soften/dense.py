@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from storage.encodings.dense import Dense
 from storage.targets import DenseTargets
-from teacher_infer.soften.parts import Parts, blocks
+from teacher_infer.soften.parts import Parts, block_rows, blocks, padded
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,9 @@ def soften_dense(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding
     z_PV = logits_PV.to(torch.float32, copy=True)  # the one copy, changed in place from here on
     highest_P1, top1_P1 = z_PV.max(dim=1, keepdim=True)  # of equal ones torch gives the first
     z_PV.sub_(highest_P1)
-    entropy_P = torch.cat([_entropy(z_PV[b], top1_P1[b]) for b in blocks(z_PV)] or [z_PV.new_zeros(0)])
+    rows = block_rows(z_PV)
+    entropies = [_entropy(padded(z_PV[b], rows), padded(top1_P1[b], rows)) for b in blocks(z_PV)]
+    entropy_P = torch.cat(entropies or [z_PV.new_zeros(0)])[: len(z_PV)]
     z_PV.div_(encoding.temperature)
     # Conversion to float32 and division can overflow too: infinite may be only what the teacher gave as -inf.
     bad = [(torch.isfinite(z_PV[b]) == torch.isneginf(logits_PV[b])).any(dim=1) for b in blocks(z_PV)]

@@ -1,4 +1,7 @@
-"""What softening a block of positions gives, whatever the encoding, and how positions are cut into blocks."""
+"""What softening a block of positions gives, whatever the encoding, and how positions are cut into blocks.
+
+Legend: P positions, C of them a block, V classes.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from storage.targets import Targets
 if TYPE_CHECKING:
     import torch
 
-# Bytes of float32 that a block of positions takes.
-BLOCK_BYTES = 4 << 20
+# Bytes of float32 that a block of positions takes: within a core's own cache, or enough to fill a device.
+BLOCK_BYTES = {"cpu": 4 << 20, "other": 64 << 20}
+# Positions of a block at most. A batch with fewer positions than a block is padded to one.
+_BLOCK_ROWS = {"cpu": 64, "other": 4096}
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,27 @@ class Parts:
         return Parts(self.targets.each(change), change(self.entropy_P), change(self.top1_P), change(self.bad_P))
 
 
+def block_rows(logits_PV: torch.Tensor) -> int:
+    """Positions of a block. A function of device and V, so that all batches are worked on in blocks of one shape."""
+    kind = "cpu" if logits_PV.device.type == "cpu" else "other"
+    return max(1, min(_BLOCK_ROWS[kind], BLOCK_BYTES[kind] // (4 * logits_PV.shape[1])))
+
+
 def blocks(logits_PV: torch.Tensor) -> Iterator[slice]:
     """Positions in blocks, so that working on one in float32 takes little memory beside the logits."""
-    width = 4 * logits_PV.shape[1]
-    size = max(1, BLOCK_BYTES // width if logits_PV.device.type == "cpu" else 16 * BLOCK_BYTES // width)
+    size = block_rows(logits_PV)
     return (slice(start, start + size) for start in range(0, len(logits_PV), size))
+
+
+def padding(logits_CV: torch.Tensor) -> torch.Tensor:
+    """Logits [V] of a padded position: finite in every dtype, and in float32 all different, since ties cost time."""
+    import torch
+
+    return torch.arange(logits_CV.shape[1], dtype=torch.float32, device=logits_CV.device) * -(2.0**-10)
+
+
+def padded(rows_Cn: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` rows: these and zeros. A sum's last bits depend on how many rows are summed in one call."""
+    import torch
+
+    return rows_Cn if len(rows_Cn) == count else torch.nn.functional.pad(rows_Cn, (0, 0, 0, count - len(rows_Cn)))

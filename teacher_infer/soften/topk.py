@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from storage.encodings.topk import TopK
 from storage.targets import IGNORED, TopKTargets
 from teacher_infer.soften.parts import Parts
-from teacher_infer.soften.wide import CLASSES, Wide, wide
+from teacher_infer.soften.passes import CLASSES
+from teacher_infer.soften.wide import Wide, wide
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,7 @@ def soften_topk(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding:
     head = new(k, dtype=torch.int32), new(k), new()
     targets = TopKTargets(*head, new(len(grid)), new(len(grid)), new(len(grid)), grid, logits_PV.shape[1])
     made = Parts(targets, new(), new(dtype=torch.int64), new(dtype=torch.bool))
-    work = wide(logits_PV)
+    work = wide(logits_PV, k, grid)
     for start in range(0, count, work.rows):
         block = slice(start, start + work.rows)
         work.load(logits_PV[block])
@@ -49,20 +50,20 @@ def soften_topk(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding:
 
 
 def _soften_block(work: Wide, label_C: torch.Tensor | None, made: Parts) -> None:
-    """Fill `made`, whose tensors have the block's rows."""
-    targets = made.targets
+    """Fill `made`, whose tensors have the block's rows. Those of `work` have as many as a block has at most."""
+    targets, count = made.targets, len(made.bad_P)
     k, grid = targets.ids_PK.shape[1], targets.temperatures
     highest, ids = likeliest(work, k + 1)
     label_z_C1 = None if label_C is None else work.gather(label_C.clamp(min=0)[:, None])
     sums_CG, weighted_CG, valid_C = work.tails(ids[:, :k], highest[:, k - 1 : k], highest[:, k:], grid)
-    targets.ids_PK.copy_(ids[:, :k])
-    made.bad_P.copy_(~valid_C)
+    targets.ids_PK.copy_(ids[:count, :k])
+    made.bad_P.copy_(~valid_C[:count])
     log_probs_CK, *moments, log_z1_C1 = work.moments(highest, sums_CG, weighted_CG, grid)
-    targets.log_probs_PK.copy_(log_probs_CK)
+    targets.log_probs_PK.copy_(log_probs_CK[:count])
     for whole_CG, found_CG in zip((targets.log_z_PG, targets.log_tail_PG, targets.entropy_PG), moments, strict=True):
-        whole_CG.copy_(found_CG)
+        whole_CG.copy_(found_CG[:count])
     if label_z_C1 is not None:
-        targets.label_log_prob_P.copy_((label_z_C1 - highest[:, :1].double() - log_z1_C1)[:, 0])
+        targets.label_log_prob_P.copy_((label_z_C1 - highest[:count, :1].double() - log_z1_C1[:count])[:, 0])
 
 
 def likeliest(work: Wide, k: int) -> tuple[torch.Tensor, torch.Tensor]:

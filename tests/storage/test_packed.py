@@ -279,8 +279,8 @@ def refused(folder: Path, rows: list[dict[str, Any]], **pack: Any) -> str:
 def test_an_empty_document_is_named(tmp_path: Path, tokenizer: str) -> None:
     rows = [{"sample_id": "full", "text": "w1"}, {"sample_id": "void", "text": " "}, {"sample_id": "nil", "text": ""}]
     said = refused(tmp_path, rows, tokenizer=tokenizer, end_token="<end>")
-    assert said.startswith("The document 'void' (in ") and "has no tokens, as have 1 more." in said
-    assert "Drop empty documents" in said
+    assert said.startswith("The document 'void' (in ") and "has no tokens (empty: 2 of 3 documents" in said
+    assert "Drop empty documents" in said and "source.pack.empty_documents=skip" in said
     assert "The document 'bad.jsonl:1' (in " in refused(tmp_path, [{"text": [4]}, {"text": []}])
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from storage.targets import Targets
+from teacher_infer.soften import compiled, passes
 
 
 def made(kind: str) -> torch.Tensor:
@@ -36,6 +38,20 @@ KINDS = [
     *("flat", "nearly flat", "usual", "far from zero", "sharp", "one-hot", "ties", "one class", "many classes"),
     *("many classes alike", "masked as in half the models", "bfloat16", "float16"),
 ]
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch, rows: int = 8) -> None:
+    """Blocks of a GPU's passes, of a size that a CPU works on quickly."""
+    monkeypatch.setattr(compiled, "_LEAST_ROWS", rows)
+    monkeypatch.setattr(compiled, "_MOST_ROWS", rows)
+
+
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soften on the CPU by a GPU's passes, as they are before they are compiled."""
+    uncompiled = compiled.Passes(passes.maxima_pass, passes.tails_pass, passes.moments)
+    monkeypatch.setattr(compiled, "DEVICES", {"cpu"})
+    monkeypatch.setattr(compiled, "compiled_passes", lambda *_: uncompiled)
+    small_blocks(monkeypatch)
 
 
 def arrays(targets: Targets) -> list[np.ndarray[Any, Any]]:

@@ -16,7 +16,8 @@ from storage.encodings.topk import TopK
 from storage.overview import view
 from storage.summary import ENTROPY, TOP1, summarise
 from storage.targets import IGNORED, DenseTargets, Targets
-from teacher_infer.soften import Softened, soften, wide
+from teacher_infer.soften import Softened, soften
+from tests.teacher_infer.distributions import without_compiler
 
 GRID = (0.5, 1.0, 2.0, 3.0)
 Array = np.ndarray[Any, Any]
@@ -25,8 +26,7 @@ Array = np.ndarray[Any, Any]
 @pytest.fixture(params=["eager", "two passes"], autouse=True)
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "two passes":
-        made = wide.Passes(wide.maxima_pass, wide.tails_pass, wide.moments)
-        monkeypatch.setattr("teacher_infer.soften.topk.wide", lambda logits_PV: wide.Compiled(made, logits_PV))
+        without_compiler(monkeypatch)
 
 
 def masked(classes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

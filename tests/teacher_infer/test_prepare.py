@@ -18,7 +18,7 @@ from storage.errors import Mismatch, ModelError, RecipeError, SourceError
 from storage.folder import Folder
 from storage.samples import columns_line
 from storage.sources import make_source
-from teacher_infer.__main__ import main
+from teacher_infer.__main__ import _done_line, _plan_lines, main
 from teacher_infer.config import TeacherRecipe
 from teacher_infer.prepare import Prepared, actor_settings, lineage_of, prepare, show_plan
 from teacher_infer.teachers import make_spec
@@ -74,6 +74,26 @@ def test_positions_of_sequences_without_labels_are_counted_too(ask: Ask, tmp_pat
     (tmp_path / "ids.jsonl").write_text(rows)
     told = show_plan(ask(source={"jsonl": str(tmp_path / "ids.jsonl")}))
     assert told["positions"] == told["forward_positions"] == 24
+
+
+def test_documents_that_are_skipped_are_counted_in_the_plan_and_in_the_answer(ask: Ask) -> None:
+    some = [*WORDS[2:]]
+    with pytest.raises(SourceError, match=r"source\.pack\.empty_documents=skip"):
+        ask(["", *some, None])
+    prepared = ask(["", *some, None, " "], {"empty_documents": "skip"})
+    [part] = prepared.parts
+    assert show_plan(prepared)["skipped_documents"] == part.answer()["skipped_documents"] == 3
+    facts = {**part.answer(), "cache": "u", "cache_digest": "d" * 64, "bytes": 1, "quarantined": 0}
+    for lines in (
+        _plan_lines({**facts, "forward_positions": 0}, part.columns),
+        _done_line({**facts, "forward_positions": 0}),
+    ):
+        assert lines.splitlines()[0].endswith("; 3 empty documents skipped")
+    assert "skipped_documents" not in show_plan(ask(some))
+
+
+def test_what_is_done_with_empty_documents_moves_no_key(ask: Ask) -> None:
+    assert keys(ask()) == keys(ask([*WORDS[2:]] * 4, {"empty_documents": "skip"}))
 
 
 def test_a_tokenizer_counts_in_the_key_though_the_tokens_are_the_same(

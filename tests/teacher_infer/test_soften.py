@@ -97,7 +97,7 @@ def test_of_classes_that_are_alike_the_first_is_the_top_one() -> None:
 @pytest.mark.parametrize("block", [1, 50, 175, 1 << 30])
 def test_the_blocks_in_which_entropies_are_summed_leave_no_mark(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     logits_PV = made("usual")
-    monkeypatch.setattr(parts, "BLOCK_BYTES", 4 * block)
+    monkeypatch.setitem(parts.BLOCK_BYTES, "cpu", 4 * block)
     np.testing.assert_allclose(soften(logits_PV, Dense(2.0)).entropy_R, exact(logits_PV)[ENTROPY], rtol=4e-6)
 
 

@@ -12,16 +12,15 @@ import torch
 from storage.encodings.dense import Dense
 from storage.encodings.topk import TopK
 from storage.targets import IGNORED, TopKTargets
-from teacher_infer.soften import soften, wide
-from tests.teacher_infer.distributions import KINDS, arrays, made
+from teacher_infer.soften import parts, soften
+from tests.teacher_infer.distributions import KINDS, arrays, made, without_compiler
 
 
 @pytest.fixture(params=["eager", "two passes"], autouse=True)
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's passes over the vocabulary, too, though not compiled here."""
     if request.param == "two passes":
-        passes = wide.Passes(wide.maxima_pass, wide.tails_pass, wide.moments)
-        monkeypatch.setattr("teacher_infer.soften.topk.wide", lambda logits_PV: wide.Compiled(passes, logits_PV))
+        without_compiler(monkeypatch)
 
 
 def reference(logits_PV: torch.Tensor, k: int, grid: Sequence[float]) -> dict[str, np.ndarray[Any, Any]]:
@@ -151,7 +150,7 @@ def test_topk_finds_bad_rows_and_no_others(value: float) -> None:
 def test_the_blocks_of_topk_leave_no_mark(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     logits_PV = made("usual")
     whole = soften(logits_PV, TopK(5, (2.0,)))
-    monkeypatch.setitem(wide.BLOCK_BYTES, "cpu", 4 * block)
+    monkeypatch.setitem(parts.BLOCK_BYTES, "cpu", 4 * block)
     cut = soften(logits_PV, TopK(5, (2.0,)))
     for one, other in zip(arrays(whole.targets), arrays(cut.targets), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)

@@ -195,7 +195,10 @@ class Epoch:
         return np.searchsorted(self.starts, at, side="right") - 1
 
     def rows_at(self, within: Ints) -> Ints:
-        """[B] the row, of the row groups laid end to end, of places `within` [B] the epoch. Lanes and windows ascend."""
+        """[B] the row, of the row groups laid end to end, of places `within` [B] the epoch.
+
+        Those of a lane lie before those of the next one, and those of its windows likewise.
+        """
         lanes, window = self.order.lanes, self.order.window
         lane, index = within % lanes, within // lanes
         # No lane has as many windows as this, so every window of an epoch has a number of its own.

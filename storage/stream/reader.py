@@ -184,7 +184,7 @@ class Reader:
 
 
 def _ends(loaded: Future[Arrays], seconds: float) -> bool:
-    """Whether a load ends, with rows or an error, in so many seconds. Raises CancelledError for one that is cancelled."""
+    """Whether a load ends, with rows or an error, in so many seconds. Raises CancelledError for a cancelled one."""
     # `wait` of concurrent.futures does not return when the load is cancelled, and a TimeoutError of `result` may be
     # the load's own. `exception` raises none but that of waiting, and the load may end just after it.
     try:

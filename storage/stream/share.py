@@ -118,7 +118,8 @@ class Share:
     def _lanes(self, edges: Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """[L] whether the rank takes samples of each lane in any of the batches with these edges [K, L + 1]."""
         start, stop = self.bounds
-        return ((edges[:, 1:] > start) & (edges[:, :-1] < stop) & (np.diff(edges, axis=1) > 0)).any(axis=0)
+        taken = (edges[:, 1:] > start) & (edges[:, :-1] < stop) & (np.diff(edges, axis=1) > 0)
+        return np.any(taken, axis=0)
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _places_of(places: Ints, lane: int, lanes: int, total: int) -> Ints:
 
 
 def lane_edges(begins: Ints, ends: Ints, lanes: int, total: int | None) -> Ints:
-    """[K, L + 1] where each lane begins, and where the last one ends, in batches [begin, end) that are sorted by lane."""
+    """[K, L + 1] where each lane begins, and the last one ends, in batches [begin, end) that are sorted by lane."""
     every = np.arange(lanes + 1)
     return places_before(ends[:, None], every, lanes, total) - places_before(begins[:, None], every, lanes, total)
 

@@ -357,7 +357,9 @@ def test_a_load_that_times_out_is_a_store_that_was_lost(error: Exception) -> Non
     groups.faults[0] = [error]
     reader = reader_over(groups, Reading(MANY, 2, stall_s=0.05))
     reader.advance(0, 4)
-    with pytest.raises(StoreLost, match=rf"^group 0 did not answer as a store does: {error} \({type(error).__name__}\)"):
+    with pytest.raises(
+        StoreLost, match=rf"^group 0 did not answer as a store does: {error} \({type(error).__name__}\)"
+    ):
         reader.rows(np.zeros(4, int), np.arange(4))
     reader.close()
 

@@ -93,7 +93,7 @@ class Head:
                 TOKEN_IS_LOOKED_FOR,
                 "Set RAY_AUTH_MODE=token, and put the cluster's token there.",
             ) from None
-        except TimeoutError:
+        except queue.Empty:
             raise self._lost(f"did not answer in {seconds:.0f} s") from None
         except OSError as error:
             # Of requests too; theirs of a connection are not Python's own ConnectionError, and long.
@@ -114,7 +114,10 @@ class Head:
 
 
 def _within(seconds: float, question: Callable[[], T]) -> T:
-    """What a call gives or raises; TimeoutError when it takes longer. Ray's client itself would wait for ever."""
+    """What a call gives or raises; queue.Empty when it takes longer. Ray's client itself would wait for ever.
+
+    Not TimeoutError, which the call may raise itself.
+    """
     answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -124,10 +127,7 @@ def _within(seconds: float, question: Callable[[], T]) -> T:
             answers.put((False, error))
 
     threading.Thread(target=ask, daemon=True).start()
-    try:
-        answered, value = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError from None
+    answered, value = answers.get(timeout=seconds)
     if not answered:
         raise value
     return value

@@ -18,7 +18,7 @@ their streams between releases (NEP 19), and an order that a checkpoint relies o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -125,6 +125,10 @@ class Windows:
     first: Ints
     last: Ints
 
+    def where(self, kept: np.ndarray[Any, np.dtype[np.bool_]]) -> Windows:
+        """Those of the windows that are kept [W]."""
+        return Windows(*(getattr(self, field.name)[kept] for field in fields(self)))
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -179,6 +183,22 @@ class Epoch:
         >>> sorted(zip(group.tolist(), row.tolist()))
         [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
         """
+        return self.split(self.rows_at(within))
+
+    def split(self, at: Ints) -> tuple[Ints, Ints]:
+        """(row group, row in it), both [B], of rows `at` [B] of the row groups laid end to end."""
+        slot = self.slots(at)
+        return self.groups[slot], at - self.starts[slot]
+
+    def slots(self, at: Ints) -> Ints:
+        """[B] the slots of rows `at` [B] of the row groups laid end to end."""
+        return np.searchsorted(self.starts, at, side="right") - 1
+
+    def rows_at(self, within: Ints) -> Ints:
+        """[B] the row, of the row groups laid end to end, of places `within` [B] the epoch.
+
+        Those of a lane lie before those of the next one, and those of its windows likewise.
+        """
         lanes, window = self.order.lanes, self.order.window
         lane, index = within % lanes, within // lanes
         # No lane has as many windows as this, so every window of an epoch has a number of its own.
@@ -194,39 +214,10 @@ class Epoch:
             end = min(stop - start, (number % most + 1) * window - int(self._phase(one)))
             mixed = permute(index[mine] - begin, end - begin, self.order.seed, self.number, 1, number)
             at[mine] = start + begin + mixed
-        slot = np.searchsorted(self.starts, at, side="right") - 1
-        return self.groups[slot], at - self.starts[slot]
+        return at
 
 
 def epoch(order: Order, rows: Ints, number: int) -> Epoch:
     """Epoch `number` of a cache whose row groups hold `rows` [R]."""
     groups = permute(np.arange(len(rows)), len(rows), order.seed, number, 0)
     return Epoch(order, number, groups, np.concatenate([[0], np.cumsum(rows[groups])]))
-
-
-def rank_slice(batch_size: int, rank: int, world: int) -> tuple[int, int]:
-    """The [start, stop) of a global batch that a rank takes: contiguous, sizes one apart at most."""
-    return rank * batch_size // world, (rank + 1) * batch_size // world
-
-
-def rank_places(first: int, batch_size: int, rank: int, world: int, lanes: int) -> Ints:
-    """The places of the batch [first, first + batch_size) that a rank takes.
-
-    Where the world divides the lanes a rank takes every world-th place, so that within an epoch it
-    draws from L / world lanes only; otherwise a contiguous slice. Either way counts differ by one at most.
-    """
-    if lanes % world == 0:
-        return np.arange(first + (rank - first) % world, first + batch_size, world, dtype=np.int64)
-    start, stop = rank_slice(batch_size, rank, world)
-    return np.arange(first + start, first + stop, dtype=np.int64)
-
-
-def rank_lanes(laid: Epoch, first: int, batch_size: int, rank: int, world: int) -> Ints:
-    """The lanes that a rank draws from in an epoch. first: where any of the batches begins, of this epoch or not."""
-    lanes, shift = laid.order.lanes, -laid.number * laid.rows
-    if lanes % world == 0:
-        return np.unique((rank + shift + world * np.arange(lanes // world)) % lanes)
-    start, stop = rank_slice(batch_size, rank, world)
-    if batch_size % lanes or stop - start >= lanes:
-        return np.arange(lanes)
-    return np.unique((np.arange(start, stop) + (first + shift) % lanes) % lanes)

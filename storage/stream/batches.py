@@ -17,9 +17,11 @@ from storage import order as ordering
 from storage.errors import ForeignState, RecipeError
 from storage.order import Order
 from storage.shard import Rows
+from storage.stream.factor import warn_of_reads
 from storage.stream.groups import Ints, RowGroups, row_bytes
 from storage.stream.reader import Reader, Reading
-from storage.stream.schedule import Need, Share, held_rows, lookups, needs
+from storage.stream.schedule import Need, held_rows, lookups, needs
+from storage.stream.share import Share
 from storage.targets import Targets
 
 # Below this a cache is shuffled whole. Above it so many lanes are cut into windows that together hold about as much.
@@ -124,6 +126,8 @@ class Stream:
                 raise RecipeError(f"{name} is {value} for a stream of {groups.where}.", "There is at least one.")
         self.groups, self.share = groups, Share(batch_size, rank, world)
         self.order = default_order(groups, seed, lanes, window)
+        if not rank:
+            self._warn_of_reads(window)
         self.reading = reading or Reading()
         self.place = 0
         self._run: _Run | None = None
@@ -134,6 +138,13 @@ class Stream:
     def __len__(self) -> int:
         """The batches that the next `for` gives: those to the end of the epoch."""
         return -(-(self._epoch_end() - self.place) // self.share.batch_size)
+
+    def _warn_of_reads(self, window: int | None) -> None:
+        groups, share, seed = self.groups, self.share, self.order.seed
+        warn_of_reads(
+            *(groups.where, groups.rows, self.order, share.batch_size, share.world),
+            lambda lanes: default_order(groups, seed, lanes, window),
+        )
 
     def _epoch_end(self) -> int:
         return (self.place // self._total + 1) * self._total

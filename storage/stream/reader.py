@@ -9,12 +9,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from storage.errors import RecipeError
+from storage.filesystems import in_words
 from storage.shard import Rows
 from storage.stream.arena import Arena, Room
 from storage.stream.groups import Arrays, Ints, RowGroups, empty, row_bytes
@@ -136,10 +136,14 @@ class Reader:
     def _ask(self, need: Need) -> None:
         group = need.group
         room = self._arena.take(int(self._groups.sizes[group]))
-        loaded = self._pool.submit(self._groups.load, group, self._arena.arrays(room))
+        loaded = self._pool.submit(self._load, group, self._arena.arrays(room))
         self._held[group] = _Held(room, need.last, loaded)
         self._slab[group], self._start[group] = room.slab, room.start
         heapq.heappush(self._ends, (need.last, group))
+
+    def _load(self, group: int, out: Arrays) -> Arrays:
+        with in_words(self._groups.name_of(group)):
+            return self._groups.load(group, out)
 
     def _release(self, place: int) -> None:
         while self._ends and self._ends[0][0] < place:
@@ -171,15 +175,20 @@ class Reader:
         return self._groups.rows_of(group_B, columns)
 
     def _wait(self, group: int) -> None:
-        begun = time.monotonic()
-        while True:
-            try:
-                self._held[group].loaded.result(timeout=self._reading.stall_s)
-            except NotYet:
-                if self._held[group].loaded.done():
-                    raise
-                waited = time.monotonic() - begun
-                log.warning("The stream has waited %.0f s for %s.", waited, self._groups.name_of(group))
-                continue
-            self._ready[group] = True
-            return
+        begun, loaded = time.monotonic(), self._held[group].loaded
+        while not _ends(loaded, self._reading.stall_s):
+            waited = time.monotonic() - begun
+            log.warning("The stream has waited %.0f s for %s.", waited, self._groups.name_of(group))
+        loaded.result()
+        self._ready[group] = True
+
+
+def _ends(loaded: Future[Arrays], seconds: float) -> bool:
+    """Whether a load ends, with rows or an error, in so many seconds. Raises CancelledError for a cancelled one."""
+    # `wait` of concurrent.futures does not return when the load is cancelled, and a TimeoutError of `result` may be
+    # the load's own. `exception` raises none but that of waiting, and the load may end just after it.
+    try:
+        loaded.exception(seconds)
+    except TimeoutError:
+        return loaded.done()
+    return True

@@ -11,28 +11,12 @@ import numpy as np
 
 from storage import order as ordering
 from storage.order import Epoch, Order, Windows
+from storage.stream.share import SORTED_ROWS, Share, WindowPart
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 # So many of a window's places are looked at to tell which of its row groups come first.
 _LOOKED_AT = 4096
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which part of every global batch a rank takes."""
-
-    batch_size: int
-    rank: int = 0
-    world: int = 1
-
-    def places(self, first: int, lanes: int) -> Ints:
-        """The rank's places of the batch that begins at `first`."""
-        return ordering.rank_places(first, self.batch_size, self.rank, self.world, lanes)
-
-    def lanes(self, laid: Epoch, first: int) -> Ints:
-        """The lanes that the rank draws from in an epoch, when some batch begins at `first`."""
-        return ordering.rank_lanes(laid, first, self.batch_size, self.rank, self.world)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +44,43 @@ def needs(order: Order, rows: Ints, share: Share, place: int, laid: Epoch | None
 
 
 def _epoch_needs(laid: Epoch, share: Share, base: int, place: int) -> Iterator[Need]:
-    windows = laid.windows(share.lanes(laid, base + place))
+    windows = share.windows(laid, base + place)
+    sorts = share.sorts(laid.order, laid.rows)
     for at in np.flatnonzero(windows.closes >= place).tolist():
         first, last = max(place, int(windows.opens[at])), int(windows.closes[at])
-        for group in _in_order(laid, windows, at, place):
+        groups = _taken(laid, share, windows, at, place) if sorts else None
+        for group in _in_order(laid, windows, at, place) if groups is None else groups:
             yield Need(group, base + first, base + last)
+
+
+def _taken(laid: Epoch, share: Share, windows: Windows, at: int, place: int) -> list[int] | None:
+    """A window's row groups that a rank takes rows of from `place` on, in the order of first use; None: all of them."""
+    begin, end = _begin(laid, windows, at, place), int(windows.end[at])
+    first = laid.number * laid.rows + place
+    part = WindowPart.of(laid, int(windows.lane[at]), begin, end, share.batch_size, first)
+    low, high = part.slices(*share.bounds)
+    if (low >= high).all():
+        return []
+    if end - begin > SORTED_ROWS or (high - low == part.counts).all():
+        return None
+    start, stop = share.bounds
+    rows, position, index = part.sort()
+    taken = np.flatnonzero((position >= start) & (position < stop))
+    taken = taken[np.argsort(index[taken])]
+    slots = laid.slots(rows[taken])
+    _, firsts = np.unique(slots, return_index=True)
+    return laid.groups[slots[np.sort(firsts)]].tolist()
+
+
+def _begin(laid: Epoch, windows: Windows, at: int, place: int) -> int:
+    """The first row of a window, of its lane, whose place is not before `place`."""
+    return max(int(windows.begin[at]), -(-(place - int(windows.lane[at])) // laid.order.lanes))
 
 
 def _in_order(laid: Epoch, windows: Windows, at: int, place: int) -> list[int]:
     """A window's row groups that are needed from `place` on: in the order of first use, as far as that is looked at."""
     lanes, lane = laid.order.lanes, int(windows.lane[at])
-    # The first row of the lane whose place is not before `place`.
-    begin = max(int(windows.begin[at]), -(-(place - lane) // lanes))
+    begin = _begin(laid, windows, at, place)
     end = int(windows.end[at])
     seen, _ = laid.locate(np.arange(begin, min(end, begin + _LOOKED_AT)) * lanes + lane)
     _, firsts = np.unique(seen, return_index=True)
@@ -98,7 +107,7 @@ def held_rows(laid: Epoch, sizes: Ints, share: Share, first: int) -> int:
         return everything
     begins, ends, rows = list[Ints](), list[Ints](), list[Ints]()
     for one, base in ((laid, 0), (laid.following(), total)):
-        windows = one.windows(share.lanes(one, first))
+        windows = share.windows(one, first)
         held = np.concatenate([[0], np.cumsum(sizes[one.groups])])
         rows.append(held[windows.last + 1] - held[windows.first])
         begins.append(base + windows.opens - share.batch_size + 1)
@@ -123,24 +132,47 @@ class Lookup:
 
 
 def lookups(order: Order, rows: Ints, share: Share, firsts: Iterator[int], ahead: int) -> Iterator[Lookup]:
-    """A lookup for each batch that begins at one of `firsts`.
+    """A lookup for each batch that begins at one of `firsts`, which ascend.
 
     Worked out for ever more places at once, up to `ahead` of them, since one costs as much; but the first
     batch does not wait for thousands.
     """
-    total = int(rows.sum())
-    laid: dict[int, Epoch] = {}
-    at_once, most = 1, max(1, ahead * share.world // share.batch_size)
+    total, laid = int(rows.sum()), dict[int, Epoch]()
+
+    def rows_at(places: Ints) -> Ints:
+        at = np.empty_like(places)
+        for number, mine in _by_epoch(places, total):
+            if number not in laid:
+                laid[number] = ordering.epoch(order, rows, number)
+            at[mine] = laid[number].rows_at(places[mine] - number * total)
+        return at
+
+    sorts = share.sorts(order, total)
+    at_once, most = 1, ahead * share.world // share.batch_size
+    if sorts:
+        # Lanes are counted for each batch.
+        most = min(most, ahead // max(share.located(order), order.lanes))
     while block := list(islice(firsts, at_once)):
-        at_once = min(most, 2 * at_once)
-        parts = [share.places(first, order.lanes) for first in block]
-        places = np.concatenate(parts)
-        epochs, group, row = places // total, np.empty_like(places), np.empty_like(places)
-        told = np.unique(epochs).tolist()
-        laid = {number: laid.get(number) or ordering.epoch(order, rows, number) for number in told}
-        for number in told:
-            mine = slice(None) if len(told) == 1 else np.flatnonzero(epochs == number)
-            group[mine], row[mine] = laid[number].locate(places[mine] - number * total)
-        ends = np.cumsum([len(part) for part in parts]).tolist()
+        at_once = max(1, min(most, 2 * at_once))
+        for number in [number for number in laid if number < block[0] // total]:
+            del laid[number]
+        if sorts:
+            places, at = share.sorted_places(order, total, np.array(block), rows_at)
+            ends = [len(places) // len(block) * count for count in range(1, len(block) + 1)]
+        else:
+            parts = [share.places(order, total, first) for first in block]
+            places = np.concatenate(parts)
+            at, ends = rows_at(places), np.cumsum([len(part) for part in parts]).tolist()
+        group, row = np.empty_like(places), np.empty_like(places)
+        for number, mine in _by_epoch(places, total):
+            group[mine], row[mine] = laid[number].split(at[mine])
         for first, start, stop in zip(block, [0, *ends[:-1]], ends, strict=True):
             yield Lookup(first, places[start:stop], group[start:stop], row[start:stop])
+
+
+def _by_epoch(places: Ints, total: int) -> Iterator[tuple[int, Any]]:
+    """Each epoch that places [B] lie in, and which of them do."""
+    epochs = places // total
+    told = np.unique(epochs).tolist()
+    for number in told:
+        yield number, slice(None) if len(told) == 1 else np.flatnonzero(epochs == number)

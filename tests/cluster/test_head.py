@@ -83,6 +83,17 @@ def test_a_head_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
         assert time.monotonic() - started < 10
 
 
+def test_a_timeout_of_the_request_is_not_that_of_waiting_for_it() -> None:
+    with serving(lambda method, path: (200, [])) as address:
+        head = Head(address)
+
+    def late() -> None:
+        raise TimeoutError("timed out")
+
+    with pytest.raises(ClusterError, match=rf"^The head at {address} cannot be reached \(timed out\)\."):
+        head._ask(late, 100.0)
+
+
 def test_the_environment_leads_nowhere_else_and_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ADDRESS_VARIABLES:
         monkeypatch.setenv(name, "http://127.0.0.1:9")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage.order import VERSION, Epoch, Order, epoch, permute, rank_lanes, rank_places, rank_slice
+from storage.order import VERSION, Epoch, Order, epoch, permute
 
 GROUPS = {
     "one row": [1],
@@ -403,59 +403,26 @@ def test_the_groups_of_a_small_window_come_in_another_sequence_every_epoch() -> 
     assert len(firsts) > 25
 
 
-# Ranks and settings
+# Settings
 
 
-@pytest.mark.parametrize("world", range(1, 10))
-def test_ranks_share_a_batch_out_without_gap_or_overlap(world: int) -> None:
-    for batch_size in range(world, 40):
-        slices = [rank_slice(batch_size, rank, world) for rank in range(world)]
-        assert slices[0][0] == 0 and slices[-1][1] == batch_size
-        assert all(a[1] == b[0] for a, b in itertools.pairwise(slices))
-        sizes = [stop - start for start, stop in slices]
-        assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
+def test_rows_of_a_lane_and_its_windows_ascend_in_the_layout() -> None:
+    """Sorting by them sorts by lane, window and row group."""
+    laid = epoch(Order(1, 6, 5), np.array([9, 0, 14, 30]), 3)
+    at = laid.rows_at(np.arange(53))
+    told = laid.windows(np.arange(5))
+    ranked = np.lexsort((told.index, told.lane))
+    parts = [at[np.arange(told.begin[w], told.end[w]) * 5 + told.lane[w]] for w in ranked.tolist()]
+    assert all(one.max() < other.min() for one, other in itertools.pairwise(parts))
+    np.testing.assert_array_equal(np.sort(at), np.arange(53))
+    np.testing.assert_array_equal(laid.split(at), laid.locate(np.arange(53)))
+    assert (np.diff(laid.slots(np.arange(53))) >= 0).all()
 
 
-@pytest.mark.parametrize("lanes", [1, 12, 16, 64, 128])
-def test_every_place_of_a_batch_is_one_ranks_in_every_world(lanes: int) -> None:
-    for world in range(1, 129):
-        for batch_size, first in ((world, 0), (128, 7), (131, 131), (257, 3 * 257), (1024, 10**12 + 5)):
-            if batch_size < world:
-                continue
-            parts = [rank_places(first, batch_size, rank, world, lanes) for rank in range(world)]
-            counts = [len(part) for part in parts]
-            assert min(counts) >= 1 and max(counts) - min(counts) <= 1
-            assert all((np.diff(part) > 0).all() for part in parts)
-            together = np.sort(np.concatenate(parts))
-            np.testing.assert_array_equal(together, np.arange(first, first + batch_size))
-
-
-@pytest.mark.parametrize("lanes", [1, 4, 12, 16])
-def test_a_rank_draws_from_the_lanes_that_are_told_of_it(lanes: int) -> None:
-    """Whatever the world, the batch, where the batches begin, and where the epoch does."""
-    rows = np.array([97, 40, 61])
-    for world, batch_size, first in itertools.product(
-        (1, 2, 3, 4, 5, 8, 12, 24), (24, 32, 48, 53), (0, 7, 198 * 5 + 11)
-    ):
-        told = [epoch(Order(1, 10, lanes), rows, number) for number in range(8)]
-        for rank in range(world):
-            drawn: dict[int, set[int]] = {number: set() for number in range(8)}
-            begins = range(first, first + 2 * 198, batch_size)
-            for place in np.concatenate([rank_places(b, batch_size, rank, world, lanes) for b in begins]).tolist():
-                drawn[place // 198].add(place % 198 % lanes)
-            for number, seen in drawn.items():
-                mine = rank_lanes(told[number], first, batch_size, rank, world)
-                assert seen <= set(mine.tolist())
-                assert mine.tolist() == sorted(set(mine.tolist())) and mine[-1] < lanes
-                if seen and lanes % world == 0:
-                    assert len(mine) == lanes // world
-
-
-def test_ranks_that_divide_the_lanes_never_share_one() -> None:
-    laid = epoch(Order(1, 10, 16), np.array([100, 101]), 3)
-    for world in (1, 2, 4, 8, 16):
-        told = [rank_lanes(laid, 5, 64, rank, world).tolist() for rank in range(world)]
-        assert sorted(itertools.chain(*told)) == list(range(16))
+def test_some_windows_can_be_kept() -> None:
+    told = epoch(Order(7, 4, 3), np.array([5, 1, 9, 2]), 3).windows(np.arange(3))
+    kept = told.where(told.lane == 1)
+    assert (kept.lane.tolist(), kept.opens.tolist(), kept.last.tolist()) == ([1, 1], [1, 10], [2, 2])
 
 
 def test_an_order_says_what_a_state_must_agree_on() -> None:

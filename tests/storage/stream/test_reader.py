@@ -8,17 +8,19 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import pytest
 
 from storage import order as ordering
-from storage.errors import CorruptShard, RecipeError
+from storage.errors import CorruptShard, RecipeError, StoreLost
 from storage.order import Order
 from storage.stream.groups import Arrays
 from storage.stream.reader import Reader, Reading
-from storage.stream.schedule import Need, Share, held_rows, lookups, needs
+from storage.stream.schedule import Need, held_rows, lookups, needs
+from storage.stream.share import Share
 from tests.storage.stream.fakes import Fake, grid, stream_threads
 
 MANY = 1 << 40
@@ -329,7 +331,7 @@ def reader_over(groups: Fake, reading: Reading) -> Reader:
     return Reader(groups, wanted, reading, room=8, near=0)
 
 
-@pytest.mark.parametrize("error", [CorruptShard("It is damaged."), TimeoutError("late"), KeyError(1)], ids=repr)
+@pytest.mark.parametrize("error", [CorruptShard("It is damaged."), OSError("odd"), KeyError(1)], ids=repr)
 def test_what_reading_raised_is_raised_where_the_rows_are_asked_for(error: Exception) -> None:
     groups = Fake([4] * 6)
     groups.faults[2] = [error]
@@ -345,6 +347,51 @@ def test_what_reading_raised_is_raised_where_the_rows_are_asked_for(error: Excep
     # The others are as they were.
     reader.advance(12, 16)
     assert reader.rows(np.full(4, 3), np.arange(4)).sample_id.tolist() == [12, 13, 14, 15]
+    reader.close()
+
+
+@pytest.mark.parametrize("error", [TimeoutError("late"), ConnectionResetError("reset")], ids=repr)
+def test_a_load_that_times_out_is_a_store_that_was_lost(error: Exception) -> None:
+    """A socket's timeout is a TimeoutError, as is that of waiting for a load."""
+    groups = Fake([4] * 6)
+    groups.faults[0] = [error]
+    reader = reader_over(groups, Reading(MANY, 2, stall_s=0.05))
+    reader.advance(0, 4)
+    with pytest.raises(
+        StoreLost, match=rf"^group 0 did not answer as a store does: {error} \({type(error).__name__}\)"
+    ):
+        reader.rows(np.zeros(4, int), np.arange(4))
+    reader.close()
+
+
+@pytest.mark.parametrize("error", [None, StoreLost("gone"), TimeoutError("its own")], ids=repr)
+def test_a_load_may_end_just_after_the_wait_for_it_did(error: Exception | None) -> None:
+    class Late(Future[Arrays]):
+        """Ends when a wait for it has run out, before it is asked whether it is done."""
+
+        def run_out(self, timeout: float | None) -> None:
+            if timeout is not None and not self.done():
+                self.set_result({}) if error is None else self.set_exception(error)
+                raise TimeoutError
+
+        def result(self, timeout: float | None = None) -> Arrays:
+            self.run_out(timeout)
+            return super().result()
+
+        def exception(self, timeout: float | None = None) -> BaseException | None:
+            self.run_out(timeout)
+            return super().exception()
+
+    reader = reader_over(Fake([4] * 3), Reading(0, 1))
+    reader.advance(0, 8)
+    all_there(reader)
+    reader._held[0].loaded = Late()
+    if error is None:
+        assert reader.rows(np.zeros(4, int), np.arange(4)).sample_id.tolist() == [0, 1, 2, 3]
+    else:
+        with pytest.raises(type(error)) as caught:
+            reader.rows(np.zeros(4, int), np.arange(4))
+        assert caught.value is error
     reader.close()
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from storage.order import Order, epoch
 from storage.stream import schedule
-from storage.stream.schedule import Need, Share, held_rows, lookups, needs
+from storage.stream.schedule import Need, held_rows, lookups, needs
+from storage.stream.share import Share
 from tests.storage.stream.fakes import grid
 
 Ints = np.ndarray[Any, Any]
@@ -34,6 +35,11 @@ def located(order: Order, rows: Ints, places: Ints) -> list[tuple[int, int]]:
     return told
 
 
+def taken(share: Share, order: Order, rows: Ints, first: int) -> Ints:
+    """The places that a rank takes of a batch."""
+    return next(lookups(order, rows, share, iter([first]), 1)).places
+
+
 def until(some: Iterator[Need], place: int) -> list[Need]:
     return list(itertools.takewhile(lambda need: need.first < place, some))
 
@@ -53,7 +59,7 @@ def test_what_a_rank_draws_from_is_needed_at_that_place(seed: int) -> None:
                 told = until(needs(order, rows, share, start), stop)
                 assert [need.first for need in told] == sorted(need.first for need in told)
                 assert all(start <= need.first <= need.last and rows[need.group] for need in told)
-                places = np.concatenate([share.places(first, order.lanes) for first in range(start, stop - size, size)])
+                places = np.concatenate([taken(share, order, rows, f) for f in range(start, stop - size, size)])
                 spans: dict[int, list[Need]] = {}
                 for need in told:
                     spans.setdefault(need.group, []).append(need)
@@ -218,7 +224,7 @@ def test_lookups_say_where_each_row_of_a_batch_lies(seed: int, ahead: int) -> No
             firsts = itertools.count(start, share.batch_size)
             for number, told in zip(range(12), lookups(order, rows, share, firsts, ahead), strict=False):
                 assert told.first == start + number * share.batch_size
-                np.testing.assert_array_equal(told.places, share.places(told.first, order.lanes))
+                np.testing.assert_array_equal(told.places, taken(share, order, rows, told.first))
                 pairs = list(zip(told.group.tolist(), told.row.tolist(), strict=True))
                 assert pairs == located(order, rows, told.places)
 

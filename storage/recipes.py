@@ -24,6 +24,7 @@ from storage import yaml12
 from storage.digest import canonical_json, sha256_of
 from storage.errors import RecipeError
 from storage.names import nearest
+from storage.sqlite_uri import lost_options, sqlite_uri
 
 
 def _json(value: dict[str, Any]) -> dict[str, Any]:
@@ -159,12 +160,18 @@ class TrackingSection(Section):
             return False
         if word in ("on", "yes", "true"):
             raise ValueError("is no URI; leave it out for MLFLOW_TRACKING_URI or the default, or write off")
+        if isinstance(uri, str) and lost_options(uri):
+            raise ValueError("ends for SQLite at the '?', after which it has options; write %3F for one in a path")
         return uri
 
     def resolved_uri(self) -> str | None:
         if self.uri is False:
             return None
-        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'runs' / 'mlflow.db'}"
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_database()
+
+
+def default_database() -> str:
+    return sqlite_uri(Path.cwd() / "runs" / "mlflow.db")
 
 
 def read_recipe(path: str, overrides: Sequence[str], kind: type[RecipeType], *, on_cluster: bool = False) -> RecipeType:

@@ -105,7 +105,7 @@ def test_batch_size_changes_the_answer_within_rounding_only(kind: Kind) -> None:
 
 
 def test_a_teacher_that_keeps_tables_answers_again_in_other_threads() -> None:
-    """What a model keeps of a call under inference_mode is an inference tensor; it may grow and change in later calls."""
+    """What a model keeps of a call under inference_mode is an inference tensor, which later calls may change."""
 
     class Remembers(torch.nn.Module):
         table = None

@@ -31,6 +31,7 @@ class Spine:
     """A finished spine: its folder, and what each command answered.
 
     missed: the baseline's first answer, when MLflow was there at its beginning and away at its end.
+    second: what a second start of a run answered, the first one's process, and whether all its files stayed.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class Spine:
     students: dict[str, Any]
     missed: dict[str, Any]
     baseline: dict[str, Any]
+    second: list[Any]
 
 
 ROWS = {"function": "stillhouse_toys:rows"}
@@ -96,8 +98,10 @@ def killed_recipe(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def killed_half_way(folder: Path, address: str) -> Iterator[None]:
+def killed_half_way(folder: Path, address: str) -> Iterator[list[Any]]:
     """A run in a process of its own beside the block; at the block's end it is killed where it halts.
+
+    Gives a list that then holds what a second start of the run answered while it was going on.
 
     `halt` stays: a worker that Ray has not ended yet must not go on without its driver.
     """
@@ -107,8 +111,9 @@ def killed_half_way(folder: Path, address: str) -> Iterator[None]:
     with open(said, "wb") as log:
         command = [sys.executable, "-m", "student_train", str(path)]
         job = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": address}, stdout=log, stderr=log)
+    second: list[Any] = []
     try:
-        yield
+        yield second
         deadline = time.monotonic() + 90
         # Ray Train must have noted the checkpoint before it can be found again.
         noted = "models/killed/seed-0/checkpoints/*/checkpoint_manager_snapshot.json"
@@ -116,6 +121,9 @@ def killed_half_way(folder: Path, address: str) -> Iterator[None]:
             assert job.poll() is None, said.read_text()[-2000:]
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        before = {path for path in folder.glob("models/killed/seed-0/**/*") if path.is_file()}
+        second += call(student_train, {**killed_recipe(folder), "resume": "never"})
+        second += [job.pid, before <= set(folder.glob("models/killed/seed-0/**/*"))]
     finally:
         job.kill()
         job.wait()
@@ -178,14 +186,14 @@ def spine(one_ray: str, toys: Path, tmp_path_factory: pytest.TempPathFactory) ->
     }
     cache = answer(teacher_infer, recipe, "--json")
     recipe = student_recipe(folder, name="toy-baseline", **{**labels, "evaluate": f"{folder}/store/toy-test"})
-    with killed_half_way(folder, one_ray), pytest.MonkeyPatch.context() as away:
+    with killed_half_way(folder, one_ray) as second, pytest.MonkeyPatch.context() as away:
         away.setattr("student_train.tracking.log_points", lambda *_: False)
         away.setattr("student_train.journal.log_points", lambda *_: False)
         away.setattr("student_train.tracking.finish_run", lambda *_: False)
         missed = answer(student_train, recipe, "--json")
     students = answer(student_train, student_recipe(folder, seed=[0, 1], ray={"concurrent_runs": 2}), "--json")
     baseline = answer(student_train, recipe, "--json")
-    return Spine(folder, tracking["uri"], teacher, cache, students, missed, baseline)
+    return Spine(folder, tracking["uri"], teacher, cache, students, missed, baseline, second)
 
 
 @pytest.fixture(scope="module")
@@ -294,6 +302,12 @@ def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(spine
     code, _, said = call(student_train, student_recipe(spine.folder, cache=f"{spine.folder}/store/toy-test"))
     assert code == 3
     assert "belongs to a run of another data" in said
+
+
+def test_a_run_that_is_going_on_is_not_started_again(spine: Spine) -> None:
+    code, _, said, process, all_there = spine.second
+    assert (code, all_there) == (2, True)
+    assert f"FolderInUse: Process {process} on " in said and "is at work in" in said
 
 
 def test_a_run_killed_half_way_goes_on_and_ends_as_if_it_had_not_been(spine: Spine, resumed: dict[str, Any]) -> None:

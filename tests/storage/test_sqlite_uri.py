@@ -12,7 +12,9 @@ from storage.errors import RecipeError
 from storage.sqlite_uri import lost_options, sqlite_path, sqlite_uri
 
 
-@pytest.mark.parametrize("name", ["plain", "a b #1 100% ä&+:@'", *(f"x{mark}y" for mark in "?%#&+ =;:@'\"[]*~\\"), "%41"])
+@pytest.mark.parametrize(
+    "name", ["plain", "a b #1 100% ä&+:@'", *(f"x{mark}y" for mark in "?%#&+ =;:@'\"[]*~\\"), "%41"]
+)
 def test_sqlalchemy_reads_back_the_path_that_was_written(tmp_path: Path, name: str) -> None:
     path = tmp_path / name / "mlflow.db"
     path.parent.mkdir()

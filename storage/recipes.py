@@ -23,7 +23,7 @@ from pydantic import (
 from storage import yaml12
 from storage.digest import canonical_json, sha256_of
 from storage.errors import RecipeError
-from storage.names import nearest
+from storage.recipe_errors import explain
 from storage.sqlite_uri import lost_options, sqlite_uri
 
 
@@ -47,6 +47,11 @@ class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, and nothing changes once it was read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def more_keys(cls) -> list[str]:
+        """Keys that are no fields, for hints; of a key inside a field the dotted one."""
+        return []
 
 
 def absolute(url: str) -> str:
@@ -196,7 +201,7 @@ def read_recipe(path: str, overrides: Sequence[str], kind: type[RecipeType], *, 
     try:
         return kind.model_validate(tree, context=_ON_CLUSTER if on_cluster else None)
     except ValidationError as error:
-        raise RecipeError(_explain(path, error, kind)) from None
+        raise RecipeError(explain(path, error, kind)) from None
 
 
 def recipe_digest(recipe: Section, without: Sequence[str] = ()) -> str:
@@ -224,40 +229,3 @@ def _override(tree: dict[str, Any], override: str) -> None:
             tree[key] = {}
         tree = tree[key]
     tree[last] = value
-
-
-def _explain(path: str, error: ValidationError, kind: type[BaseModel]) -> str:
-    said: dict[str, str] = {}
-    for fault in error.errors():
-        where = [str(part) for part in fault["loc"] if not _names_an_alternative(str(part))]
-        if fault["type"] == "extra_forbidden":
-            where = [*where[:-1], str(fault["loc"][-1])] if where else [str(fault["loc"][-1])]
-            known = _known_keys(kind, where[:-1])
-            text = f"unknown key '{'.'.join(where)}'.{nearest(where[-1], known)} Known here: {', '.join(known)}."
-        elif fault["type"] == "missing":
-            text = f"the key '{'.'.join(where)}' is missing."
-        else:
-            found = f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else ""
-            text = f"{'.'.join(where) or 'the recipe'}: {fault['msg'].removeprefix('Value error, ')}{found}."
-        said.setdefault(".".join(where), text)
-    # Where one alternative failed deeper inside, what the others say of the whole value is noise.
-    deepest = [key for key in said if not any(other.startswith(f"{key}.") for other in said)]
-    return f"{path}: " + " ".join(said[key] for key in deepest)
-
-
-def _names_an_alternative(part: str) -> bool:
-    """Whether a part of pydantic's location is no key, but the name of one of a union's types."""
-    return "[" in part or part in ("int", "str", "bool", "float") or part.endswith("Section")
-
-
-def _known_keys(kind: Any, where: Sequence[str]) -> list[str]:
-    """The keys of the section at `where`, looked for through the annotations of its parents."""
-    for key in where:
-        field = kind.model_fields.get(key) if hasattr(kind, "model_fields") else None
-        if field is None:
-            continue
-        inner = [
-            t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(t, "model_fields")
-        ]
-        kind = inner[0] if inner else kind
-    return list(kind.model_fields)

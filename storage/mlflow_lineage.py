@@ -64,14 +64,19 @@ def connect(uri: str, experiment: str | None = None) -> tuple[Any, str | None]:
             logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
+        # Without a server, artifacts would land in the current folder.
+        artifacts = None if path is None else (path.parent / "mlartifacts").absolute().as_uri()
+        if path is not None and not path.exists():
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            # The client would write the current folder into its first SQL, where quotes and colons break it.
+            SqlAlchemyStore(uri, artifacts).engine.dispose()
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         if experiment is None:
             return client, None
         found = client.get_experiment_by_name(experiment)
         if found is not None:
             return client, found.experiment_id
-        # Without a server, artifacts would land in the current folder.
-        artifacts = None if path is None else (path.parent / "mlartifacts").absolute().as_uri()
         # MLflow's pages open such an experiment among trained models, not among language-model traces.
         kind = {"mlflow.experimentKind": "custom_model_development"}
         return client, client.create_experiment(experiment, artifact_location=artifacts, tags=kind)

@@ -23,6 +23,7 @@ from pydantic import (
 from storage import yaml12
 from storage.digest import canonical_json, sha256_of
 from storage.errors import RecipeError
+from storage.filesystems import is_url
 from storage.recipe_errors import explain
 from storage.sqlite_uri import lost_options, sqlite_uri
 
@@ -56,13 +57,13 @@ class Section(BaseModel):
 
 def absolute(url: str) -> str:
     """A local path made absolute; a URL as it is."""
-    return url if "://" in url or "::" in url else os.path.abspath(os.path.expanduser(url))
+    return url if is_url(url) else os.path.abspath(os.path.expanduser(url))
 
 
 def _located(url: str, info: ValidationInfo) -> str:
     if info.context == _ON_CLUSTER:
         path = url.removeprefix("file://").removeprefix("local://")
-        if "://" not in path and "::" not in path and not os.path.isabs(path):
+        if not is_url(path) and not os.path.isabs(path):
             raise ValueError(
                 "is a relative path, and on the cluster the job runs in another folder; "
                 "give a URL, or an absolute path that every machine sees"

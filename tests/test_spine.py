@@ -22,6 +22,7 @@ import yaml
 from storage.__main__ import main as storage
 from storage.cache import open_cache
 from storage.mlflow_lineage import connect
+from storage.sqlite_uri import sqlite_uri
 from student_train.__main__ import main as student_train
 from teacher_infer.__main__ import main as teacher_infer
 
@@ -79,7 +80,7 @@ def student_recipe(folder: Path, **replaced: Any) -> dict[str, Any]:
         "log_every": 4,
         "evaluate": f"{folder}/store/toy-test",
         "output": f"{folder}/models",
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "experiment": "toys"},
+        "tracking": {"uri": sqlite_uri(folder / "mlflow.db"), "experiment": "toys"},
         **replaced,
     }
 
@@ -155,7 +156,9 @@ def answer(command: Callable[[list[str]], int], recipe: dict[str, Any] | None, *
 
 @pytest.fixture(scope="module")
 def spine(one_ray: str, toys: Path, tmp_path_factory: pytest.TempPathFactory) -> Spine:
-    folder = tmp_path_factory.mktemp("spine")
+    # With what means something to a URI, to SQLAlchemy, to a glob, to fsspec or to a shell.
+    folder = tmp_path_factory.mktemp("spine") / "my data #1 100% ä?&+ %41 [x] *{y} a::b @c=d; :e'\"$HOME\\|~^`"
+    folder.mkdir()
     (toys / "stillhouse_halting.py").write_text(textwrap.dedent(HALTING))
     labels = {
         "cache": None,
@@ -163,7 +166,7 @@ def spine(one_ray: str, toys: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "losses": {"cross_entropy": {}},
         "evaluate": {**ROWS, "arguments": {"count": 30, "first": 60}},
     }
-    tracking = {"uri": f"sqlite:///{folder}/mlflow.db", "experiment": "toys", "register_as": "toy-teacher"}
+    tracking = {"uri": sqlite_uri(folder / "mlflow.db"), "experiment": "toys", "register_as": "toy-teacher"}
     teacher = answer(
         student_train,
         student_recipe(folder, name="toy-teacher", role="teacher", steps=20, tracking=tracking, **labels),

@@ -25,12 +25,19 @@ from storage.sqlite_uri import sqlite_uri
 from tests.storage.helpers import label
 
 # Every character that means something to a URI, to SQLAlchemy, to a glob, to fsspec or to a shell.
-ODD = "my data #1 100% ä?&+ %41 [x] *{y} a::b @c=d;'\"$HOME\\|~^`"
+ODD = "my data #1 100% ä?&+ %41 [x] *{y} a::b @c=d; :e'\"$HOME\\|~^`"
 
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return sqlite_uri(tmp_path_factory.mktemp("mlflow") / ODD / "mlflow.db")
+    """A database that is made while the current folder has such a name."""
+    folder = tmp_path_factory.mktemp("mlflow") / ODD
+    folder.mkdir()
+    uri = sqlite_uri(folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        connect(uri)
+    return uri
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RUN_DB := sqlite:///$(CURDIR)/runs/mlflow.db
 
 .PHONY: demo demo-lm test check ui clean help
 
@@ -29,7 +28,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
 ui: $(VENV)/.installed
-	$(BIN)/mlflow server --backend-store-uri $(RUN_DB) --host 127.0.0.1 --port 5000 --workers 1
+	@# A folder's name may have characters that a URI encodes.
+	uri=$$($(BIN)/python -c 'from storage.recipes import default_database as uri; print(uri())') && \
+	  $(BIN)/mlflow server --backend-store-uri "$$uri" --host 127.0.0.1 --port 5000 --workers 1
 
 clean:
 	rm -rf runs

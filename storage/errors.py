@@ -6,6 +6,7 @@
     + SourceError         samples that are not there, or not as they were described
     + ModelError          a factory or weights that do not load
     + StoreError          a store that is not there or cannot be written
+    + FolderInUse         a run's folder that another process is writing to
     + NoCache             a place that holds no sealed cache
     + Mismatch            shapes or class counts of two things that should fit together
     + SubmissionError     a job that a cluster is not to be given
@@ -57,6 +58,10 @@ class ModelError(UsageError):
 
 
 class StoreError(UsageError):
+    pass
+
+
+class FolderInUse(UsageError):
     pass
 
 

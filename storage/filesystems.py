@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+import fsspec
 import fsspec.config
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -38,6 +40,10 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
     Credentials and endpoints are the environment's (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, FSSPEC_S3, roles, ...).
     """
+    path = url.removeprefix("file://").removeprefix("local://")
+    if not is_url(path):
+        # fsspec would cut a path at a '::'.
+        return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(path))
     try:
         with in_words(url):
             return url_to_fs(url, **_settings(url))
@@ -46,6 +52,12 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     except Exception as error:
         # Some file systems connect, or look into an archive, when they are made, and raise errors of their own.
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def is_url(text: str) -> bool:
+    """Whether a text begins as a URL does, or as a chain of them (`simplecache::s3://...`); otherwise it is a path."""
+    begin = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)(://|::)", text)
+    return begin is not None and (begin[2] == "://" or begin[1] in fsspec.available_protocols())
 
 
 def _settings(url: str) -> dict[str, Any]:

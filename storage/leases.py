@@ -61,7 +61,7 @@ def lease(store: Folder, name: str, shard_keys: Iterable[str]) -> Generator[Leas
         store.write(f"{path}.json", record)
 
     try:
-        with _renewed(write, f"{path}.json") as longest_gap_s:
+        with renewed(write, f"{path}.json") as longest_gap_s:
 
             def check() -> None:
                 gap_s = longest_gap_s()
@@ -76,7 +76,7 @@ def lease(store: Folder, name: str, shard_keys: Iterable[str]) -> Generator[Leas
             yield Lease(f"{path}.json", check)
     finally:
         # Once nothing renews it any more.
-        _take_back(store, f"{path}.json", f"{path}.keys")
+        take_back(store, f"{path}.json", f"{path}.keys")
 
 
 def live_jobs(store: Folder) -> list[Job]:
@@ -86,7 +86,7 @@ def live_jobs(store: Folder) -> list[Job]:
     for entry in store.entries("jobs"):
         file = entry.name
         id, _, kind = file.partition(".")
-        if kind != "json" or not file.startswith(_JOB) or not _fresh(entry.modified, now):
+        if kind != "json" or not file.startswith(_JOB) or not is_fresh(entry.modified, now):
             continue
         record, keys = store.read_some([f"jobs/{file}", f"jobs/{id}.keys"])
         if record is None or keys is None:
@@ -110,7 +110,7 @@ def sweep(store: Folder) -> Generator[Callable[[], None]]:
     path = f"jobs/{_SWEEP}{uuid.uuid4().hex}.json"
     try:
         # Empty, since a full disk takes no more than that, and it is gc that makes room.
-        with _renewed(lambda: store.write(path, b""), path) as longest_gap_s:
+        with renewed(lambda: store.write(path, b""), path) as longest_gap_s:
 
             def check() -> None:
                 if longest_gap_s() > DEAD_S / 2:
@@ -122,7 +122,7 @@ def sweep(store: Folder) -> Generator[Callable[[], None]]:
 
             yield check
     finally:
-        _take_back(store, path)
+        take_back(store, path)
 
 
 def _wait_for_sweeps(store: Folder) -> None:
@@ -137,22 +137,22 @@ def _wait_for_sweeps(store: Folder) -> None:
 def _swept(store: Folder) -> bool:
     # Where a store tells no dates there is no gc, which goes by them.
     dates = [e.modified for e in store.entries("jobs") if e.name.startswith(_SWEEP) and e.modified is not None]
-    return bool(dates) and _fresh(max(dates), store.now())
+    return bool(dates) and is_fresh(max(dates), store.now())
 
 
-def _fresh(modified: float | None, now: float) -> bool:
+def is_fresh(modified: float | None, now: float) -> bool:
     # Where a store tells no times, whoever left a lease may be alive.
     return modified is None or now - modified < DEAD_S
 
 
-def _take_back(store: Folder, *paths: str) -> None:
+def take_back(store: Folder, *paths: str) -> None:
     # How the block ended counts. A lease that stays is stale after a while, and gc removes it.
     with suppress(StillhouseError, OSError):
         store.remove_files(paths)
 
 
 @contextmanager
-def _renewed(write: Callable[[], None], name: str) -> Generator[Callable[[], float]]:
+def renewed(write: Callable[[], None], name: str) -> Generator[Callable[[], float]]:
     """Write a lease, and again until the block ends; gives the longest time in seconds between two writes, or since."""
     over, last, longest = threading.Event(), [_awake_or_not()], [0.0]
     write()

@@ -10,10 +10,10 @@ import json
 import logging
 import os
 import threading
+import time
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from storage import yaml12
@@ -21,9 +21,13 @@ from storage.cache import Cache
 from storage.console import say
 from storage.errors import TrackingError
 from storage.lineage import redact
+from storage.sqlite_uri import sqlite_path
 
-# MLflow's own limits: a dataset digest has at most 36 characters, a batch at most 1,000 metrics.
+# MLflow's own limits: a dataset digest has at most 36 characters, a batch at most 1,000 metrics, 100 parameters and 100
+# tags; a parameter 6,000 characters, a tag 8,000.
 DIGEST_CHARACTERS, BATCH_METRICS = 32, 1000
+PARAM_CHARACTERS, TAG_CHARACTERS = 6000, 8000
+CUT = " ... (cut)"
 
 _default_lock, _connecting = threading.Lock(), threading.Lock()
 
@@ -38,12 +42,18 @@ def best_effort(what: str) -> Generator[None]:
         say(f"MLflow was not told {what} ({type(error).__name__}: {text[:300]}). The work itself is not affected.")
 
 
+def _within(values: Mapping[str, Any], characters: int) -> dict[str, str]:
+    """The values as texts; those that are longer than MLflow takes are cut, and end with CUT."""
+    texts = {key: str(value) for key, value in values.items()}
+    return {k: t if len(t) <= characters else t[: characters - len(CUT)] + CUT for k, t in texts.items()}
+
+
 def connect(uri: str, experiment: str | None = None) -> tuple[Any, str | None]:
     """(client, experiment id). Makes the experiment, and the folder of an SQLite database, where they are missing."""
     # A server that is down should cost seconds; MLflow's default is seven retries with doubling pauses.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    path = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    path = sqlite_path(uri)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     # One at a time: two runs that begin together would both make the experiment.
@@ -54,14 +64,19 @@ def connect(uri: str, experiment: str | None = None) -> tuple[Any, str | None]:
             logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
+        # Without a server, artifacts would land in the current folder.
+        artifacts = None if path is None else (path.parent / "mlartifacts").absolute().as_uri()
+        if path is not None and not path.exists():
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            # The client would write the current folder into its first SQL, where quotes and colons break it.
+            SqlAlchemyStore(uri, artifacts).engine.dispose()
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         if experiment is None:
             return client, None
         found = client.get_experiment_by_name(experiment)
         if found is not None:
             return client, found.experiment_id
-        # Without a server, artifacts would land in the current folder.
-        artifacts = None if path is None else (path.parent / "mlartifacts").as_uri()
         # MLflow's pages open such an experiment among trained models, not among language-model traces.
         kind = {"mlflow.experimentKind": "custom_model_development"}
         return client, client.create_experiment(experiment, artifact_location=artifacts, tags=kind)
@@ -150,42 +165,91 @@ def cache_tags(cache: Cache) -> dict[str, str]:
 def track_cache(uri: str, experiment: str, cache: Cache, recipe: dict[str, Any]) -> str | None:
     """A run for a sealed cache, with the dataset as its output; the same run again when there is one.
 
-    None if MLflow could not be told.
+    A run that could not be told all ends as FAILED, and the next call completes it. None if MLflow could not be told.
     """
     with best_effort(f"of the cache {cache.label}"):
         client, experiment_id = connect(uri, experiment)
-        known = client.search_runs(
-            [experiment_id],
-            f"tags.`distill.cache.digest` = '{cache.digest}' AND tags.`distill.role` = 'cache' "
-            "AND attributes.status = 'FINISHED'",
-        )
-        if known:
-            return known[0].info.run_id
-        teacher = registered(client, cache.lineage["teacher"].get("weights_sha256"))
+        found = _cache_runs(client, experiment_id, cache)
+        if found and found[0].info.status == "FINISHED":
+            return found[0].info.run_id
         tags = {**cache_tags(cache), "distill.role": "cache", "distill.recipe.digest": cache.lineage["recipe_digest"]}
-        if teacher:
-            tags |= {"distill.teacher.uri": teacher["uri"], "distill.teacher.model_id": teacher["model_id"]}
-        run_id = client.create_run(experiment_id, run_name=f"cache:{cache.name}", tags=tags).info.run_id
-        client.log_param(run_id, "targets", json.dumps(cache.encoding, sort_keys=True))
-        for name in ("samples", "positions", "bytes"):
-            client.log_metric(run_id, name, getattr(cache, name))
-        _inputs(client, run_id, [(cache, "cache_output")], teacher)
-        client.log_dict(run_id, cache.facts(), "cache.json")
-        client.log_text(run_id, yaml12.dump(recipe), "recipe.yaml")
-        client.set_terminated(run_id)
+        if not found:
+            client.create_run(experiment_id, run_name=f"cache:{cache.name}", tags=_within(tags, TAG_CHARACTERS))
+            # Another job may have sealed the same cache and made a run at this moment.
+            found = _cache_runs(client, experiment_id, cache)
+        run_id = found[0].info.run_id
+        complete = _tell_cache(client, run_id, cache, recipe)
+        for other in found[1:]:
+            if other.info.status == "RUNNING":
+                client.set_terminated(other.info.run_id, "KILLED")
+        client.set_terminated(run_id, "FINISHED" if complete else "FAILED")
         return run_id
     return None
 
 
-def start_run(uri: str, experiment: str, name: str, tags: dict[str, str], params: dict[str, Any]) -> str | None:
-    """A new run's id, or None if MLflow is not to be had."""
+def _cache_runs(client: Any, experiment_id: str | None, cache: Cache) -> list[Any]:
+    """The runs of a cache: a finished one first, then the oldest."""
+    which = f"tags.`distill.cache.digest` = '{cache.digest}' AND tags.`distill.role` = 'cache'"
+    runs = client.search_runs([experiment_id], which)
+    return sorted(runs, key=lambda run: (run.info.status != "FINISHED", run.info.start_time, run.info.run_id))
+
+
+def _tell_cache(client: Any, run_id: str, cache: Cache, recipe: dict[str, Any]) -> bool:
+    """Each part by itself; True when all arrived. A part that is there already may be told again."""
+    from mlflow.entities import Metric, Param
+
+    def values() -> None:
+        now = int(time.time() * 1000)
+        targets = _within({"targets": json.dumps(cache.encoding, sort_keys=True)}, PARAM_CHARACTERS)
+        metrics = [Metric(n, float(getattr(cache, n)), now, 0) for n in ("samples", "positions", "bytes")]
+        client.log_batch(run_id, metrics, [Param(key, value) for key, value in targets.items()])
+
+    def inputs() -> None:
+        teacher = registered(client, cache.lineage["teacher"].get("weights_sha256"))
+        _inputs(client, run_id, [(cache, "cache_output")], teacher)
+        if teacher:
+            client.set_tag(run_id, "distill.teacher.uri", teacher["uri"])
+            client.set_tag(run_id, "distill.teacher.model_id", teacher["model_id"])
+
+    parts: dict[str, Callable[[], None]] = {
+        "of its parameters and metrics": values,
+        "of its dataset and its teacher": inputs,
+        "its cache.json": lambda: client.log_dict(run_id, cache.facts(), "cache.json"),
+        "its recipe": lambda: client.log_text(run_id, yaml12.dump(recipe), "recipe.yaml"),
+    }
+    arrived: list[str] = []
+    for what, tell in parts.items():
+        with best_effort(f"of the cache {cache.label}: {what}"):
+            tell()
+            arrived.append(what)
+    return len(arrived) == len(parts)
+
+
+def start_run(
+    uri: str,
+    experiment: str,
+    name: str,
+    tags: dict[str, str],
+    params: dict[str, Any],
+    keep: Callable[[str], None] = lambda _: None,
+) -> str | None:
+    """A new run's id, or None if MLflow is not to be had.
+
+    keep: is given the id as soon as there is a run, before its parameters are told.
+    """
+    run_id: str | None = None
     with best_effort(f"that the run {name} begins"):
         client, experiment_id = connect(uri, experiment)
-        run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-        for key, value in params.items():
-            client.log_param(run_id, key, value)
-        return run_id
-    return None
+        run_id = client.create_run(experiment_id, run_name=name, tags=_within(tags, TAG_CHARACTERS)).info.run_id
+    if run_id is None:
+        return None
+    keep(run_id)
+    with best_effort(f"the parameters of the run {name}"):
+        from mlflow.entities import Param
+
+        texts = _within(params, PARAM_CHARACTERS)
+        connect(uri)[0].log_batch(run_id, params=[Param(key, value) for key, value in texts.items()])
+    return run_id
 
 
 def log_recipe(uri: str, run_id: str, recipe: dict[str, Any]) -> None:
@@ -212,7 +276,7 @@ def tag_run(uri: str, run_id: str, tags: dict[str, str]) -> bool:
     with best_effort(f"the tags of the run {run_id}"):
         from mlflow.entities import RunTag
 
-        connect(uri)[0].log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        connect(uri)[0].log_batch(run_id, tags=[RunTag(*tag) for tag in _within(tags, TAG_CHARACTERS).items()])
         return True
     return False
 
@@ -226,11 +290,37 @@ def finish_run(uri: str, run_id: str, status: str) -> bool:
 
 
 def reopen_run(uri: str, run_id: str) -> bool:
-    """Whether a run of an earlier attempt is there; it is set running again."""
+    """Set a run of an earlier attempt running again. False only where MLflow says that it has none with this id.
+
+    Where MLflow does not answer, the run is taken to be there: it is told later.
+    """
     with best_effort(f"that the run {run_id} goes on"):
-        connect(uri)[0].update_run(run_id, status="RUNNING")
-        return True
-    return False
+        client, _ = connect(uri)
+        if not _is_there(client, run_id):
+            say(f"MLflow at {redact(uri)} has no run {run_id} any more; a new one is made.")
+            return False
+        client.update_run(run_id, status="RUNNING")
+    return True
+
+
+def close_run(uri: str, run_id: str) -> None:
+    """End a run that another one replaces as KILLED, where it is still said to be running."""
+    with best_effort(f"that the run {run_id} was given up"):
+        client, _ = connect(uri)
+        if _is_there(client, run_id) and client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, "KILLED")
+
+
+def _is_there(client: Any, run_id: str) -> bool:
+    """Whether MLflow has a run, and not among the deleted ones."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
 
 
 def link_caches(uri: str, run_id: str, datasets: Sequence[tuple[Cache, str]]) -> None:

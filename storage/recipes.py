@@ -23,7 +23,9 @@ from pydantic import (
 from storage import yaml12
 from storage.digest import canonical_json, sha256_of
 from storage.errors import RecipeError
-from storage.names import nearest
+from storage.filesystems import is_url
+from storage.recipe_errors import explain
+from storage.sqlite_uri import lost_options, sqlite_uri
 
 
 def _json(value: dict[str, Any]) -> dict[str, Any]:
@@ -47,16 +49,21 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @classmethod
+    def more_keys(cls) -> list[str]:
+        """Keys that are no fields, for hints; of a key inside a field the dotted one."""
+        return []
+
 
 def absolute(url: str) -> str:
     """A local path made absolute; a URL as it is."""
-    return url if "://" in url or "::" in url else os.path.abspath(os.path.expanduser(url))
+    return url if is_url(url) else os.path.abspath(os.path.expanduser(url))
 
 
 def _located(url: str, info: ValidationInfo) -> str:
     if info.context == _ON_CLUSTER:
         path = url.removeprefix("file://").removeprefix("local://")
-        if "://" not in path and "::" not in path and not os.path.isabs(path):
+        if not is_url(path) and not os.path.isabs(path):
             raise ValueError(
                 "is a relative path, and on the cluster the job runs in another folder; "
                 "give a URL, or an absolute path that every machine sees"
@@ -160,12 +167,18 @@ class TrackingSection(Section):
             return False
         if word in ("on", "yes", "true"):
             raise ValueError("is no URI; leave it out for MLFLOW_TRACKING_URI or the default, or write off")
+        if isinstance(uri, str) and lost_options(uri):
+            raise ValueError("ends for SQLite at the '?', after which it has options; write %3F for one in a path")
         return uri
 
     def resolved_uri(self) -> str | None:
         if self.uri is False:
             return None
-        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'runs' / 'mlflow.db'}"
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_database()
+
+
+def default_database() -> str:
+    return sqlite_uri(Path.cwd() / "runs" / "mlflow.db")
 
 
 def read_recipe(path: str, overrides: Sequence[str], kind: type[RecipeType], *, on_cluster: bool = False) -> RecipeType:
@@ -190,7 +203,7 @@ def read_recipe(path: str, overrides: Sequence[str], kind: type[RecipeType], *, 
     try:
         return kind.model_validate(tree, context=_ON_CLUSTER if on_cluster else None)
     except ValidationError as error:
-        raise RecipeError(_explain(path, error, kind)) from None
+        raise RecipeError(explain(path, error, kind)) from None
 
 
 def recipe_digest(recipe: Section, without: Sequence[str] = ()) -> str:
@@ -218,40 +231,3 @@ def _override(tree: dict[str, Any], override: str) -> None:
             tree[key] = {}
         tree = tree[key]
     tree[last] = value
-
-
-def _explain(path: str, error: ValidationError, kind: type[BaseModel]) -> str:
-    said: dict[str, str] = {}
-    for fault in error.errors():
-        where = [str(part) for part in fault["loc"] if not _names_an_alternative(str(part))]
-        if fault["type"] == "extra_forbidden":
-            where = [*where[:-1], str(fault["loc"][-1])] if where else [str(fault["loc"][-1])]
-            known = _known_keys(kind, where[:-1])
-            text = f"unknown key '{'.'.join(where)}'.{nearest(where[-1], known)} Known here: {', '.join(known)}."
-        elif fault["type"] == "missing":
-            text = f"the key '{'.'.join(where)}' is missing."
-        else:
-            found = f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else ""
-            text = f"{'.'.join(where) or 'the recipe'}: {fault['msg'].removeprefix('Value error, ')}{found}."
-        said.setdefault(".".join(where), text)
-    # Where one alternative failed deeper inside, what the others say of the whole value is noise.
-    deepest = [key for key in said if not any(other.startswith(f"{key}.") for other in said)]
-    return f"{path}: " + " ".join(said[key] for key in deepest)
-
-
-def _names_an_alternative(part: str) -> bool:
-    """Whether a part of pydantic's location is no key, but the name of one of a union's types."""
-    return "[" in part or part in ("int", "str", "bool", "float") or part.endswith("Section")
-
-
-def _known_keys(kind: Any, where: Sequence[str]) -> list[str]:
-    """The keys of the section at `where`, looked for through the annotations of its parents."""
-    for key in where:
-        field = kind.model_fields.get(key) if hasattr(kind, "model_fields") else None
-        if field is None:
-            continue
-        inner = [
-            t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(t, "model_fields")
-        ]
-        kind = inner[0] if inner else kind
-    return list(kind.model_fields)

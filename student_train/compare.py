@@ -14,6 +14,7 @@ from storage.console import run_command, say, table
 from storage.digest import sha256_of
 from storage.errors import TrackingError, UsageError
 from storage.recipes import TrackingSection, absolute
+from storage.sqlite_uri import sqlite_path
 
 ROLES = ("teacher", "student", "baseline")
 # What is compared: the metric, its column's head, and whether more is better.
@@ -49,7 +50,8 @@ def _compare(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
         raise UsageError(
             "No tracking URI is known.", "Runs are compared from what MLflow was told.", "Give --tracking."
         )
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    database = sqlite_path(uri)
+    if database is not None and not database.exists():
         raise TrackingError(
             f"There is no database at {uri}.", "Training runs make it.", "Train first, or name another with --tracking."
         )

@@ -177,6 +177,10 @@ class StudentRecipe(Section):
     tracking: TrackingSection = TrackingSection()
     seed: int | list[int] = 0
 
+    @classmethod
+    def more_keys(cls) -> list[str]:
+        return [f"losses.{name}" for name in LOSSES]
+
     @field_validator("losses")
     @classmethod
     def _known_losses(cls, losses: dict[str, LossSection]) -> dict[str, LossSection]:

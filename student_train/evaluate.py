@@ -61,7 +61,8 @@ def evaluate(logits_of: Callable[[Rows], Output], batches: Iterable[Rows]) -> di
         sums[name] = sums.get(name, 0.0) + float(values_P.double().sum())
         counts[name] = counts.get(name, 0) + len(values_P)
 
-    with torch.inference_mode():
+    # Not inference_mode: a model that keeps tables of its first call could not be trained with them afterwards.
+    with torch.no_grad():
         for logits_PV, label, targets in _pieces(logits_of, batches):
             guess = logits_PV.argmax(dim=1)
             labelled = slice(None) if label is None else indices(label != IGNORED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -22,7 +23,7 @@ from student_train.positions import kept, lead
 def check_fit(
     model: torch.nn.Module, data: RowGroups, device: str, losses: Mapping[str, Weighted] | None = None
 ) -> int:
-    """Put one row of the data through the model, and give the model's number of classes.
+    """Put one row of the data through a copy of the model, and give the model's number of classes.
 
     losses: those that are to be taken on the data. Raises Mismatch, and RecipeError for what the data's targets cannot
     serve: a temperature that they were not kept for, a tail where there is none.
@@ -50,10 +51,11 @@ def check_fit(
 
 
 def _output(model: torch.nn.Module, batch: Rows, data: RowGroups) -> Output:
-    model.eval()
+    probe = _copy(model).eval()
     try:
-        with torch.inference_mode():
-            return apply_model(model, batch.inputs)
+        # Not inference_mode: what a model keeps of a call (tables, masks) would be of no use for training.
+        with torch.no_grad():
+            return apply_model(probe, batch.inputs)
     except StillhouseError:
         raise
     except Exception as error:  # whatever a model's own checks raise
@@ -63,6 +65,19 @@ def _output(model: torch.nn.Module, batch: Rows, data: RowGroups) -> Output:
         raise Mismatch(
             f"The model does not take the inputs of {data.where} ({shapes}): {type(error).__name__}: {error}."
         ) from error
+
+
+def _copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy, whose buffers and attributes the probe may change: training starts from the model as it was built.
+
+    It is made before there are gradients and moments, so it takes no more memory than a step does.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return model  # it holds what Python cannot copy: a lock, a graph of autograd
 
 
 def _other_classes(where: str, theirs: int, mine: int, sequences: bool) -> Mismatch:

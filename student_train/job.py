@@ -26,6 +26,7 @@ from cluster.resources import asked_for, refuse_too_large, what_there_is
 from storage.console import Progress, say
 from storage.errors import JobError, StillhouseError
 from storage.folder import Folder
+from storage.owner import refuse_lost
 from student_train.checkpoint import refuse_foreign
 from student_train.config import RaySection, StudentRecipe
 from student_train.journal import Journal, Point, read_progress
@@ -40,9 +41,20 @@ def run(recipe: StudentRecipe) -> list[dict[str, Any]]:
     """Train every seed of a recipe, some at the same time, and give their results in the seeds' order.
 
     A seed goes on where it stopped, and one that is finished gives the result that it has. Raises
-    ForeignState when a run's folder belongs to another recipe or other data.
+    ForeignState when a run's folder belongs to another recipe or other data, FolderInUse when another process
+    trains it.
     """
     runs = begin(recipe)
+    try:
+        return _run_all(recipe, runs)
+    finally:
+        for one in runs:
+            one.release()
+
+
+def _run_all(recipe: StudentRecipe, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    for one in runs:
+        Tracker(one).close_replaced()
     if not all(one.finished for one in runs):
         if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
             # Ray Train looks at its workers every two seconds; on one machine that is most of a short run.
@@ -97,30 +109,38 @@ def _shown(runs: Sequence[Run]) -> Generator[None]:
 
 
 def _run_one(run: Run, stopped: threading.Event) -> dict[str, Any]:
-    if run.finished:
-        return {**_told(run), "trained": False}
-    tracker = Tracker(run)
-    run.note(tracker.run_id)
     try:
-        trained = _fit(run, tracker, stopped)
+        return {**_told(run), "trained": False} if run.finished else {**_trained(run, stopped), "trained": True}
+    finally:
+        run.release()
+
+
+def _trained(run: Run, stopped: threading.Event) -> dict[str, Any]:
+    tracker = Tracker(run)
+    try:
+        tracker.begin()
+        result = {**_fit(run, tracker, stopped), "run_id": tracker.run_id, "recipe_digest": run.recipe.digest()}
+        run.check()
+        result["tracked"] = tracker.succeeded(result)
+        run.finish(result)
     except BaseException as error:
-        tracker.failed(interrupted=isinstance(error, KeyboardInterrupt))
+        # The MLflow run is the other process's as well, where the folder is.
+        if run.is_ours():
+            tracker.failed(interrupted=isinstance(error, KeyboardInterrupt))
         raise
-    result = {**trained, "run_id": tracker.run_id, "recipe_digest": run.recipe.digest()}
-    result["tracked"] = tracker.succeeded(result)
-    run.finish(result)
-    return {**result, "trained": True}
+    return result
 
 
 def _told(run: Run) -> dict[str, Any]:
     """A finished run's result, after MLflow was told of it if it has not been."""
     result = run.result()
-    if not result["tracked"]:
+    if not result["tracked"] and run.ownership is not None:
         tracker = Tracker(run)
+        if tracker.uri is not None:
+            tracker.begin()
         if tracker.run_id is not None:
             result = {**result, "run_id": tracker.run_id}
             result["tracked"] = tracker.succeeded(result)
-            run.note(tracker.run_id)
             run.finish(result)
     return result
 
@@ -157,6 +177,7 @@ def _attempt(run: Run, tracker: Tracker) -> Any:
             "model_digest": model_digest,
             "data": [run.identity["data_digest"], run.identity["evaluation_digest"]],
             "tracking": [tracker.uri, tracker.run_id],
+            "owner": run.owner_id,
         },
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
@@ -222,8 +243,8 @@ def _no_room(settings: RaySection) -> JobError:
 class _Reporter:
     """A run's observer on a Ray Train worker: Ray is told by every rank, the journal is kept by the first."""
 
-    def __init__(self, rank: int, journal: Journal) -> None:
-        self._rank, self._journal = rank, journal
+    def __init__(self, rank: int, journal: Journal, check_owner: Callable[[], None]) -> None:
+        self._rank, self._journal, self._check_owner = rank, journal, check_owner
 
     def points(self, points: list[Point]) -> None:
         if self._rank == 0:
@@ -233,6 +254,7 @@ class _Reporter:
         if self._rank:
             ray.train.report({"step": step})
             return
+        self._check_owner()
         self._journal.close_segment(step)
         with tempfile.TemporaryDirectory() as folder:
             save(Path(folder))
@@ -247,7 +269,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | StillhouseError | None:
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), str(ray.train.torch.get_device()))
     torch.set_num_threads(max(1, int(recipe.ray.cpus_per_worker)))
-    observer = _Reporter(place.rank, Journal(Folder(config["folder"]), *config["tracking"]))
+    folder = Folder(config["folder"])
+    check_owner = partial(refuse_lost, folder, config["owner"])
+    observer = _Reporter(place.rank, Journal(folder, *config["tracking"]), check_owner)
     latest = ray.train.get_checkpoint()
     try:
         refuse_foreign(
@@ -255,12 +279,13 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | StillhouseError | None:
             {"model_digest": config["model_digest"]},
             f"The student on {socket.gethostname()}",
         )
-        with nullcontext() if latest is None else latest.as_directory() as folder:
-            restored = None if folder is None else Path(folder)
+        with nullcontext() if latest is None else latest.as_directory() as checkpoint:
+            restored = None if checkpoint is None else Path(checkpoint)
             outcome = train(recipe, place, restored=restored, observer=observer, expected=config["data"])
+        check_owner()
     except StillhouseError as error:
         # Ray prints a traceback of what is raised. A worker among others must raise, though: they wait for it.
         if place.world > 1:
             raise
         return error
-    return None if place.rank else keep_model(recipe, Folder(config["folder"]), outcome)
+    return None if place.rank else keep_model(recipe, folder, outcome)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,11 @@ from safetensors.torch import save_file
 
 from storage.console import say
 from storage.digest import sha256_file
-from storage.errors import StoreError
+from storage.errors import FolderInUse, StillhouseError, StoreError
 from storage.folder import Folder
 from storage.lineage import redact, software
 from storage.models import CONFIG_FILE, WEIGHTS_FILE
+from storage.owner import Ownership, own, refuse_lost
 from storage.stream import RowGroups, SourceRows
 from student_train.checkpoint import cpu_tensors, refuse_foreign
 from student_train.config import StudentRecipe
@@ -22,10 +24,17 @@ from student_train.loop import Outcome, open_data, open_evaluation
 
 RUN_FILE, RESULT_FILE, CHECKPOINTS = "run.json", "result.json", "checkpoints"
 
+# The result first: without it a run is not finished, whatever else is left of it.
+_WRITTEN = (RESULT_FILE, RUN_FILE, CONFIG_FILE, WEIGHTS_FILE, CHECKPOINTS, METRICS, TOLD_FILE, PROGRESS_FILE)
+
 
 @dataclass(frozen=True)
 class Run:
-    """A run before it is trained; `left` is what an earlier attempt noted of itself, if there was one."""
+    """A run before it is trained; `left` is what an earlier attempt noted of itself, if there was one.
+
+    ownership: of the folder; None where the run is finished and has nothing to write. replaced: the MLflow run of an
+    attempt that this one begins anew.
+    """
 
     recipe: StudentRecipe
     folder: Folder
@@ -33,6 +42,29 @@ class Run:
     left: dict[str, Any]
     data: RowGroups
     held_out: RowGroups | None
+    ownership: Ownership | None = None
+    replaced: str | None = None
+
+    def release(self) -> None:
+        """Let other processes have the folder; a second call does nothing."""
+        if self.ownership is not None:
+            self.ownership.release()
+
+    @property
+    def owner_id(self) -> str:
+        assert self.ownership is not None, "a run that is trained has its folder"
+        return self.ownership.id
+
+    def check(self) -> None:
+        """Raises JobError where another process has taken over the folder."""
+        refuse_lost(self.folder, self.owner_id)
+
+    def is_ours(self) -> bool:
+        try:
+            self.check()
+        except (StillhouseError, OSError):
+            return False
+        return True
 
     @property
     def finished(self) -> bool:
@@ -55,7 +87,8 @@ class Run:
 def begin(recipe: StudentRecipe) -> list[Run]:
     """A run for each seed of a recipe; with resume=never, after what earlier attempts left was removed.
 
-    Raises ForeignState when a folder belongs to another recipe, model or data.
+    Their folders are this process's until `Run.release`. Raises FolderInUse, with nothing removed, when one is another
+    process's, and ForeignState when one belongs to another recipe, model or data.
     """
     output = Folder(recipe.output)
     if not output.is_local:
@@ -75,26 +108,39 @@ def begin(recipe: StudentRecipe) -> list[Run]:
         "data_digest": data.digest,
         "evaluation_digest": None if held_out is None else held_out.digest,
     }
-    runs: list[Run] = []
-    for one in map(recipe.for_seed, recipe.seeds()):
-        folder, mine = Folder(one.run_folder()), {"recipe_digest": one.digest(), **identity}
-        if one.resume == "never":
-            for name in (
-                RESULT_FILE,
-                RUN_FILE,
-                CONFIG_FILE,
-                WEIGHTS_FILE,
-                CHECKPOINTS,
-                METRICS,
-                TOLD_FILE,
-                PROGRESS_FILE,
-            ):
-                folder.remove(name)
-        left = json.loads(folder.read(RUN_FILE)) if folder.exists(RUN_FILE) else {}
-        if left:
-            refuse_foreign(left, mine, folder.url)
-        runs.append(Run(one, folder, mine, left, data, held_out))
+    ones = {one.run_folder(): one for one in map(recipe.for_seed, recipe.seeds())}
+    owned: dict[str, Ownership | None] = {}
+    with ExitStack() as unless_all_begin:
+        # In one order whatever the seeds' is: of two jobs that share some seeds one gets them all.
+        for url in sorted(ones):
+            held = owned[url] = _own(ones[url], Folder(url))
+            if held is not None:
+                unless_all_begin.callback(held.release)
+        runs: list[Run] = []
+        for url, one in ones.items():
+            folder, mine = Folder(url), {"recipe_digest": one.digest(), **identity}
+            left = json.loads(folder.read(RUN_FILE)) if folder.exists(RUN_FILE) else {}
+            replaced = None
+            if one.resume == "never":
+                left, replaced = {}, left.get("run_id")
+                for name in _WRITTEN:
+                    folder.remove(name)
+            if left:
+                refuse_foreign(left, mine, folder.url)
+            runs.append(Run(one, folder, mine, left, data, held_out, owned[url], replaced))
+        unless_all_begin.pop_all()
     return runs
+
+
+def _own(one: StudentRecipe, folder: Folder) -> Ownership | None:
+    if one.resume == "never" or not folder.exists(RESULT_FILE):
+        return own(folder)
+    if json.loads(folder.read(RESULT_FILE)).get("tracked") or one.tracking.uri is False:
+        return None
+    try:
+        return own(folder)
+    except FolderInUse:
+        return None  # the other process tells MLflow what is left to tell
 
 
 def keep_model(recipe: StudentRecipe, folder: Folder, outcome: Outcome) -> dict[str, Any]:

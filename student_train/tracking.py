@@ -8,6 +8,7 @@ from typing import Any
 from storage.lineage import redact
 from storage.mlflow_lineage import (
     cache_tags,
+    close_run,
     finish_run,
     link_caches,
     log_points,
@@ -26,23 +27,36 @@ class Tracker:
     """One run as the driver sees it. With tracking off, or MLflow out of reach, run_id is None and nothing is told."""
 
     def __init__(self, run: Run) -> None:
-        self._run, recipe = run, run.recipe
-        self.uri = recipe.tracking.resolved_uri()
+        self._run = run
+        self.uri = run.recipe.tracking.resolved_uri()
         self.run_id: str | None = None
+
+    def close_replaced(self) -> None:
+        """End the MLflow run of an attempt that was killed and is begun anew, whose id is kept nowhere from now on."""
+        if self.uri is not None and self._run.replaced is not None:
+            close_run(self.uri, self._run.replaced)
+
+    def begin(self) -> None:
+        """Go on with the run of an earlier attempt, or make one; its id is noted in the run's folder at once."""
+        run, recipe = self._run, self._run.recipe
+        self._keep(run.left.get("run_id"))
         if self.uri is None:
             return
-        earlier = run.left.get("run_id")
-        if earlier is not None and reopen_run(self.uri, earlier):
-            self.run_id = earlier
+        if self.run_id is not None and reopen_run(self.uri, self.run_id):
             return
+        self._keep(None)
         name = f"{recipe.name}-seed-{recipe.seed}"
-        self.run_id = start_run(self.uri, recipe.tracking.experiment, name, self._tags(), self._params())
+        start_run(self.uri, recipe.tracking.experiment, name, self._tags(), self._params(), self._keep)
         read = ((run.data, "distillation"), (run.held_out, "eval"))
         datasets = [(cache, context) for groups, context in read if (cache := cache_of(groups)) is not None]
         if self.run_id is not None:
             log_recipe(self.uri, self.run_id, redact(recipe.model_dump(mode="json")))
             if datasets:
                 link_caches(self.uri, self.run_id, datasets)
+
+    def _keep(self, run_id: str | None) -> None:
+        self.run_id = run_id
+        self._run.note(run_id)
 
     def _tags(self) -> dict[str, str]:
         recipe, data, held_out = self._run.recipe, self._run.data, self._run.held_out
@@ -99,7 +113,8 @@ class Tracker:
         name = self._run.recipe.tracking.register_as
         if name is not None:
             register_model(self.uri, self.run_id, name, facts)
-        return arrived and finish_run(self.uri, self.run_id, "FINISHED")
+        # Whatever was refused, the run is over; one that is not told all is told again at the next start.
+        return finish_run(self.uri, self.run_id, "FINISHED") and arrived
 
     def failed(self, *, interrupted: bool) -> None:
         if self.uri is not None and self.run_id is not None:

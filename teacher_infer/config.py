@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from storage.encodings import Encoding, make_encoding
+from storage.encodings import ENCODINGS, Encoding, make_encoding
 from storage.errors import RecipeError
 from storage.hugging_face import HuggingFaceSpec
 from storage.models import ModelSpec, read_config, spec_from_folder
@@ -88,6 +88,10 @@ class TargetsSection(Section):
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     encoding: str
+
+    @classmethod
+    def more_keys(cls) -> list[str]:
+        return sorted({name for encoding in ENCODINGS.values() for name in encoding.__dataclass_fields__})
 
     def make(self) -> Encoding:
         return make_encoding(self.encoding, dict(self.model_extra or {}))

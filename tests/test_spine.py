@@ -22,6 +22,7 @@ import yaml
 from storage.__main__ import main as storage
 from storage.cache import open_cache
 from storage.mlflow_lineage import connect
+from storage.sqlite_uri import sqlite_uri
 from student_train.__main__ import main as student_train
 from teacher_infer.__main__ import main as teacher_infer
 
@@ -31,6 +32,7 @@ class Spine:
     """A finished spine: its folder, and what each command answered.
 
     missed: the baseline's first answer, when MLflow was there at its beginning and away at its end.
+    second: what a second start of a run answered, the first one's process, and whether all its files stayed.
     """
 
     folder: Path
@@ -40,6 +42,7 @@ class Spine:
     students: dict[str, Any]
     missed: dict[str, Any]
     baseline: dict[str, Any]
+    second: list[Any]
 
 
 ROWS = {"function": "stillhouse_toys:rows"}
@@ -77,7 +80,7 @@ def student_recipe(folder: Path, **replaced: Any) -> dict[str, Any]:
         "log_every": 4,
         "evaluate": f"{folder}/store/toy-test",
         "output": f"{folder}/models",
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "experiment": "toys"},
+        "tracking": {"uri": sqlite_uri(folder / "mlflow.db"), "experiment": "toys"},
         **replaced,
     }
 
@@ -96,8 +99,10 @@ def killed_recipe(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def killed_half_way(folder: Path, address: str) -> Iterator[None]:
+def killed_half_way(folder: Path, address: str) -> Iterator[list[Any]]:
     """A run in a process of its own beside the block; at the block's end it is killed where it halts.
+
+    Gives a list that then holds what a second start of the run answered while it was going on.
 
     `halt` stays: a worker that Ray has not ended yet must not go on without its driver.
     """
@@ -107,8 +112,9 @@ def killed_half_way(folder: Path, address: str) -> Iterator[None]:
     with open(said, "wb") as log:
         command = [sys.executable, "-m", "student_train", str(path)]
         job = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": address}, stdout=log, stderr=log)
+    second: list[Any] = []
     try:
-        yield
+        yield second
         deadline = time.monotonic() + 90
         # Ray Train must have noted the checkpoint before it can be found again.
         noted = "models/killed/seed-0/checkpoints/*/checkpoint_manager_snapshot.json"
@@ -116,6 +122,9 @@ def killed_half_way(folder: Path, address: str) -> Iterator[None]:
             assert job.poll() is None, said.read_text()[-2000:]
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        before = {path for path in folder.glob("models/killed/seed-0/**/*") if path.is_file()}
+        second += call(student_train, {**killed_recipe(folder), "resume": "never"})
+        second += [job.pid, before <= set(folder.glob("models/killed/seed-0/**/*"))]
     finally:
         job.kill()
         job.wait()
@@ -147,7 +156,9 @@ def answer(command: Callable[[list[str]], int], recipe: dict[str, Any] | None, *
 
 @pytest.fixture(scope="module")
 def spine(one_ray: str, toys: Path, tmp_path_factory: pytest.TempPathFactory) -> Spine:
-    folder = tmp_path_factory.mktemp("spine")
+    # With what means something to a URI, to SQLAlchemy, to a glob, to fsspec or to a shell.
+    folder = tmp_path_factory.mktemp("spine") / "my data #1 100% ä?&+ %41 [x] *{y} a::b @c=d; :e'\"$HOME\\|~^`"
+    folder.mkdir()
     (toys / "stillhouse_halting.py").write_text(textwrap.dedent(HALTING))
     labels = {
         "cache": None,
@@ -155,7 +166,7 @@ def spine(one_ray: str, toys: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "losses": {"cross_entropy": {}},
         "evaluate": {**ROWS, "arguments": {"count": 30, "first": 60}},
     }
-    tracking = {"uri": f"sqlite:///{folder}/mlflow.db", "experiment": "toys", "register_as": "toy-teacher"}
+    tracking = {"uri": sqlite_uri(folder / "mlflow.db"), "experiment": "toys", "register_as": "toy-teacher"}
     teacher = answer(
         student_train,
         student_recipe(folder, name="toy-teacher", role="teacher", steps=20, tracking=tracking, **labels),
@@ -178,14 +189,14 @@ def spine(one_ray: str, toys: Path, tmp_path_factory: pytest.TempPathFactory) ->
     }
     cache = answer(teacher_infer, recipe, "--json")
     recipe = student_recipe(folder, name="toy-baseline", **{**labels, "evaluate": f"{folder}/store/toy-test"})
-    with killed_half_way(folder, one_ray), pytest.MonkeyPatch.context() as away:
+    with killed_half_way(folder, one_ray) as second, pytest.MonkeyPatch.context() as away:
         away.setattr("student_train.tracking.log_points", lambda *_: False)
         away.setattr("student_train.journal.log_points", lambda *_: False)
         away.setattr("student_train.tracking.finish_run", lambda *_: False)
         missed = answer(student_train, recipe, "--json")
     students = answer(student_train, student_recipe(folder, seed=[0, 1], ray={"concurrent_runs": 2}), "--json")
     baseline = answer(student_train, recipe, "--json")
-    return Spine(folder, tracking["uri"], teacher, cache, students, missed, baseline)
+    return Spine(folder, tracking["uri"], teacher, cache, students, missed, baseline, second)
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +307,12 @@ def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(spine
     assert "belongs to a run of another data" in said
 
 
+def test_a_run_that_is_going_on_is_not_started_again(spine: Spine) -> None:
+    code, _, said, process, all_there = spine.second
+    assert (code, all_there) == (2, True)
+    assert f"FolderInUse: Process {process} on " in said and "is at work in" in said
+
+
 def test_a_run_killed_half_way_goes_on_and_ends_as_if_it_had_not_been(spine: Spine, resumed: dict[str, Any]) -> None:
     unbroken = spine.students["runs"][0]
     assert (resumed["trained"], resumed["resumed_from"], unbroken["resumed_from"]) == (True, 4, 0)
@@ -386,7 +403,7 @@ def test_what_is_no_sealed_cache_is_refused(spine: Spine, tmp_path: Path) -> Non
     (tmp_path / "file").write_text("not a cache")
     (tmp_path / "store" / "caches" / "ab12").mkdir(parents=True)
     for cache, sentence in (
-        (f"{tmp_path}/file", "has no cache named 'file'"),
+        (f"{tmp_path}/file", "is no cache, and no store"),
         (f"{tmp_path}/store/caches/ab12", "is not sealed"),
         (f"{spine.folder}/store/toyy", "has no cache named 'toyy'. Did you mean 'toy'?"),
         (f"{tmp_path}/nowhere/toy", "There is no store at"),
@@ -404,4 +421,4 @@ def test_workers_that_never_come_end_in_a_sentence(spine: Spine) -> None:
     greedy = {"cpus_per_worker": 64, "start_timeout_s": 0.2}
     code, _, said = call(student_train, student_recipe(spine.folder, name="greedy", ray=greedy))
     assert code == 1
-    assert "JobError: Training failed" in said
+    assert "JobError: 1 workers found no room within 0.2 s" in said

@@ -64,6 +64,13 @@ def files(store: Folder) -> list[str]:
     return sorted(path.removeprefix(root) for path in store._fs.find(store._root) if path.startswith(root))
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def make_old(store: Folder, *paths: str, days: float = 100) -> None:
     """Date files of a store, all unless some are named, back by that many days."""
     for path in paths or files(store):

@@ -35,10 +35,11 @@ from storage import filesystems
 from storage.__main__ import main
 from storage.digest import sha256_file
 from storage.errors import StoreError, StoreFull, StoreLost
-from storage.filesystems import in_words, is_contested, is_past_the_end, is_taken, open_filesystem
+from storage.filesystems import in_words, is_contested, is_past_the_end, is_taken, is_url, open_filesystem
 from storage.folder import Folder, open_url
-from storage.models import load_weights
+from storage.recipes import absolute
 from storage.tokenizers import TokenizerFile
+from storage.weights import load_weights
 from tests.servers import KEY, SECRET, free_ports, lead_to
 from tests.storage.helpers import commit, files, label
 
@@ -506,3 +507,23 @@ def test_a_disk_that_is_full_ends_a_command_with_one(
     monkeypatch.setattr(os, "fsync", full)
     code, said = told("gc", local.url)
     assert code == 1 and said.startswith("StoreFull: ") and "run the same command to go on" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("s3://bucket/x", True),
+        ("file:///x", True),
+        ("nobody-knows+it.1://x", True),
+        ("simplecache::s3://bucket/x", True),
+        ("/a::b/x", False),
+        ("a::b/x", False),
+        ("/x/s3://bucket", False),
+        ("C/x:y", False),
+        ("::", False),
+        ("", False),
+    ],
+)
+def test_what_is_a_url_and_what_a_path(text: str, url: bool) -> None:
+    assert is_url(text) == url
+    assert (absolute(text) == text) == (url or (text.startswith("/") and "//" not in text))

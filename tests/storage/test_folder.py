@@ -342,3 +342,21 @@ def test_a_published_file_that_arrived_in_part_is_told_of(monkeypatch: pytest.Mo
     with pytest.raises(StoreLost, match=r"x has 4 bytes\. 7 bytes were put there"):
         folder.publish(staged, "x")
     assert not staged.exists()
+
+
+def test_a_local_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "my data #1 100% ä?&+ %41 [x] *{y} a::b @c=d; :e'\"$HOME\\|~^`\n"
+    monkeypatch.chdir(tmp_path)
+    for url in (f"{tmp_path}/{name}", name, f"./{name}", f"file://{tmp_path}/{name}"):
+        folder = Folder(url)
+        assert folder.url == f"{tmp_path}/{name}"
+        assert folder.create(f"{name}/x", b"1") and not folder.create(f"{name}/x", b"2")
+        folder.write(f"{name}/y", b"22")
+        assert folder.names(name) == ["x", "y"] and folder.size(f"{name}/y") == 2
+        assert folder.read_range(f"{name}/y", 1, 2) == b"2" and folder.open(f"{name}/x").read() == b"1"
+        assert Folder(folder.url_of(name)).exists("x")
+        folder.remove_files([f"{name}/x"])
+        assert folder.names(name) == ["y"]
+        folder.remove(name)
+        assert not folder.exists(name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]

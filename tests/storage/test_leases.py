@@ -7,7 +7,6 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +19,7 @@ from storage.errors import JobError, StoreError, StoreLost
 from storage.folder import Folder
 from storage.leases import lease, live_jobs, sweep
 from storage.sweep import collect
-from tests.storage.helpers import DAY, KEYS, commit, files, label, make_old
+from tests.storage.helpers import DAY, KEYS, commit, files, label, make_old, wait_for
 
 KEY, OTHER = "ab" + "0" * 62, "ab" + "1" * 62
 
@@ -30,13 +29,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease that waits for a sweep looks again at once."""
     clock = SimpleNamespace(sleep=lambda _: time.sleep(0.002), monotonic=time.monotonic, time=time.time)
     monkeypatch.setattr(leases, "time", clock)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 # Who is at work

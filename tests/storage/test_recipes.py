@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+import yaml
 from pydantic import Field, ValidationError
 
 from storage.errors import RecipeError
@@ -96,6 +97,46 @@ def test_an_unknown_key_is_answered_with_the_nearest(
     text = refused(read, override)
     assert text.startswith(f"{path}: ")
     assert f"unknown key '{key}'. Did you mean '{near}'? Known here: " in text
+
+
+@pytest.mark.parametrize(
+    "override, meant",
+    [
+        ("experiment=x", "'tracking.experiment'"),
+        ("experimnt=x", "'tracking.experiment'"),
+        ("lable=x", "'source.columns.label'"),
+        ("learning_rate=1", "'train.learning_rate' or 'evaluate.learning_rate'"),
+        ("batchsize=1", "'train.batch_size' or 'evaluate.batch_size'"),
+        ("train.store=x", "'store'"),
+        ("tracking.jsonl=x", "'source.jsonl'"),
+        ("size=1", "'parts.NAME.size' or 'more.size'"),
+        ("chosen=1", "'parts.chosen'"),
+        # The nearest of the section counts before what is less like elsewhere.
+        ("stor=x", "'store'"),
+    ],
+)
+def test_a_key_of_another_section_is_named_with_its_parents(path: Path, override: str, meant: str) -> None:
+    """From a command line, and from a file that has it at the wrong level."""
+
+    class Part(Section):
+        size: int = 0
+
+    class Larger(Recipe):
+        parts: dict[str, Part] = Field(default_factory=dict)
+        more: Annotated[Part, "some"] | None = None
+
+        @classmethod
+        def more_keys(cls) -> list[str]:
+            return ["parts.chosen"]
+
+    with pytest.raises(RecipeError, match=rf"unknown key '{override.split('=')[0]}'\. Did you mean {meant}\? Known"):
+        read_recipe(str(path), [override], Larger)
+    *parents, key = override.partition("=")[0].split(".")
+    tree = yaml.safe_load(TEXT)
+    (tree.setdefault(parents[0], {}) if parents else tree)[key] = 1
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(RecipeError, match=rf"Did you mean {meant}\? Known"):
+        read_recipe(str(path), [], Larger)
 
 
 def test_the_keys_that_are_known_there_are_told(read: Read) -> None:
@@ -324,6 +365,11 @@ def test_tracking_is_found_in_the_recipe_then_the_environment_then_here(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert read().tracking.resolved_uri() == f"sqlite:///{path.parent}/runs/mlflow.db"
+    (path.parent / "a?b").mkdir()
+    monkeypatch.chdir("a?b")
+    assert TrackingSection().resolved_uri() == f"sqlite+pysqlite:///{path.parent}/a%3Fb/runs/mlflow.db"
+    monkeypatch.chdir("..")
+    assert "ends for SQLite at the '?'" in refused(read, "'tracking.uri=sqlite:////a?b/mlflow.db'".strip("'"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker")
     assert read().tracking.resolved_uri() == "http://tracker"
     assert read("tracking.uri=http://other").tracking.resolved_uri() == "http://other"

@@ -14,6 +14,7 @@ from storage.errors import RecipeError
 from storage.recipes import SourceSection, read_recipe, recipe_digest
 from storage.stream import Reading
 from student_train.config import _PLACES, CacheSection, StudentRecipe
+from teacher_infer.config import TeacherRecipe
 
 RECIPE: dict[str, Any] = {
     "name": "toy",
@@ -338,3 +339,51 @@ def test_reading_is_the_machines_unless_it_is_said(read: Any) -> None:
     said = {"prefetch_bytes": 0, "threads": 3, "stall_s": 2.5}
     assert read({"reading": said}).reading.reading() == Reading(**said)
     assert read({"reading": {"threads": 3}}).reading.reading() == Reading(threads=3)
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("lr=0.01", "'optimizer.lr'"),
+        ("warmup_step=3", "'optimizer.warmup_steps'"),
+        ("forward_kl.temperature=2", "'losses.forward_kl'"),
+        ("temperature=2", "'losses.NAME.temperature'"),
+        ("experiment=e", "'tracking.experiment'"),
+        ("student.optimizer=sgd", "'optimizer'"),
+        ("weights=w", "'student.weights'"),
+        ("url=u", "'cache.url' or 'evaluate.url'"),
+    ],
+)
+def test_a_key_of_another_section_of_a_students_recipe_is_named(
+    override: str, meant: str, tmp_path: Path, make_recipe: Any
+) -> None:
+    _refused_with(override, meant, make_recipe(cache="c").model_dump(mode="json"), StudentRecipe, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("k=64", "'targets.k'"),
+        ("encoding=topk", "'targets.encoding'"),
+        ("actors=2", "'ray.actors'"),
+        ("dtype=float32", "'teacher.dtype' or 'targets.dtype'"),
+    ],
+)
+def test_a_key_of_another_section_of_a_teachers_recipe_is_named(override: str, meant: str, tmp_path: Path) -> None:
+    recipe = {
+        "name": "t",
+        "store": "s",
+        "source": {"parquet": "p"},
+        "teacher": {"hub": "a/b", "revision": "0" * 40, "dtype": "float32", "batch_size": 1},
+        "targets": {"encoding": "dense"},
+    }
+    _refused_with(override, meant, recipe, TeacherRecipe, tmp_path)
+
+
+def _refused_with(override: str, meant: str, recipe: dict[str, Any], kind: Any, folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    read_recipe(str(folder / "recipe.yaml"), [], kind)
+    with pytest.raises(
+        RecipeError, match=rf"unknown key '{override.split('=')[0].split('.temp')[0]}'\. Did you mean {meant}\?"
+    ):
+        read_recipe(str(folder / "recipe.yaml"), [override], kind)

@@ -191,3 +191,19 @@ def test_as_many_rows_at_once_as_their_logits_allow() -> None:
     assert rows_a_batch(10, 1) == rows_a_batch(131_072, 1) == 512
     assert rows_a_batch(49_152, 128) == 10
     assert rows_a_batch(262_144, 4096) == 1
+
+
+def test_what_a_model_keeps_of_an_evaluation_can_be_trained_with() -> None:
+    kept: list[torch.Tensor] = []
+    scale = torch.ones((), requires_grad=True)
+
+    def logits_of(batch: Rows) -> torch.Tensor:
+        logits: Any = batch.inputs["logits"]
+        if not kept:
+            kept.append(torch.full_like(logits, 2.0))
+        return logits * (kept[0] * scale)
+
+    batch = rows(STUDENT, [0, 1])
+    evaluate(logits_of, [batch])
+    logits_of(batch).sum().backward()
+    assert scale.grad is not None

@@ -867,6 +867,31 @@ def test_inputs_go_by_name_into_a_student(make_recipe: Any, tmp_path: Path) -> N
         train(odd, Place())
 
 
+@pytest.mark.parametrize("lock", [False, True])
+def test_a_student_that_keeps_a_table_of_its_first_call_can_be_trained(
+    make_cache: Any, make_recipe: Any, lock: bool
+) -> None:
+    """With a lock it cannot be copied, and the check of the data is its first call."""
+    cache = make_cache()
+    recipe = make_recipe(cache=cache, evaluate=cache, factory="remembers", arguments={"lock": lock}, steps=3)
+    assert set(train(recipe, Place()).eval) > {"accuracy", "kl_to_teacher"}
+
+
+def test_the_check_of_the_data_leaves_no_trace_in_the_trained_weights(
+    make_cache: Any, make_recipe: Any, monkeypatch: Any
+) -> None:
+    cache = make_cache()
+    recipe = make_recipe(cache=cache, evaluate=cache, factory="remembers", steps=3)
+    checked = train(recipe, Place())
+    monkeypatch.setattr(loop, "check_fit", lambda *_: 3)
+    unchecked = train(recipe, Place())
+    assert checked.eval == unchecked.eval
+    for name, value in weights(checked).items():
+        assert torch.equal(value, weights(unchecked)[name]), name
+    # Three steps, and the one batch of the evaluation.
+    assert weights(checked)["calls"] == 4
+
+
 def test_a_student_with_one_logit_is_refused(make_recipe: Any, write_source: Any) -> None:
     recipe = make_recipe(source={"parquet": write_source("s.parquet", 16, labels=[0] * 16)}, arguments={"classes": 1})
     with pytest.raises(Mismatch, match=r"logits for 1 class.*The softmax of a single number is 1"):

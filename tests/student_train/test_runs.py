@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,30 @@ import torch
 from safetensors.torch import load_file, save_file, save_model
 
 from storage.cache import open_cache
-from storage.errors import ForeignState, StoreError
+from storage.errors import FolderInUse, ForeignState, JobError, StoreError
+from storage.folder import Folder
+from storage.mlflow_lineage import connect
 from storage.models import spec_from_folder
+from storage.owner import refuse_lost
+from storage.recipes import TrackingSection
 from storage.weights import INDEX_FILE, WEIGHTS_FILE
+from student_train import job
+from student_train.config import StudentRecipe
+from student_train.journal import Journal
 from student_train.loop import Place, Unobserved, parameters_digest, train
-from student_train.runs import RESULT_FILE, RUN_FILE, begin, keep_model
+from student_train.runs import RESULT_FILE, RUN_FILE, Run, keep_model
+from student_train.runs import begin as begin_and_own
 from student_train.tracking import Tracker
 from teacher_infer.teachers import make_teacher
+from tests.storage.helpers import make_old
+
+
+def begin(recipe: StudentRecipe) -> list[Run]:
+    """Runs of a job that ended."""
+    runs = begin_and_own(recipe)
+    for run in runs:
+        run.release()
+    return runs
 
 
 def test_a_folder_is_its_recipes_until_begun_anew(make_cache: Any, make_recipe: Any) -> None:
@@ -198,3 +218,172 @@ def test_models_are_not_written_to_an_object_store(make_cache: Any, make_recipe:
     asked = make_recipe(cache=make_cache()).model_copy(update={"output": "s3://bucket/models"})
     with pytest.raises(StoreError, match=r"output is s3://bucket/models\. .*Name a local folder"):
         begin(asked)
+
+
+# Whose folder it is
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_second_start_of_a_run_touches_nothing(
+    make_cache: Any, make_recipe: Any, tmp_path: Path, resume: str
+) -> None:
+    """Not even the folder of another seed, which it would have had."""
+    cache = make_cache()
+    [other] = begin(make_recipe(cache=cache, seed=0))
+    other.note("an earlier run")
+    [mine] = begin_and_own(make_recipe(cache=cache, seed=1))
+    mine.note("the first start")
+    before = files(tmp_path / "models")
+    for seeds in ([0, 1], [1, 0], [1]):
+        with pytest.raises(FolderInUse, match=f"Process {os.getpid()} on .* is at work in {mine.folder.url}"):
+            begin_and_own(make_recipe(cache=cache, seed=seeds, resume=resume))
+        assert files(tmp_path / "models") == before
+    mine.release()
+    begin(make_recipe(cache=cache, seed=[0, 1], resume=resume))
+
+
+def test_a_folder_of_another_recipe_is_given_back(make_cache: Any, make_recipe: Any) -> None:
+    cache = make_cache()
+    begin(make_recipe(cache=cache, seed=1))[0].note(None)
+    with pytest.raises(ForeignState):
+        begin_and_own(make_recipe(cache=cache, seed=[0, 1], steps=21))
+    begin(make_recipe(cache=cache, seed=[0, 1]))
+
+
+def test_seeds_of_one_job_are_given_back_one_by_one(make_cache: Any, make_recipe: Any) -> None:
+    cache = make_cache()
+    first, second = begin_and_own(make_recipe(cache=cache, seed=[0, 1]))
+    first.release()
+    begin(make_recipe(cache=cache, seed=0))
+    with pytest.raises(FolderInUse):
+        begin(make_recipe(cache=cache, seed=1))
+    second.release()
+
+
+def test_a_finished_run_is_reported_whoever_owns_its_folder(make_cache: Any, make_recipe: Any) -> None:
+    cache, on = make_cache(), {"uri": "http://127.0.0.1:9"}
+    [mine] = begin_and_own(make_recipe(cache=cache, tracking=on))
+    for tracked in (False, True):
+        mine.finish({"tracked": tracked, "eval": {}})
+        [found] = begin_and_own(make_recipe(cache=cache, tracking=on))
+        assert found.ownership is None
+        assert job._run_one(found, threading.Event()) == {"tracked": tracked, "eval": {}, "trained": False}
+    mine.release()
+
+
+# What MLflow is told of it
+
+
+@pytest.fixture
+def tracked(make_cache: Any, make_recipe: Any, tmp_path: Path) -> Any:
+    """tracked(**keys): a recipe whose runs MLflow is told of."""
+    cache, uri = make_cache(), f"sqlite:///{tmp_path}/mlflow.db"
+    return lambda **keys: make_recipe(cache=cache, tracking={"uri": uri, "experiment": "e"}, **keys)
+
+
+def statuses(recipe: StudentRecipe) -> dict[str, str]:
+    client, experiment = connect(recipe.tracking.resolved_uri() or "", "e")
+    return {run.info.run_id: run.info.status for run in client.search_runs([experiment])}
+
+
+def noted(run: Run) -> str | None:
+    return json.loads(run.folder.read(RUN_FILE))["run_id"]
+
+
+def test_a_run_of_a_driver_that_was_killed_goes_on_or_is_ended(tracked: Any) -> None:
+    recipe = tracked()
+    [killed] = begin(recipe)
+    Tracker(killed).begin()
+    first = noted(killed)
+    assert statuses(recipe) == {first: "RUNNING"}
+    [again] = begin(recipe)
+    Tracker(again).begin()
+    assert noted(again) == first and statuses(recipe) == {first: "RUNNING"}
+    [anew] = begin(tracked(resume="never"))
+    Tracker(anew).close_replaced()
+    assert statuses(recipe) == {first: "KILLED"}
+    Tracker(anew).begin()
+    assert statuses(recipe) == {first: "KILLED", noted(anew): "RUNNING"}
+
+
+def test_a_runs_id_outlives_a_start_without_mlflow(tracked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tracked()
+    [run] = begin(recipe)
+    Tracker(run).begin()
+    first = noted(run)
+    with monkeypatch.context() as away:
+        away.setattr("storage.mlflow_lineage.connect", refuse)
+        Tracker(begin(recipe)[0]).begin()
+        assert noted(run) == first
+    Tracker(begin(tracked().model_copy(update={"tracking": TrackingSection(uri=False)}))[0]).begin()
+    assert noted(run) == first and statuses(recipe) == {first: "RUNNING"}
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("away")
+
+
+RESULT = {"eval": {"accuracy": 0.5}, "parameters": 3, "weights_sha256": "w", "init_digest": "i", "model": "m"}
+
+
+@pytest.mark.parametrize("method", ["log_batch", "log_inputs", "log_text"])
+def test_a_run_that_mlflow_refused_a_part_of_is_ended(
+    tracked: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tracked()
+    statuses(recipe)
+    monkeypatch.setattr(f"mlflow.MlflowClient.{method}", refuse)
+    monkeypatch.setattr(job, "_fit", lambda *_: RESULT)
+    [run] = begin_and_own(recipe)
+    answer = job._run_one(run, threading.Event())
+    assert statuses(recipe) == {answer["run_id"]: "FINISHED"}
+    assert answer["tracked"] == (method != "log_batch")
+    begin(recipe)
+
+
+def test_a_run_that_fails_while_mlflow_is_told_of_its_begin_is_ended(
+    tracked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("student_train.tracking.log_recipe", full)
+    recipe = tracked()
+    [run] = begin_and_own(recipe)
+    with pytest.raises(OSError, match="No space left"):
+        job._run_one(run, threading.Event())
+    assert statuses(recipe) == {noted(run): "FAILED"}
+
+
+def test_a_driver_whose_folder_was_taken_over_writes_no_result_and_ends_nobodys_run(
+    tracked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tracked()
+    [mine] = begin_and_own(recipe)
+    theirs: list[Run] = []
+
+    def suspended(*_: Any) -> dict[str, Any]:
+        make_old(mine.folder)
+        theirs.extend(begin_and_own(recipe))
+        return RESULT
+
+    monkeypatch.setattr(job, "_fit", suspended)
+    with pytest.raises(JobError, match="has taken over"):
+        job._run_one(mine, threading.Event())
+    assert not mine.finished
+    assert statuses(recipe) == {noted(mine): "RUNNING"}
+    theirs[0].check()
+    theirs[0].release()
+
+
+def test_a_worker_whose_driver_lost_the_folder_writes_no_checkpoint(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "run"))
+    observer = job._Reporter(0, Journal(folder, None, None), partial(refuse_lost, folder, "the driver's"))
+    observer.points([("train/loss", 1.0, 4, 0)])
+    with pytest.raises(JobError, match="was removed"):
+        observer.checkpoint(4, refuse)
+    assert files(tmp_path) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from teacher_infer.teachers import (
     make_teacher,
     spec_settings,
 )
+from teacher_infer.teachers.module import ModuleTeacher
 from tests.tiny_models import SIZE, save_model
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
@@ -100,6 +102,24 @@ def test_batch_size_changes_the_answer_within_rounding_only(kind: Kind) -> None:
         [teacher.logits({name: array[i : i + 1] for name, array in kind.inputs.items()}) for i in range(6)]
     )
     torch.testing.assert_close(one_by_one, teacher.logits(kind.inputs)[:6], rtol=1e-5, atol=1e-5)
+
+
+def test_a_teacher_that_keeps_tables_answers_again_in_other_threads() -> None:
+    """What a model keeps of a call under inference_mode is an inference tensor, which later calls may change."""
+
+    class Remembers(torch.nn.Module):
+        table = None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.table is None or len(self.table) < len(x):
+                self.table = torch.ones(len(x), x.shape[-1])
+            self.table.mul_(1.0)
+            return x * self.table[: len(x)]
+
+    teacher = ModuleTeacher(ModelSpec("", {}), dtype="float32", seed=0, device="cpu", model=Remembers())
+    with ThreadPoolExecutor(2) as pool:
+        for rows in (4, 2, 8):
+            assert torch.equal(pool.submit(teacher.logits, {"x": X[:rows]}).result(), torch.from_numpy(X[:rows]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

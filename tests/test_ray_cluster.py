@@ -345,3 +345,13 @@ def test_its_commands_are_recipes_that_can_be_submitted(words: list[str], monkey
     ]
     mount = next(option for option in CONFIG["docker"]["run_options"] if option.startswith("-v")).rpartition(":")[2]
     assert all(url.startswith(f"{mount}/") for url in shared)
+
+
+def test_by_default_both_jobs_wait_longer_for_machines_than_machines_wait_for_work() -> None:
+    """An idle timeout is longer than a machine takes to start, as the file says."""
+    from student_train.config import RaySection as StudentRay
+    from teacher_infer.config import RaySection as TeacherRay
+
+    idle_s = 60 * CONFIG["idle_timeout_minutes"]
+    assert TeacherRay().capacity_timeout_s > idle_s
+    assert StudentRay().start_timeout_s > idle_s

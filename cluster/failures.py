@@ -11,17 +11,24 @@ Everything that is not known to pass is final.
 from __future__ import annotations
 
 import enum
-import errno
+import pickle
 import random
 from collections.abc import Iterator
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    RayActorError,
+    RayError,
+    RaySystemError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+    UnserializableException,
+)
 
-from storage.device_lost import is_device_lost
-from storage.errors import ClusterError, DeviceLost, StillhouseError, StoreLost
-from storage.out_of_memory import chain, is_out_of_memory
+from storage.errors import JobError, StillhouseError, StoreLost
+from storage.passing import PASSING_ERRORS, is_passing
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 2.0, 60.0
+_LONG_ATTEMPT_S = 600.0
 
 
 class Failure(enum.Enum):
@@ -46,11 +53,8 @@ _BY_NAME = {
     "DistNetworkError": Failure.PASSING,
     "DistStoreError": Failure.PASSING,
 }
-_PASSING = (StoreLost, DeviceLost, ClusterError)
-_NETWORK = (ConnectionError, TimeoutError)
-_NETWORK_ERRNO = (errno.ESTALE, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ETIMEDOUT)
-# What gloo and NCCL say, mostly in a RuntimeError, when another worker is gone.
-_PEER_SIGNS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+# Errors that cannot be read again, and environments that cannot be made.
+_FINAL_OF_RAY = (RaySystemError, RuntimeEnvSetupError, UnserializableException)
 
 
 def classify(error: BaseException) -> Failure:
@@ -88,14 +92,16 @@ def layers(error: BaseException) -> Iterator[BaseException]:
 def _classify_one(error: BaseException) -> Failure:
     for layer in layers(error):
         if isinstance(layer, StillhouseError):
-            return Failure.PASSING if isinstance(layer, _PASSING) else Failure.FINAL
+            return Failure.PASSING if isinstance(layer, PASSING_ERRORS) else Failure.FINAL
+        if isinstance(layer, _FINAL_OF_RAY):
+            return Failure.FINAL
         if isinstance(layer, RayError) and not isinstance(layer, RayTaskError):
             return Failure.NODE_LOST if _is_of_a_node(layer) else Failure.PROCESS_LOST
         if type(layer).__name__ in _BY_NAME:
             kind = _BY_NAME[type(layer).__name__]
             gone = kind is Failure.PROCESS_LOST and any(_is_of_a_node(one) for one in layers(layer))
             return Failure.NODE_LOST if gone else kind
-    return Failure.PASSING if _passes(list(layers(error))[-1]) else Failure.FINAL
+    return Failure.PASSING if is_passing(list(layers(error))[-1]) else Failure.FINAL
 
 
 def _is_of_a_node(error: BaseException) -> bool:
@@ -104,23 +110,23 @@ def _is_of_a_node(error: BaseException) -> bool:
     return marked or "node has died" in str(error) or "node died" in str(error).lower()
 
 
-def _passes(error: BaseException) -> bool:
-    """Whether an error of the user's code or of a library passes."""
-    if is_out_of_memory(error):
-        return False  # the same batch needs as much memory again
-    if is_device_lost(error):
-        return True
-    return any(
-        isinstance(one, (*_PASSING, *_NETWORK))
-        or (isinstance(one, OSError) and one.errno in _NETWORK_ERRNO)
-        or (isinstance(one, RuntimeError) and any(sign in str(one) for sign in _PEER_SIGNS))
-        for one in chain(error)
-    )
-
-
 def delay_s(failures: int) -> float:
     """Seconds to wait after so many failures in a row: doubled each time, up to a minute, spread over workers."""
     return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** max(0, failures - 1)) * random.uniform(0.5, 1.0)
+
+
+def portable(error: Exception) -> Exception:
+    """The error, or one of the project's own of the same kind where it does not survive pickling between processes.
+
+    Of an exception that cannot be unpickled, as one whose class takes other arguments, Ray would give another error.
+    """
+    try:
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    except Exception:
+        pass
+    text = f"{type(error).__name__}: {error}"
+    return StoreLost(text) if classify(error) is Failure.PASSING else JobError(text)
 
 
 class Retries:
@@ -131,14 +137,19 @@ class Retries:
 
     def __init__(self, max_failures: int, max_preemptions: int) -> None:
         self._left = {Failure.NODE_LOST: max_preemptions, Failure.PASSING: max_failures}
-        self._made = 0
+        self._in_a_row = 0
 
-    def after(self, error: BaseException) -> float | None:
-        """Seconds to wait before the next attempt; None when there is none."""
+    def after(self, error: BaseException, attempt_s: float = 0.0) -> float | None:
+        """Seconds to wait before the next attempt; None when there is none.
+
+        attempt_s: how long the attempt went on. One of ten minutes was no failure in a row with those before it.
+        """
+        if attempt_s > _LONG_ATTEMPT_S:
+            self._in_a_row = 0
         kind = classify(error)
         if kind is Failure.FINAL:
             return None
         budget = Failure.NODE_LOST if kind is Failure.NODE_LOST else Failure.PASSING
         self._left[budget] -= 1
-        self._made += 1
-        return None if self._left[budget] < 0 else delay_s(self._made)
+        self._in_a_row += 1
+        return None if self._left[budget] < 0 else delay_s(self._in_a_row)

@@ -141,8 +141,8 @@ def _last_line(error: Exception) -> str:
 
 def _quieten() -> None:
     """Ray's client tells of each package and connection; what matters of it is told here."""
-    for handler in logging.getLogger("ray").handlers:
-        handler.setLevel(logging.ERROR)
+    # Its handlers may be the process's own, which others log to.
+    logging.getLogger("ray").setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def in_words(url: str) -> Generator[None]:
                 "Make room (`python -m storage gc`, or another disk) and run the same command to go on.",
             ) from error
         known = isinstance(error, TimeoutError | ConnectionError | socket.gaierror) or _is_clients(error)
-        if _status_of(error) is None and not known and error.errno not in _NETWORK_IS_DOWN:
+        if _status_of(error) is None and not known and error.errno not in NETWORK_ERRNO:
             raise
         raise _refused_or_lost(url, error) from error
     except Exception as error:
@@ -110,7 +110,7 @@ def in_words(url: str) -> Generator[None]:
 
 
 # Errors of the network that Python has no exception of its own for. ESTALE: a server of NFS lost the file's handle.
-_NETWORK_IS_DOWN = (
+NETWORK_ERRNO = (
     errno.EHOSTUNREACH,
     errno.ENETUNREACH,
     errno.ENETDOWN,
@@ -184,6 +184,10 @@ def is_there(fs: Any, path: str) -> bool:
         return False
     except NotADirectoryError:
         return False
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            return False  # links that lead to each other; a name that no file has
+        raise
     except ValueError as error:
         raise unusable(path, error) from error
     return True

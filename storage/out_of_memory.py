@@ -20,8 +20,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(_reports_lack(one) for one in chain(error))
 
 
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception, then its causes and contexts, each once."""
+def chain(error: BaseException, suppressed: bool = True) -> Iterator[BaseException]:
+    """The exception, then its causes and contexts, each once. suppressed: those as well that `from None` hides."""
     waiting: list[BaseException | None] = [error]
     seen = set[int]()
     while waiting:
@@ -29,7 +29,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         if one is not None and id(one) not in seen:
             seen.add(id(one))
             yield one
-            waiting += [one.__context__, one.__cause__]
+            waiting += [None if one.__suppress_context__ and not suppressed else one.__context__, one.__cause__]
 
 
 def _reports_lack(error: BaseException) -> bool:

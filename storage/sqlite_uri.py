@@ -44,7 +44,7 @@ def sqlite_path(uri: str) -> Path | None:
     if name.startswith("file:") and url.query.get("uri") == "true":
         # Such a name is a URI of SQLite's own.
         name = unquote(name.removeprefix("file:").partition("?")[0].partition("#")[0])
-    return None if ":memory:" in name else Path(name)
+    return None if name in (":memory:", "file::memory:") or name.endswith("/:memory:") else Path(name)
 
 
 def lost_options(uri: str) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -21,7 +23,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from cluster.connect import connect, is_embedded
-from cluster.failures import Retries, decisive, layers
+from cluster.failures import Retries, decisive, layers, portable
 from cluster.resources import asked_for, refuse_too_large, what_there_is
 from storage.console import Progress, say
 from storage.errors import JobError, StillhouseError
@@ -150,17 +152,19 @@ def _fit(run: Run, tracker: Tracker, stopped: threading.Event) -> dict[str, Any]
     settings = run.recipe.ray
     retries, attempts = Retries(settings.max_failures, settings.max_preemptions), 1
     while True:
+        # After an interrupt Ray is gone, and an attempt would start a new one.
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        begun = time.monotonic()
         answer = _attempt(run, tracker)
         if isinstance(answer, dict):
             return answer
-        seconds, error = retries.after(answer), _translated(answer, run.recipe)
+        seconds, error = retries.after(answer, time.monotonic() - begun), _translated(answer, run.recipe)
         if seconds is None:
             raise error
         attempts += 1
         say(f"{run.recipe.name}, seed {run.recipe.seed}: attempt {attempts} begins in {seconds:.0f} s. {error}")
-        # After an interrupt Ray is gone, and another attempt would start a new one.
-        if stopped.wait(seconds):
-            raise error
+        stopped.wait(seconds)
 
 
 def _attempt(run: Run, tracker: Tracker) -> Any:
@@ -192,6 +196,7 @@ def _attempt(run: Run, tracker: Tracker) -> Any:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
+    handler = signal.getsignal(signal.SIGINT)
     try:
         return trainer.fit().return_value
     except (ray.train.TrainingFailedError, RayError) as error:
@@ -199,6 +204,10 @@ def _attempt(run: Run, tracker: Tracker) -> Any:
     except SystemExit:
         # Ray Train's own handler of an interrupt stops the workers and exits.
         raise KeyboardInterrupt from None
+    finally:
+        # Ray Train leaves its handler behind, which stops nothing once its workers are gone.
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _no_retries() -> FailureConfig:
@@ -283,9 +292,10 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | StillhouseError | None:
             restored = None if checkpoint is None else Path(checkpoint)
             outcome = train(recipe, place, restored=restored, observer=observer, expected=config["data"])
         check_owner()
-    except StillhouseError as error:
+    except Exception as error:
+        sent = portable(error)
         # Ray prints a traceback of what is raised. A worker among others must raise, though: they wait for it.
-        if place.world > 1:
-            raise
-        return error
+        if place.world > 1 or not isinstance(sent, StillhouseError):
+            raise sent from error
+        return sent
     return None if place.rank else keep_model(recipe, folder, outcome)

@@ -16,7 +16,7 @@ from storage.folder import Folder
 from storage.lineage import redact, software
 from storage.models import CONFIG_FILE, WEIGHTS_FILE
 from storage.owner import Ownership, own, refuse_lost
-from storage.stream import RowGroups, SourceRows
+from storage.stream import RowGroups
 from student_train.checkpoint import cpu_tensors, refuse_foreign
 from student_train.config import StudentRecipe
 from student_train.journal import METRICS, PROGRESS_FILE, TOLD_FILE, show_progress
@@ -100,7 +100,7 @@ def begin(recipe: StudentRecipe) -> list[Run]:
     output.prepare()
     data, held_out = open_data(recipe), open_evaluation(recipe)
     for rows in (data, held_out):
-        for note in rows.notes if isinstance(rows, SourceRows) else ():
+        for note in getattr(rows, "notes", ()):
             say(note)
     identity = {
         # The factory's source and the weights to start from count by content, as the data do.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ import pyarrow as pa
 from storage.commits import Quarantined
 from storage.device_lost import is_device_lost
 from storage.encodings import Encoding
-from storage.errors import DeviceLost, SourceError, StillhouseError, TeacherError
+from storage.errors import DeviceLost, SourceError, StillhouseError, StoreLost, TeacherError
 from storage.lineage import redact
 from storage.out_of_memory import is_out_of_memory
+from storage.passing import is_network_failure, is_passing
 from storage.samples import SAMPLE_ID
 from storage.shard import Rows, sample_rows
 from storage.targets import IGNORED
@@ -37,13 +38,15 @@ class Answers:
 class Questioner:
     """Asks one teacher. Batches, and the halves of a batch that failed, follow from the span and `batch_size` alone.
 
-    max_bad: how many samples of a span may be left out. `bad` says which were, and why.
+    max_bad: how many samples of a span may be left out. `bad` says which were, and why. on_call: is called whenever the
+    teacher has answered or raised.
     """
 
     def __init__(self, teacher: Teacher, batch_size: int, encoding: Encoding, max_bad: int, where: str) -> None:
         self._teacher, self._batch_size, self._encoding = teacher, batch_size, encoding
         self._max_bad, self._where = max_bad, where
         self.bad: list[Quarantined] = []
+        self.on_call: Callable[[], None] = lambda: None
 
     def ask(self, samples: pa.Table) -> Iterator[Answers]:
         """Raises TeacherError, with the first sample's id, once more than `max_bad` samples are bad."""
@@ -60,6 +63,7 @@ class Questioner:
             raise
         except Exception as error:
             self._refuse_machines_fault(error, batch)
+            self.on_call()
             if batch.num_rows == 1:
                 self._quarantine(batch, 0, f"the teacher raised {_in_short(error)}")
                 return
@@ -67,6 +71,7 @@ class Questioner:
             yield from self._ask_whole_or_halves(batch.slice(0, half))
             yield from self._ask_whole_or_halves(batch.slice(half))
             return
+        self.on_call()
         bad = softened.bad_R
         for row in bad.nonzero()[0].tolist():
             self._quarantine(batch, row, _why_bad(logits[row]))
@@ -82,7 +87,9 @@ class Questioner:
                 f"teacher.batch_size is {self._batch_size}.",
                 "Lower it, or give each actor more memory.",
             ) from error
-        if is_device_lost(error):
+        if is_network_failure(error):
+            raise StoreLost(f"The teacher lost a connection (in {self._where}): {_in_short(error)}.") from error
+        if is_device_lost(error) or is_passing(error):
             raise DeviceLost(
                 f"The teacher's device failed (in {self._where}): {_in_short(error)}.",
                 "After such an error it answers nothing any more.",

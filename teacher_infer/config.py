@@ -123,8 +123,9 @@ class RaySection(Section):
     actors: n, or min and max; n means from 1 to n. capacity_timeout_s: how long fewer than min may be
     placed. max_crashes: how often an actor may die over one span, and how many may die in a row with
     nothing committed between; an actor that went with its node counts against max_preemptions only.
-    hang_timeout_s: how long an actor may load its teacher, or label without finishing a batch, before it is replaced;
-    once such a step has been measured, 20 times the longest so far, and at least a sixth of this. null: no limit.
+    hang_timeout_s: how long an actor may load its teacher, label a batch, or read or write a part of a span before it
+    is replaced; once such a step has been measured, 20 times the longest so far, and at least this (of a batch, a
+    sixth of it). null: no limit.
     num_cpus: the logical CPUs of an embedded Ray, where RAY_ADDRESS names no cluster.
     """
 

@@ -24,11 +24,13 @@ from teacher_infer.plan import Span
 from teacher_infer.pool import SPANS_IN_FLIGHT, Pool, Task
 from teacher_infer.prepare import Prepared, actor_settings
 from teacher_infer.tally import Tally
-from teacher_infer.watch import Watch
+from teacher_infer.watch import Advance, Watch
 from teacher_infer.worker import Worker
 
 # Seconds between two requests for an actor's progress.
 _POLL_S = 1.0
+# A step of the driver takes a second or two. After so many it was stopped, or its machine was.
+_STOOD_STILL_S = 30.0
 
 
 @ray.remote(concurrency_groups={"progress": 1})  # pyright: ignore[reportCallIssue]
@@ -50,7 +52,7 @@ class TeacherActor:
 
     # In a thread of its own, so that it is answered while the others are busy.
     @ray.method(concurrency_group="progress")
-    def progress(self) -> tuple[int, dict[str, int]]:
+    def progress(self) -> Advance:
         return self._worker.progress()
 
 
@@ -90,29 +92,31 @@ class _Crew:
         self._nodes, self._losses = dict[int, str](), Losses()
         self._ready_at: dict[int, float] = {}
         self._asked: dict[Any, tuple[int, Task | None]] = {}
-        self._watch = Watch(prepared.recipe.ray.hang_timeout_s)
+        self._watch, self._seen_at = Watch(prepared.recipe.ray.hang_timeout_s), time.monotonic()
         # Of each actor: the request for its progress that is under way, when it was last asked, and its last answer.
         self._polls: dict[int, Any] = {}
         self._polled_at: dict[int, float] = {}
-        self._progress: dict[int, tuple[int, dict[str, int]]] = {}
+        self._progress: dict[int, Advance] = {}
 
     @property
     def positions_in_flight(self) -> int:
         """Positions that were labelled of spans that are not committed yet."""
-        rows = {key: rows for _, spans in self._progress.values() for key, rows in spans.items()}
+        rows = {key: rows for advance in self._progress.values() for key, rows in advance.rows.items()}
         each = self._tally.positions_a_row
         return sum(count * each.get(key, 1) for key, count in rows.items() if key not in self._tally.labelled)
 
     def step(self) -> None:
-        """Hire, hear at least one answer or wait a second, and give out spans."""
+        """Hire, hear what was answered or wait a second, and give out spans."""
         for number in self.pool.hire(time.monotonic()):
             self._hire(number)
         self.pool.refuse_to_wait(time.monotonic(), what_there_is)
         if self._asked:
             answered, _ = ray.wait(list(self._asked), num_returns=1, timeout=1.0)
+            answered, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0) if answered else ([], [])
         else:
             answered = []
             time.sleep(0.1)  # until an actor may be hired again
+        self._notice_pause()
         for reference in answered:
             self._hear(reference)
         now = time.monotonic()
@@ -120,7 +124,8 @@ class _Crew:
             while (task := self.pool.give(number, now)) is not None:
                 self._asked[self._actors[number].label.remote(task.part, task.span)] = (number, task)
                 if not self._watch.watches(number):
-                    self._watch.began(number, "label", now)
+                    self._watch.began(number, "move", now)
+        self._notice_pause()
         self._poll(now)
         for hang in self._watch.hanging(now):
             self._lose(hang.number, f"It hangs. {hang}", preempted=False)
@@ -128,17 +133,24 @@ class _Crew:
             self._let_go(number)
         self._meter.actors(self.pool.placed)
 
+    def _notice_pause(self) -> None:
+        """While this process was stopped it heard nothing, and no actor hangs for that."""
+        now = time.monotonic()
+        if now - self._seen_at > _STOOD_STILL_S:
+            self._watch.pause(now - self._seen_at)
+        self._seen_at = now
+
     def _poll(self, now: float) -> None:
         """Read the answers about progress, and ask again. An actor that does not answer makes no progress."""
         ready = ray.wait(list(self._polls.values()), num_returns=len(self._polls), timeout=0)[0] if self._polls else []
         for number in [number for number, poll in self._polls.items() if poll in ready]:
             try:
-                steps, rows = ray.get(self._polls.pop(number))
+                advance: Advance = ray.get(self._polls.pop(number))
             except RayError:
                 continue  # the actor's end is heard of by what it was asked to do
-            if steps > self._progress.get(number, (0, {}))[0]:
-                self._watch.progressed(number, now)
-            self._progress[number] = steps, rows
+            if number not in self._progress or advance.reports > self._progress[number].reports:
+                self._watch.progressed(number, now, advance.step)
+            self._progress[number] = advance
         for number in self._ready_at:
             if number not in self._polls and now - self._polled_at.get(number, 0.0) >= _POLL_S:
                 self._polls[number], self._polled_at[number] = self._actors[number].progress.remote(), now

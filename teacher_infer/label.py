@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -15,12 +15,13 @@ from storage.digest import rows_digest
 from storage.encodings import Encoding
 from storage.errors import SourceChanged, SourceError, TeacherError
 from storage.folder import Folder
-from storage.samples import Inputs, kept_columns
+from storage.samples import Inputs, concat_samples, kept_columns
 from storage.shard import FORMAT_VERSION, ShardHeader, row_bytes, shard_schema
 from storage.sources import Source
 from teacher_infer.answers import Questioner
 from teacher_infer.plan import Span, added_fields
 from teacher_infer.teachers import Teacher
+from teacher_infer.watch import Step
 from teacher_infer.writer import Writer
 
 _REMEDY = "Leave a source alone while a job reads it; run the recipe again to plan it as it is now."
@@ -56,6 +57,13 @@ class Seconds:
     write: float = 0.0
 
 
+class Report(Protocol):
+    """Is called with the rows of a span that were labelled so far, and what is done next: `move` them, to read or to
+    write, or `label` a batch."""
+
+    def __call__(self, rows: int, step: Step) -> None: ...
+
+
 @dataclass(frozen=True)
 class Labelled:
     """A span's commit, and whether this call computed it or found it."""
@@ -70,25 +78,25 @@ def label_span(
     teacher: Teacher,
     span: Span,
     turn: AbstractContextManager[Any] | None = None,
-    report: Callable[[int], None] | None = None,
+    report: Report | None = None,
 ) -> Labelled:
     """Run the teacher over a span's rows and commit their shard; find it, where another attempt has committed it.
 
     turn: held while the teacher runs, so that of several calls in threads one computes while others read
     and write. At most `writer.WAITING` batches of softened logits wait to be written: a slow disk
-    stops the teacher, not the memory. report: is called with the rows labelled so far, after reading (0), after each
-    batch and before the shard is published. Raises SourceChanged when the rows are not those of the plan,
+    stops the teacher, not the memory. Raises SourceChanged when the rows are not those of the plan,
     TeacherError with a sample's id for one that cannot be labelled, SourceError for a label outside the
     classes, StoreFull and StoreLost.
     """
     with suppress(FileNotFoundError):
         return Labelled(read_commit(work.store, span.shard_key), computed=False)
     seconds, begun, done = Seconds(), time.perf_counter(), 0
-    report = report or (lambda rows: None)
-    samples = _read(work, span)
-    report(0)
+    report = report or (lambda rows, step: None)
+    samples = _read(work, span, report)
+    report(0, "label")
     seconds.read = time.perf_counter() - begun
     questioner = Questioner(teacher, work.batch_size, work.encoding, work.max_bad_samples, str(span))
+    questioner.on_call = lambda: report(done, "label")
     staged = work.store.stage()
     try:
         with Writer(staged, work.store.stage_place(), work.encoding, compression=work.compression) as writer:
@@ -100,13 +108,13 @@ def label_span(
                         writer.begin(*_schema(work, span, samples.schema, classes, positions))
                     writer.put(answers)
                     done += answers.samples.num_rows
-                    report(done)
                 seconds.forward = time.perf_counter() - begun - writer.waited
                 if not writer.begun:
                     *lead, classes = _shape(teacher, samples, questioner, span)
                     writer.begin(*_schema(work, span, samples.schema, classes, lead[0] if lead else None))
+            report(done, "move")
             rows = writer.finish()
-        report(done)
+        report(done, "move")
         begun = time.perf_counter()
         key = None if work.key is None else {**work.key, "span": span.digest}
         mine = publish_shard(work.store, span.shard_key, new_attempt(), staged, rows, questioner.bad, key)
@@ -117,9 +125,15 @@ def label_span(
         staged.unlink(missing_ok=True)
 
 
-def _read(work: Work, span: Span) -> pa.Table:
+def _read(work: Work, span: Span, report: Report) -> pa.Table:
+    def pieces() -> Iterator[pa.Table]:
+        for piece in work.source.pieces(span.file, span.start, span.stop):
+            yield piece
+            report(0, "move")
+
+    report(0, "move")
     try:
-        samples = work.source.read(span.file, span.start, span.stop)
+        samples = concat_samples(pieces(), span.file.name)
     except SourceError as error:
         raise SourceChanged(f"The rows {span} could be planned, and cannot be read. {error}", "", _REMEDY) from error
     found = rows_digest(samples)

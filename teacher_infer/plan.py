@@ -162,6 +162,8 @@ def make_plan(
     for file, start, stop in cut(files, span_rows):
         with RowsDigest(stop - start, f"{file.name}[{start}:{stop}]") as rows:
             for piece in source.pieces(file, start, stop):
+                if not piece.num_rows:
+                    continue  # rows that are gone since they were counted are missed below
                 if example is None:
                     example = piece.take([0])  # a copy: a slice would keep the piece in memory
                 refuse_other_schema(piece.schema, example.schema, file.name)
@@ -189,6 +191,8 @@ def _default_rows(
     if first is None:
         return MOST_ROWS
     piece = next(iter(source.pieces(first, 0, min(first.rows, MOST_ROWS))))
+    if not piece.num_rows:
+        return MOST_ROWS
     if refuse is not None:
         refuse(piece, first.name)
     positions = labelled_positions(piece.schema) if length is None else length(piece)

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
 from storage.cache import cache_key
 from storage.commits import committed_keys
 from storage.digest import sha256_of
@@ -23,6 +21,7 @@ from storage.sources import columns_of, make_source
 from teacher_infer.config import TeacherRecipe
 from teacher_infer.miss import Miss, explain
 from teacher_infer.plan import Plan, Question, Span, added_fields, make_plan
+from teacher_infer.positions import positions_of
 from teacher_infer.span_size import idle_warning, size_warnings
 from teacher_infer.teachers import Spec, answer_shape, build_without_weights, resolve, spec_settings
 
@@ -111,14 +110,12 @@ def _refuse_secrets(recipe: TeacherRecipe) -> None:
 def _part(
     name: str, settings: dict[str, Any], span_rows: int | None, question: Question, store: Folder, spec: Spec
 ) -> Part:
-    source, refuse, length = make_source(settings), None, None
+    source, refuse = make_source(settings), None
     if isinstance(spec, HuggingFaceSpec):
         spec.refuse_source(source)
         refuse = spec.refuse_rows
-        if spec.is_language_model:
-            length = partial(_length, spec)
     asked = replace(question, preprocessing=source.preprocessing())
-    plan = make_plan(source, span_rows, asked, refuse, length)
+    plan = make_plan(source, span_rows, asked, refuse, partial(positions_of, spec))
     done = committed_keys(store, [span.shard_key for span in plan.spans])
     columns = described_columns(plan.example.schema, columns_of(settings), source.left_out())
     if settings.get("pack") is not None:
@@ -130,11 +127,6 @@ def _part(
     return Part(name, settings, asked, plan, missing, columns, source.notes(), miss)
 
 
-def _length(spec: HuggingFaceSpec, example: pa.Table) -> int:
-    """The positions of a row, for a language model."""
-    return spec.answer_shape(example)[0]
-
-
 def show_plan(prepared: Prepared) -> dict[str, Any]:
     """What a job would do: spans, positions, expected bytes before compression, and what it would reuse."""
     recipe = prepared.recipe
@@ -144,7 +136,8 @@ def show_plan(prepared: Prepared) -> dict[str, Any]:
         size = None if shape is None else part.plan.sample_bytes + part.plan.rows * _added(prepared, shape)
         forward = sum(span.rows for span in part.missing) * part.plan.positions_a_row
         classes = None if shape is None else shape[-1]
-        span, warnings = _span_facts(part.plan, None if size is None else size / part.plan.rows)
+        packed = part.source.get("pack") is not None
+        span, warnings = _span_facts(part.plan, None if size is None else size / part.plan.rows, packed)
         facts = {"forward_positions": forward, "expected_bytes": size, "classes": classes, "span": span}
         answers.append({**part.answer(), **facts, "warnings": warnings, **part.columns})
     missing = [span for part in prepared.parts for span in part.missing]
@@ -156,13 +149,13 @@ def show_plan(prepared: Prepared) -> dict[str, Any]:
     return {"store": prepared.store.url, **notes, **nested(answers)}
 
 
-def _span_facts(plan: Plan, row_stored: float | None) -> tuple[dict[str, Any], list[str]]:
+def _span_facts(plan: Plan, row_stored: float | None, packed: bool) -> tuple[dict[str, Any], list[str]]:
     """The size of the largest span, and what is wrong with it. row_stored: bytes of a row in a shard, if known."""
     rows = max(span.rows for span in plan.spans)
     size = None if row_stored is None else round(rows * row_stored)
     facts = {"rows": rows, "bytes": size, "positions": rows * plan.positions_a_row}
     in_memory = row_bytes(plan.example.schema)
-    return facts, size_warnings(facts, plan.span_rows, len(plan.spans), plan.rows, in_memory)
+    return facts, size_warnings(facts, plan.span_rows, len(plan.spans), plan.rows, in_memory, packed)
 
 
 def _added(prepared: Prepared, shape: tuple[int, ...]) -> int:

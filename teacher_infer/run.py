@@ -21,6 +21,7 @@ from teacher_infer.tally import Tally
 def run(prepared: Prepared) -> dict[str, Any]:
     """Compute what is missing and seal every cache of the recipe. Raises JobError and all that a span raises."""
     started, store = time.monotonic(), prepared.store
+    prepared.recipe.tracking.resolved_uri()  # refused before the work, not after it
     if store.protocol == "memory":
         raise RecipeError("store is memory://.", "Ray's workers are other processes, which cannot see it.")
     store.prepare()

@@ -32,11 +32,14 @@ def default_span_rows(samples: pa.Schema, positions: int) -> int:
     return 1 << (min(max(rows, 1), MOST_ROWS).bit_length() - 1)
 
 
-def size_warnings(span: dict[str, Any], span_rows: int, spans: int, rows: int, row_in_memory: int) -> list[str]:
+def size_warnings(
+    span: dict[str, Any], span_rows: int, spans: int, rows: int, row_in_memory: int, packed: bool = False
+) -> list[str]:
     """What is wrong with the size of spans, in sentences.
 
     span: rows and bytes of the largest one, before compression, None where they are not known. span_rows: of the
-    recipe, or by default. spans, rows: of the whole source. row_in_memory: bytes of a sample with its inputs.
+    recipe, or by default. spans, rows: of the whole source. row_in_memory: bytes of a sample with its inputs. packed:
+    whether rows are packed from blocks of documents, which spans do not cross.
     """
     warnings: list[str] = []
     size = max(span["bytes"] or 0, span["rows"] * row_in_memory)
@@ -49,7 +52,8 @@ def size_warnings(span: dict[str, Any], span_rows: int, spans: int, rows: int, r
         )
     mean = rows / spans
     if spans > _MANY_SPANS and mean * row < _SMALL_BYTES:
-        advice = "Raise span_rows." if mean > span_rows / 2 else "Write the source in fewer, larger files."
+        files = "Raise source.pack.block_documents." if packed else "Write the source in fewer, larger files."
+        advice = "Raise span_rows." if mean > span_rows / 2 else files
         warnings.append(
             f"There are {spans:,} spans, of {mean:,.1f} rows and {mean * row / 1e6:,.2f} MB on average, and each is a "
             f"file and a commit of its own. {advice}"

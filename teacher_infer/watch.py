@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-# A step of an actor: it loads its teacher, or labels a batch (or reads or writes a span around it).
-Step = Literal["load", "label"]
+# What an actor does: it loads its teacher, labels a batch, or moves a span's rows: reads, writes or publishes them.
+Step = Literal["load", "label", "move"]
+_NOT_DONE = {
+    "load": "did not load its teacher",
+    "label": "finished no batch",
+    "move": "neither read nor wrote a part of a span",
+}
 
-# How many times the longest step so far a step may take, and the least share of the timeout that it may.
+# How many times the longest step so far a step may take, and the least share of the timeout that a batch may.
 _TIMES, _LEAST = 20.0, 1 / 6
 
 
@@ -22,15 +27,26 @@ class Hang:
     allowed: float
 
     def __str__(self) -> str:
-        what = "did not load its teacher" if self.step == "load" else "finished no batch"
-        return f"It {what} for {self.seconds:.0f} s, where {self.allowed:.0f} are allowed (ray.hang_timeout_s)."
+        long = f"{self.seconds:.0f} s, where {self.allowed:.0f} are allowed"
+        return f"It {_NOT_DONE[self.step]} for {long} (ray.hang_timeout_s)."
+
+
+@dataclass(frozen=True)
+class Advance:
+    """How far an actor is. reports: how many steps it has made since it began; step: what it does now; rows: labelled
+    so far, of each span that it has, by shard key."""
+
+    reports: int
+    step: Step
+    rows: dict[str, int]
 
 
 class Watch:
     """Times the steps of actors, which are known by number.
 
-    timeout_s: what a step may take while none of its kind has ended; None for no limit. After that a step may take 20
-    times the longest one so far, and at least a sixth of the timeout.
+    timeout_s: what a step may take while none of its kind has ended; None for no limit. After that it may take 20 times
+    the longest one so far: labelling a batch a sixth of the timeout at least, and the others all of it, since they
+    depend on a span's size and on what a machine has read before.
     """
 
     def __init__(self, timeout_s: float | None) -> None:
@@ -45,21 +61,25 @@ class Watch:
     def watches(self, number: int) -> bool:
         return number in self._running
 
-    def progressed(self, number: int, now: float) -> None:
-        """A step ended, and the next one of its kind begins."""
+    def progressed(self, number: int, now: float, following: Step | None = None) -> None:
+        """A step ended, and the next one begins: of the same kind, or of another one."""
         if number in self._running:
             step, since = self._running[number]
             self._longest[step] = max(self._longest.get(step, 0.0), now - since)
-            self._running[number] = step, now
+            self._running[number] = following or step, now
 
     def ended(self, number: int) -> None:
         """The actor has nothing to do, or is gone."""
         self._running.pop(number, None)
 
+    def pause(self, seconds: float) -> None:
+        """The driver itself stood still for so long, as a process that was stopped: it counts for no step."""
+        self._running = {number: (step, since + seconds) for number, (step, since) in self._running.items()}
+
     def hanging(self, now: float) -> list[Hang]:
         if self._timeout_s is None:
             return []
-        allowed = {step: self._allowed(step) for step in ("load", "label")}
+        allowed: dict[Step, float] = {step: self._allowed(step) for step in get_args(Step)}
         return [
             Hang(number, step, now - since, allowed[step])
             for number, (step, since) in self._running.items()
@@ -70,4 +90,5 @@ class Watch:
         assert self._timeout_s is not None
         if step not in self._longest:
             return self._timeout_s
-        return max(_LEAST * self._timeout_s, _TIMES * self._longest[step])
+        least = _LEAST * self._timeout_s if step == "label" else self._timeout_s
+        return max(least, _TIMES * self._longest[step])

@@ -16,6 +16,7 @@ from storage.stages import remove_dead_stages
 from teacher_infer.label import Work, label_span
 from teacher_infer.plan import Span
 from teacher_infer.teachers import build_without_weights, make_spec, make_teacher
+from teacher_infer.watch import Advance, Step
 
 
 class Worker:
@@ -26,7 +27,7 @@ class Worker:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings, self._turn = settings, threading.Lock()
-        self._steps, self._rows = 0, dict[str, int]()
+        self._reports, self._rows, self._doing = 0, dict[str, int](), dict[str, Step]()
 
     def load(self, gpus: int) -> None:
         """Load the teacher. Raises StoreError, RecipeError, SourceChanged, and what loading raises."""
@@ -74,20 +75,23 @@ class Worker:
         torch.set_num_threads(max(1, int(self._settings["cpus"])))
         key = span.shard_key
 
-        def report(rows: int) -> None:
-            self._steps += 1
-            self._rows[key] = rows
+        def report(rows: int, step: Step) -> None:
+            self._reports += 1
+            self._rows[key], self._doing[key] = rows, step
 
         try:
             labelled = label_span(self._works[part], self._teacher, span, self._turn, report)
         finally:
             self._rows.pop(key, None)
+            self._doing.pop(key, None)
         return {
             "commit": labelled.commit.to_dict(),
             "computed": labelled.computed,
             "seconds": vars(labelled.seconds),
         }
 
-    def progress(self) -> tuple[int, dict[str, int]]:
-        """How many steps it has made since it began, and the rows labelled so far of each span that it has."""
-        return self._steps, dict(self._rows)
+    def progress(self) -> Advance:
+        """How far it is."""
+        # Of two spans one is with the teacher, whose batches end sooner than files are read or written.
+        step: Step = "label" if "label" in self._doing.values() else "move"
+        return Advance(self._reports, step, dict(self._rows))

@@ -56,6 +56,7 @@ def list_files(url: str, endings: Sequence[str], kind: str) -> FileList:
             if is_pattern(path):
                 search.add_matches(path)
     names, twice = search.read_once()
+    _refuse_unpacked_twins(names, url)
     left_out = search.left_out()
     if not names:
         raise SourceError(
@@ -90,6 +91,19 @@ def _refuse_table(fs: Any, path: str, url: str) -> None:
             )
 
 
+def _refuse_unpacked_twins(names: Iterable[str], url: str) -> None:
+    """Raises SourceError where a file lies beside its own compressed form, as `gzip -k` leaves it: rows come twice."""
+    names = set(names)
+    for name in sorted(names):
+        plain, ending = os.path.splitext(name)
+        if ending.lower() in COMPRESSED_ENDINGS and plain in names:
+            raise SourceError(
+                f"'{url}' has both '{plain}' and '{name}'.",
+                "A file and its compressed form hold the same rows, which would be read twice.",
+                "Remove one of them, or name the files by a pattern that matches one.",
+            )
+
+
 def is_pattern(path: str) -> bool:
     return any(sign in path for sign in "*?[")
 
@@ -105,6 +119,8 @@ def root_of(url: str) -> str:
 
 def inside(root: str, name: str) -> str:
     """A file's name from its source's root on, which stays when all of it is moved."""
+    if not root:
+        return name.lstrip("/")  # in an archive
     return name.removeprefix(f"{root}/") if name.startswith(f"{root}/") else name.rpartition("/")[2]
 
 

@@ -29,6 +29,7 @@ class Decoded:
     """Rows [first, first + table.num_rows) of a file, and an iterator over those after them, up to row `stop`.
 
     empty: a table without rows, given with `more`. Without `more` nothing changes, so that several threads may use it.
+    What is decoded is kept up to WHOLE_BYTES, so that the rows of a group that takes no more are decoded once.
     """
 
     first: int
@@ -49,11 +50,13 @@ class Decoded:
             if self.more is None:
                 return
             assert self.empty is not None
-            self.first, self.table = end, self.empty  # frees the batch before the next one is decoded
+            if self.table.nbytes + PIECE_BYTES > WHOLE_BYTES:
+                self.first, self.table = end, self.empty  # frees them before the next ones are decoded
             batch = next(self.more, None)
             if batch is None:
+                self.more = None
                 return
-            self.table = pa.Table.from_batches([batch])
+            self.table = pa.concat_tables([self.table, pa.Table.from_batches([batch])])
 
 
 class LastDecoded:

@@ -56,7 +56,7 @@ class JoinedRows:
         sample = source.read(self._places.files[0], 0, 1)
         self._inputs = _inputs_of(sample.schema)
         self.rows = self.sizes = self._groups.rows
-        self.digest, self.where = cache.digest, cache.url
+        self.digest, self.where, self.notes = cache.digest, cache.url, source.notes()
         self.columns: Sequence[Column] = (
             *(column for column in kept.values() if column.name != INPUTS_XXH3),
             *self._inputs,

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RaySystemError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal import exceptions as train
 from ray.train.v2.api import exceptions as api
 
 from cluster import failures
-from cluster.failures import Failure, Retries, classify, decisive, delay_s
+from cluster.failures import Failure, Retries, classify, decisive, delay_s, portable
 from storage.errors import (
     ClusterError,
     CorruptShard,
@@ -77,6 +77,10 @@ GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connec
         (OSError(errno.EACCES, "Permission denied"), FINAL),
         (ValueError("gloom"), FINAL),
         (ValueError("Connection reset by peer in row 7"), FINAL),
+        (RuntimeError("CUDA error: device-side assert triggered"), FINAL),
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device"), FINAL),
+        (RuntimeError("Distributed package doesn't have NCCL built in"), FINAL),
+        (RaySystemError("System error: cannot be unpickled"), FINAL),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), FINAL),
         (torch.OutOfMemoryError("CUDA out of memory"), FINAL),
         (caused_by(RuntimeError("x"), torch.OutOfMemoryError("CUDA out of memory")), FINAL),
@@ -147,6 +151,38 @@ def test_delays_double_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [delay_s(count) for count in (1, 2, 3, 4, 5, 6, 50)] == [2, 4, 8, 16, 32, 60, 60]
     monkeypatch.setattr(failures.random, "uniform", lambda low, high: low)
     assert delay_s(1) == 1
+
+
+def test_what_from_none_hides_decides_nothing() -> None:
+    try:
+        try:
+            raise TimeoutError("x")
+        except TimeoutError:
+            raise ValueError("of the user's data") from None
+    except ValueError as error:
+        assert classify(error) is FINAL
+
+
+class _Awkward(ValueError):
+    """Cannot be unpickled."""
+
+    def __init__(self, got: int, expected: int) -> None:
+        super().__init__(f"{got} in place of {expected}")
+
+
+def test_an_error_that_cannot_be_pickled_is_sent_as_one_of_the_same_kind() -> None:
+    sent = portable(_Awkward(3, 4))
+    assert str(sent) == "_Awkward: 3 in place of 4" and classify(sent) is FINAL
+    passing = caused_by(_Awkward(3, 4), ConnectionResetError("x"))
+    assert classify(portable(passing)) is PASSING  # type: ignore[arg-type]
+    plain = ValueError("x")
+    assert portable(plain) is plain
+
+
+def test_after_a_long_attempt_the_pauses_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures.random, "uniform", lambda low, high: high)
+    retries = Retries(9, 9)
+    assert [retries.after(StoreLost("x"), seconds) for seconds in (1, 1, 1, 601, 1)] == [2, 4, 8, 2, 4]
 
 
 def test_an_attempt_is_made_again_within_its_budget_and_never_after_a_final_error() -> None:

@@ -261,3 +261,9 @@ def test_a_handler_of_sigterm_that_is_there_stays() -> None:
         signal.signal(signal.SIGTERM, before)
     assert run_command(answer, as_json=False) == 0
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_progress_needs_no_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    with Progress("work", 2, "steps") as progress:
+        progress.update(1)

@@ -336,3 +336,15 @@ def test_a_table_whose_log_says_which_files_count_is_refused(tmp_path: Path, log
     with pytest.raises(SourceError, match=f"is a {kind} table: it holds {log}"):
         list_files(str(tmp_path), (".parquet", ".pq"), "Parquet")
     assert list_files(f"{tmp_path}/*.parquet", (".parquet", ".pq"), "Parquet").names == [f"{tmp_path}/a.parquet"]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_a_file_beside_its_compressed_form_is_refused(tmp_path: Path, ending: str) -> None:
+    """As `gzip -k` leaves them: packed documents would be read twice."""
+    for name in ("a.jsonl", f"a.jsonl{ending}", "b.jsonl"):
+        (tmp_path / name).touch()
+    endings = (".jsonl", f".jsonl{ending}")
+    with pytest.raises(SourceError, match=rf"has both '.*/a\.jsonl' and '.*/a\.jsonl\{ending}'"):
+        list_files(str(tmp_path), endings, "JSONL")
+    found = list_files(f"{tmp_path}/*.jsonl", endings, "JSONL").names
+    assert found == [f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl"]

@@ -131,6 +131,27 @@ def test_reading_on_decodes_no_row_group_again(
     assert len(opened) == 1
 
 
+def test_rows_in_any_order_of_a_group_that_fits_are_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists take more memory while they are decoded than they do afterwards."""
+    monkeypatch.setattr(row_groups, "WHOLE_BYTES", 8000)
+    monkeypatch.setattr(row_groups, "PIECE_BYTES", 500)
+    source = write(tmp_path / "a.parquet", group=1000)
+    opened: list[bool] = []
+    decode = row_groups.decode
+
+    def counted(*given: Any) -> Any:
+        decoded = decode(*given)
+        opened.append(decoded.more is not None)
+        return decoded
+
+    monkeypatch.setattr("storage.sources.parquet.decode", counted)
+    for start in (60, 10, 90, 0, 35, 70, 5):
+        assert ids_of(source, start, start + 9) == expected(start, start + 9)
+    assert opened == [True]
+
+
 def test_a_piece_that_was_not_used_up_leaves_the_rows_where_they_are(tmp_path: Path, in_batches: None) -> None:
     source = write(tmp_path / "a.parquet", group=1000)
     [file] = source.files()

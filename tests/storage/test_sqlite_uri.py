@@ -50,6 +50,7 @@ def test_what_sqlalchemy_cannot_name_is_refused_in_a_sentence(monkeypatch: pytes
         ("sqlite:////x.db?timeout=20", "/x.db"),
         ("sqlite:///file:/a%2520b/x.db?mode=rwc&uri=true", "/a b/x.db"),
         ("sqlite:///:memory:", None),
+        ("sqlite:////a/my:memory:notes/x.db", "/a/my:memory:notes/x.db"),
         ("sqlite://", None),
         ("http://host:5000", None),
         ("postgresql://host/x", None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from storage.errors import JobError, RecipeError, StoreLost, TrainingError
 from student_train import job
 from student_train.__main__ import main
 from student_train.config import RaySection
+from student_train.runs import begin
 
 
 @pytest.fixture
@@ -57,9 +59,43 @@ def test_a_final_error_ends_the_run_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 def test_after_an_interrupt_no_attempt_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped, answers = threading.Event(), [StoreLost("no answer"), {"steps": 3}]
     stopped.set()
-    with pytest.raises(StoreLost):
+    with pytest.raises(KeyboardInterrupt):
         fit(monkeypatch, answers, stopped)
+    assert len(answers) == 2
+
+
+def test_an_interrupt_between_attempts_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped, answers = threading.Event(), list[Any]([{"steps": 3}])
+
+    def attempt(*_: Any) -> Any:
+        stopped.set()
+        return StoreLost("no answer")
+
+    run: Any = SimpleNamespace(recipe=SimpleNamespace(name="toy", seed=3, ray=RaySection()))
+    monkeypatch.setattr(job, "_attempt", attempt)
+    with pytest.raises(KeyboardInterrupt):
+        job._fit(run, SimpleNamespace(), stopped)  # type: ignore[arg-type]
     assert len(answers) == 1
+
+
+def test_an_attempt_leaves_no_handler_of_interrupts_behind(
+    monkeypatch: pytest.MonkeyPatch, make_cache: Any, make_recipe: Any
+) -> None:
+    """Ray Train's own handler stops nothing once its workers are gone."""
+    before = signal.getsignal(signal.SIGINT)
+
+    class Trainer:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def fit(self) -> Any:
+            signal.signal(signal.SIGINT, lambda *_: None)
+            return SimpleNamespace(return_value={"steps": 3})
+
+    monkeypatch.setattr(job, "TorchTrainer", Trainer)
+    [run] = begin(make_recipe(cache=make_cache()))
+    assert job._attempt(run, SimpleNamespace(uri=None, run_id=None)) == {"steps": 3}  # type: ignore[arg-type]
+    assert signal.getsignal(signal.SIGINT) == before
+    run.release()
 
 
 def test_ray_trains_own_retries_are_off() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from storage.encodings.dense import Dense
 from storage.encodings.topk import TopK
-from storage.errors import DeviceLost, SourceError, TeacherError
+from storage.errors import DeviceLost, SourceError, StoreLost, TeacherError
 from storage.samples import Columns, as_samples
 from teacher_infer.answers import Questioner
 
@@ -207,3 +207,30 @@ def test_a_classified_sample_may_have_no_label_and_other_foreign_labels_are_refu
     for foreign in (-1, 3, -101):
         with pytest.raises(SourceError, match=f"has the label {foreign}"):
             labelled([0, foreign, 2])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ConnectionResetError("reset by peer"), StoreLost),
+        (TimeoutError("late"), StoreLost),
+        (RuntimeError("NCCL communicator was aborted on rank 1"), DeviceLost),
+    ],
+)
+def test_what_may_pass_is_no_samples_fault(error: Exception, kind: type[Exception]) -> None:
+    class Lost(Picky):
+        def logits(self, inputs: dict[str, np.ndarray[Any, Any]]) -> torch.Tensor:
+            raise error
+
+    questioner = Questioner(Lost(), 8, Dense(2.0), 100, "rows[0:16]")
+    with pytest.raises(kind):
+        list(questioner.ask(samples(16)))
+    assert questioner.bad == []
+
+
+def test_each_call_of_the_teacher_is_reported_also_when_it_raises() -> None:
+    teacher, calls = Picky(raises=tuple(range(16))), list[int]()
+    questioner = Questioner(teacher, 8, Dense(2.0), 100, "rows[0:16]")
+    questioner.on_call = lambda: calls.append(len(questioner.bad))
+    assert list(questioner.ask(samples(16))) == []
+    assert len(calls) == len(teacher.asked) == 30

@@ -66,3 +66,32 @@ def test_a_hang_says_how_long_and_which_setting_allows_more() -> None:
     first, second = map(str, watch.hanging(61.0))
     assert first == "It did not load its teacher for 61 s, where 60 are allowed (ray.hang_timeout_s)."
     assert second == "It finished no batch for 61 s, where 60 are allowed (ray.hang_timeout_s)."
+
+
+def test_only_batches_may_be_allowed_less_than_the_timeout() -> None:
+    """Reading and writing depend on a span's size, loading on what the machine has read before."""
+    watch = Watch(60.0)
+    for number, step in enumerate(("load", "move", "label")):
+        watch.began(number, step, 0.0)  # type: ignore[arg-type]
+        watch.progressed(number, 0.1)
+    assert hanging(watch, 10.2) == [2]
+    assert hanging(watch, 60.1) == [2]
+    assert hanging(watch, 60.2) == [0, 1, 2]
+
+
+def test_a_step_is_followed_by_one_of_another_kind() -> None:
+    watch = Watch(60.0)
+    watch.began(0, "move", 0.0)
+    watch.progressed(0, 3.0, "label")
+    [hang] = watch.hanging(70.0)
+    assert hang.step == "label" and hang.allowed == 60.0
+
+
+def test_while_the_driver_stood_still_nothing_hangs() -> None:
+    watch = Watch(60.0)
+    watch.began(0, "label", 0.0)
+    watch.pause(1000.0)
+    assert hanging(watch, 1060.0) == []
+    assert hanging(watch, 1060.1) == [0]
+    watch.progressed(0, 1002.0)
+    assert hanging(watch, 1002.0 + 40.0) == [] and hanging(watch, 1002.0 + 40.1) == [0]

@@ -6,8 +6,6 @@ import enum
 import functools
 import hashlib
 import os
-import re
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -26,10 +24,8 @@ _NOT_SETTINGS = ("_name_or_path", "name_or_path", "transformers_version", "_comm
 def parameters_digest(model: Any) -> str:
     """sha256 of all numbers that a torch module holds, as they are on the CPU before a dtype or device is set.
 
-    Parameters, buffers (those that are not persistent as well), what else its state_dict has (as the packed weights of
-    quantised modules), and tensors and arrays among the modules' attributes: also in lists, tuples, mappings, objects
-    of the user's own classes, and what their functions enclose.
-    Raises ModelError for numbers that are not there yet: lazy or meta ones.
+    Parameters, buffers (those that are not persistent as well), and tensors and arrays among the modules' attributes,
+    also in lists, tuples and mappings. Raises ModelError for numbers that are not there yet: lazy or meta ones.
     """
     digest = hashlib.sha256()
     for name, value in sorted(_numbers(model), key=lambda item: item[0]):
@@ -42,21 +38,15 @@ def parameters_digest(model: Any) -> str:
 def structure_digest(model: Any) -> str:
     """sha256 of the class of each module inside a torch module, and of its settings.
 
-    Settings are attributes that are plain values, also in lists, tuples, mappings, configs of transformers and objects
-    of the user's own classes; functions, forward hooks among them, by their names and what they enclose; of TorchScript
-    the code. Absolute paths and names of devices are left out, since they differ between machines.
+    Settings are attributes that are plain values, also in lists, tuples and mappings, functions by their names, and
+    configs of transformers. Absolute paths are left out, since they differ between machines.
     """
     return sha256_of([[name, _class(module), _settings(module)] for name, module in model.named_modules()])
 
 
 def _numbers(model: Any) -> Iterator[tuple[str, Any]]:
-    import torch
-
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
-    for name, value in model.state_dict(keep_vars=True).items():
-        if not isinstance(value, torch.Tensor):  # the others were given above
-            yield from _numbers_in(value, f"state.{name}")
     for path, module in model.named_modules():
         for name, value in _attributes(module):
             yield from _numbers_in(value, f"{path}.{name}" if path else name)
@@ -75,8 +65,6 @@ def _numbers_in(value: Any, name: str, depth: int = 0) -> Iterator[tuple[str, An
     elif isinstance(value, list | tuple):
         for number, inner in enumerate(value):
             yield from _numbers_in(inner, f"{name}.{number}", depth + 1)
-    else:
-        yield from _numbers_in(_inside(value), name, depth + 1)
 
 
 def _arrays(name: str, value: Any) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
@@ -99,10 +87,8 @@ def _arrays(name: str, value: Any) -> Iterator[tuple[str, np.ndarray[Any, Any]]]
             value = value.dequantize()
         if value.layout != torch.strided:
             value = value.to_dense()
-        # A view of one number can keep a stride that view() refuses: copy into a new, flat tensor.
-        flat = torch.empty(value.numel(), dtype=value.dtype)
-        flat.copy_(value.resolve_conj().resolve_neg().reshape(-1))
-        yield f"{name}:{value.dtype}:{list(value.shape)}", flat.view(torch.uint8).numpy()
+        value = value.resolve_conj().resolve_neg().contiguous()
+        yield f"{name}:{value.dtype}:{list(value.shape)}", value.reshape(-1).view(torch.uint8).numpy()
     except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
         raise ModelError(
             f"The numbers of '{name}' ({type(value).__name__}) cannot be read on the CPU: {error}.",
@@ -114,8 +100,6 @@ def _arrays(name: str, value: Any) -> Iterator[tuple[str, np.ndarray[Any, Any]]]
 def _attributes(module: Any) -> Iterable[tuple[str, Any]]:
     """What a module's class has set. Of a class of a library names with an underscore are its own bookkeeping."""
     kept_by_torch, own = _kept_by_torch(), _is_own(type(module).__module__)
-    for name in ("_forward_pre_hooks", "_forward_hooks"):
-        yield name, list(getattr(module, name).values())
     for name, value in vars(module).items():
         if name not in kept_by_torch and (own or not name.startswith("_")):
             yield name, value
@@ -135,58 +119,11 @@ def _is_own(module: str) -> bool:
 
 
 def _settings(module: Any) -> dict[str, Any]:
-    found = {name: _plain(value) for name, value in (*_attributes(module), *_scripted(module))}
+    found = {name: _plain(value) for name, value in _attributes(module)}
     return {name: value for name, value in found.items() if value is not _SKIPPED}
 
 
-def _scripted(module: Any) -> Iterator[tuple[str, Any]]:
-    """The code of a TorchScript module, and the attributes that it reads."""
-    import torch
-
-    if not isinstance(module, torch.jit.ScriptModule):
-        return
-    code = getattr(module, "code", "")
-    # Names are numbered as they were loaded in this process.
-    yield "code", re.sub(r"___torch_mangle_\d+\.?", "", code)
-    for name in sorted(set(re.findall(r"self\.(\w+)", code))):
-        yield f"self.{name}", getattr(module, name, None)
-
-
-def _inside(value: Any) -> dict[str, Any]:
-    """What a function encloses, or an object of the user's own class holds; nothing of anything else."""
-    value = getattr(value, "__wrapped__", value) if isinstance(value, types.FunctionType) else value
-    if isinstance(value, functools.partial):
-        return {"function": value.func, "arguments": value.args, "keywords": value.keywords}
-    if isinstance(value, types.MethodType):
-        return {"function": value.__func__, "self": value.__self__}
-    if isinstance(value, types.FunctionType):
-        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        found = {name: cell.cell_contents for name, cell in cells if not _is_empty(cell)}
-        return found | {"defaults": value.__defaults__ or (), "keyword defaults": value.__kwdefaults__ or {}}
-    own = isinstance(value, types.SimpleNamespace) or _is_own(type(value).__module__)
-    if not own or isinstance(value, type | types.ModuleType) or _is_module(value):
-        return {}
-    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-    return {**{name: getattr(value, name) for name in slots if hasattr(value, name)}, **getattr(value, "__dict__", {})}
-
-
-def _is_empty(cell: types.CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return True
-    return False
-
-
-def _is_module(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.nn.Module)
-
-
 _SKIPPED = object()
-# A driver without a GPU builds the model that its actors build with one.
-_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hip|hpu|xla)(:\d+)?")
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
@@ -196,7 +133,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):
-        return _SKIPPED if os.path.isabs(value) or _DEVICE.fullmatch(value) else value
+        return _SKIPPED if os.path.isabs(value) else value
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, np.generic):
@@ -219,19 +156,17 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 
 def _named(value: Any, depth: int) -> Any:
-    """A function by its name and what it encloses, a config by its settings, others by class and attributes."""
-    if isinstance(value, type | types.ModuleType | types.BuiltinFunctionType):
-        return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', value.__name__)}"
-    if isinstance(value, types.FunctionType | types.MethodType):
-        inside = {name: inner for name, inner in _inside(value).items() if inner not in ((), {})}
-        return [f"{value.__module__}:{value.__qualname__}", *([_plain(inside, depth + 1)] if inside else [])]
+    """A function by its name, a config by its settings, anything else by its class."""
+    if isinstance(value, functools.partial):
+        return [_named(value.func, depth), _plain(value.args, depth + 1), _plain(value.keywords, depth + 1)]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}:{value.__qualname__}"
     read = getattr(value, "to_diff_dict", None) or getattr(value, "to_dict", None)
-    settings: Any = read() if callable(read) else None
-    if isinstance(settings, Mapping):
-        settings = {key: inner for key, inner in settings.items() if key not in _NOT_SETTINGS}
-    else:
-        settings = _inside(value)
-    return [_class(value), _plain(settings, depth + 1)]
+    if callable(read):
+        settings: Any = read()
+        if isinstance(settings, Mapping):
+            return [_class(value), _plain({k: v for k, v in settings.items() if k not in _NOT_SETTINGS}, depth + 1)]
+    return _class(value)
 
 
 def _kept(items: Iterable[tuple[Any, Any]], depth: int) -> Iterator[tuple[Any, Any]]:

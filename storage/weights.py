@@ -52,7 +52,7 @@ def load_weights(model: Any, url: str) -> None:
     weights). Raises ModelError, and leaves the model as it was then.
     """
     state = _read(url)
-    wanted = dict(model.state_dict(keep_vars=True))
+    wanted = dict(model.state_dict())
     state = _renamed(state, wanted, url)
     _refuse_disagreement(state, wanted, url)
     model.load_state_dict(state, strict=state.keys() == wanted.keys())
@@ -71,9 +71,10 @@ def read_weight_map(data: bytes, where: str) -> dict[str, str]:
 
 def open_weights(url: str) -> Any:
     """A file of weights, opened for reading. Raises ModelError."""
-    _refuse_pickles(url)
     try:
-        return open_url(url)
+        file = open_url(url)
+        _refuse_pickle(url, file)
+        return file
     except FileNotFoundError:
         raise ModelError(
             f"The weights '{url}' are not there.",
@@ -138,15 +139,21 @@ def _read_file(url: str) -> dict[str, Any]:
     try:
         return load(data)
     except SafetensorError as error:
-        if data.startswith(_TORCH_STARTS):
+        if data.startswith(_TORCH_STARTS) or url.lower().endswith(PICKLED_WEIGHTS):
             raise _pickled(url) from None
         raise ModelError(
             f"'{url}' is no safetensors file ({error}).", "Weights are safetensors; pickles are not opened."
         ) from None
 
 
-def _refuse_pickles(url: str) -> None:
-    if url.lower().endswith(PICKLED_WEIGHTS):
+def _refuse_pickle(url: str, file: Any) -> None:
+    """Raises ModelError for a file that torch.save wrote, by its first bytes: its name may be that of either form."""
+    if not url.lower().endswith(PICKLED_WEIGHTS):
+        return
+    start = file.read(max(map(len, _TORCH_STARTS)))
+    file.seek(0)
+    if start.startswith(_TORCH_STARTS):
+        file.close()
         raise _pickled(url)
 
 
@@ -255,10 +262,11 @@ def _tied(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> set[str]:
 
 
 def _has_values(value: Any) -> bool:
-    """False for the state of a module that is no tensor, and for a lazy parameter."""
+    """False for the state of a module that is no tensor or no dense one, and for a lazy parameter."""
     import torch
 
-    return isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.parameter.UninitializedTensorMixin)
+    lazy = isinstance(value, torch.nn.parameter.UninitializedTensorMixin)
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not lazy
 
 
 def _memory(tensor: Any) -> int:
@@ -280,7 +288,7 @@ def _refuse_disagreement(state: Mapping[str, Any], wanted: Mapping[str, Any], ur
     sharing: dict[int, list[str]] = {}
     for name in sorted(name for name in state if _has_values(wanted[name])):
         sharing.setdefault(_memory(wanted[name]), []).append(name)
-    for names in (names for names in sharing.values() if len(names) > 1):
+    for names in (names for names in sharing.values() if len(names) > 1 and not wanted[names[0]].is_meta):
         # What loading would do, in a copy of the memory.
         memory = wanted[names[0]].untyped_storage().clone()
         views: dict[str, Any] = {}

@@ -230,7 +230,7 @@ def _merged(model: Any, adapter: Path, spec: HuggingFaceSpec) -> Any:
         ) from None
     with _links_to(adapter, ADAPTER_FILES) as folder:
         try:
-            adapted = PeftModel.from_pretrained(model, folder)
+            adapted = PeftModel.from_pretrained(model, folder, config=_adapter_config(folder, model))
             _refuse_other_names(adapted, folder)
             return adapted.merge_and_unload()
         except ModelError:
@@ -242,6 +242,16 @@ def _merged(model: Any, adapter: Path, spec: HuggingFaceSpec) -> Any:
                 f"({type(error).__name__}: {reason}).",
                 "It is one that was trained on this model.",
             ) from error
+
+
+def _adapter_config(folder: str, model: Any) -> Any:
+    """The adapter's settings. On the meta device without its way to draw initial weights, which needs real ones."""
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(folder)
+    if next(model.parameters()).is_meta and hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = False
+    return config
 
 
 def _refuse_other_names(adapted: Any, folder: str) -> None:

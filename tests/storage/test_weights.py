@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from storage.errors import ModelError
+from storage.folder import Folder
 from storage.weights import INDEX_FILE, load_weights, weights_sha256
 
 # Tied weights
@@ -292,8 +294,42 @@ def test_a_file_of_torch_save_says_how_to_convert_it(tmp_path: Path, name: str, 
 
 
 @pytest.mark.parametrize("name", ["m.pt", "m.pth", "pytorch_model.bin", "last.ckpt"])
-def test_a_file_of_torch_save_is_refused_before_it_is_read(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ModelError, match=r"Convert it, and name m\.safetensors: python -c '.*load\(\"m\.pt\""):
-        weights_sha256("s3://bucket/m.pt")
+def test_a_file_of_torch_save_is_refused_when_it_is_digested(tmp_path: Path, name: str) -> None:
+    torch.save(Tied().state_dict(), tmp_path / name)
     with pytest.raises(ModelError, match=r"torch\.save wrote it"):
         weights_sha256(str(tmp_path / name))
+    remote = Folder(f"memory://{tmp_path.name}")
+    remote.write("m.pt", (tmp_path / name).read_bytes())
+    with pytest.raises(ModelError, match=r"Convert it, and name m\.safetensors: python -c '.*load\(\"m\.pt\""):
+        weights_sha256(remote.url_of("m.pt"))
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.pt"])
+def test_safetensors_may_have_another_ending(tmp_path: Path, name: str) -> None:
+    saved, model = Tied(), Tied()
+    save_model(saved, str(tmp_path / name))
+    assert weights_sha256(str(tmp_path / name)) == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+    load_weights(model, str(tmp_path / name))
+    assert equal(model, saved)
+
+
+def test_a_model_may_have_a_state_dict_of_its_own(tmp_path: Path) -> None:
+    class Own(torch.nn.Linear):
+        def state_dict(self) -> Any:  # type: ignore[override]
+            return super().state_dict()
+
+    saved, model = Own(3, 2), Own(3, 2)
+    save_file(dict(saved.state_dict()), tmp_path / "own.safetensors")
+    load_weights(model, str(tmp_path / "own.safetensors"))
+    assert torch.equal(model.weight, saved.weight)
+
+
+def test_a_sparse_buffer_that_is_missing_is_named(tmp_path: Path) -> None:
+    class Graph(torch.nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.register_buffer("adjacency", torch.eye(3).to_sparse())
+
+    save_file(dict(torch.nn.Linear(3, 2).state_dict()), tmp_path / "graph.safetensors")
+    with pytest.raises(ModelError, match=r"not in the file: adjacency"):
+        load_weights(Graph(), str(tmp_path / "graph.safetensors"))

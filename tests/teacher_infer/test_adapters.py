@@ -150,6 +150,20 @@ def test_adapters_of_other_settings_fit(folders: dict[str, Path], tmp_path: Path
     torch.testing.assert_close(found, expected[..., : found.shape[-1]], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("way", ["pissa", "olora"])
+def test_a_plan_takes_adapters_whose_first_weights_follow_from_the_models(
+    folders: dict[str, Path], tmp_path: Path, way: str
+) -> None:
+    """Such weights cannot be drawn on the meta device, and are not needed there."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=way)  # type: ignore
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folders["base"]), config).save_pretrained(tmp_path)
+    spec = HuggingFaceSpec(str(folders["base"]), adapter=str(tmp_path))
+    assert resolve(spec, "float32").attention == "sdpa"
+
+
 def test_an_adapter_names_no_module_to_import(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

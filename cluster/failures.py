@@ -120,13 +120,17 @@ def portable(error: Exception) -> Exception:
 
     Of an exception that cannot be unpickled, as one whose class takes other arguments, Ray would give another error.
     """
-    try:
-        if type(pickle.loads(pickle.dumps(error))) is type(error):
-            return error
-    except Exception:
-        pass
+    if _survives_pickling(error):
+        return error
     text = f"{type(error).__name__}: {error}"
     return StoreLost(text) if classify(error) is Failure.PASSING else JobError(text)
+
+
+def _survives_pickling(error: Exception) -> bool:
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # whatever a class of the user's raises
+        return False
 
 
 class Retries:

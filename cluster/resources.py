@@ -9,6 +9,11 @@ import ray
 from storage.errors import RecipeError
 
 
+def bundle(cpus: float, gpus: float) -> dict[str, float]:
+    """What one worker takes, as Ray names it."""
+    return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+
+
 def asked_for(each: Mapping[str, float], labels: Mapping[str, str]) -> str:
     """What each worker takes, in words."""
     where = f" on nodes with {dict(labels)}" if labels else ""

@@ -27,7 +27,8 @@ from storage.samples import LABEL, SAMPLE_ID, input_names
 from storage.sources.packed import INPUT_IDS, POSITION_IDS
 from storage.targets import IGNORED
 from storage.tokenizers import TOKENIZER_FILE, TokenizerFile
-from storage.weights import INDEX_FILE, OTHER_WEIGHTS, WEIGHTS_FILE, few, read_weight_map
+from storage.weight_names import few
+from storage.weights import INDEX_FILE, OTHER_WEIGHTS, WEIGHTS_FILE, read_weight_map
 
 # What PEFT's save_pretrained writes.
 ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors")

@@ -8,7 +8,6 @@ import signal
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -23,20 +22,19 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from cluster.connect import connect, is_embedded
-from cluster.failures import Retries, decisive, layers, portable
-from cluster.resources import asked_for, refuse_too_large, what_there_is
-from storage.console import Progress, say
-from storage.errors import JobError, StillhouseError
+from cluster.failures import portable
+from cluster.resources import refuse_too_large
+from storage.console import Progress
+from storage.errors import StillhouseError
 from storage.folder import Folder
 from storage.owner import refuse_lost
+from student_train.attempts import resources, train_in_attempts
 from student_train.checkpoint import refuse_foreign
-from student_train.config import RaySection, StudentRecipe
+from student_train.config import StudentRecipe
 from student_train.journal import Journal, Point, read_progress
 from student_train.loop import Place, train
 from student_train.runs import CHECKPOINTS, Run, begin, keep_model
 from student_train.tracking import Tracker
-
-RAY_LOGS = "/tmp/ray/session_latest/logs, unless Ray was told otherwise"
 
 
 def run(recipe: StudentRecipe) -> list[dict[str, Any]]:
@@ -63,7 +61,7 @@ def _run_all(recipe: StudentRecipe, runs: Sequence[Run]) -> list[dict[str, Any]]
             os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
         connect(recipe.ray.num_cpus)
         if is_embedded():
-            refuse_too_large(_resources(recipe.ray), recipe.ray.workers)
+            refuse_too_large(resources(recipe.ray), recipe.ray.workers)
     at_once = min(recipe.ray.concurrent_runs, len(runs))
     with _shown(runs):
         # In the main thread where one run at a time will do: Ray Train hears an interrupt only there.
@@ -121,7 +119,11 @@ def _trained(run: Run, stopped: threading.Event) -> dict[str, Any]:
     tracker = Tracker(run)
     try:
         tracker.begin()
-        result = {**_fit(run, tracker, stopped), "run_id": tracker.run_id, "recipe_digest": run.recipe.digest()}
+        result = {
+            **train_in_attempts(run.recipe, lambda: _attempt(run, tracker), stopped),
+            "run_id": tracker.run_id,
+            "recipe_digest": run.recipe.digest(),
+        }
         run.check()
         result["tracked"] = tracker.succeeded(result)
         run.finish(result)
@@ -147,26 +149,6 @@ def _told(run: Run) -> dict[str, Any]:
     return result
 
 
-def _fit(run: Run, tracker: Tracker, stopped: threading.Event) -> dict[str, Any]:
-    """Train until it ends: an attempt that failed for a reason that may pass goes on from its last checkpoint."""
-    settings = run.recipe.ray
-    retries, attempts = Retries(settings.max_failures, settings.max_preemptions), 1
-    while True:
-        # After an interrupt Ray is gone, and an attempt would start a new one.
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        begun = time.monotonic()
-        answer = _attempt(run, tracker)
-        if isinstance(answer, dict):
-            return answer
-        seconds, error = retries.after(answer, time.monotonic() - begun), _translated(answer, run.recipe)
-        if seconds is None:
-            raise error
-        attempts += 1
-        say(f"{run.recipe.name}, seed {run.recipe.seed}: attempt {attempts} begins in {seconds:.0f} s. {error}")
-        stopped.wait(seconds)
-
-
 def _attempt(run: Run, tracker: Tracker) -> Any:
     """One group of workers from the last checkpoint on: their answer, or the error that ended it."""
     recipe, folder, model_digest = run.recipe, run.folder, run.identity["model_digest"]
@@ -187,7 +169,7 @@ def _attempt(run: Run, tracker: Tracker) -> Any:
             num_workers=settings.workers,
             use_gpu=settings.gpus_per_worker > 0,
             label_selector=settings.label_selector or None,
-            resources_per_worker=_resources(settings),
+            resources_per_worker=resources(settings),
         ),
         run_config=RunConfig(
             name=f"{recipe.name}-seed-{recipe.seed}",
@@ -216,37 +198,6 @@ def _no_retries() -> FailureConfig:
     # Versions before 2.60 have no budget of its own for preemptions.
     preemptions: dict[str, Any] = {"max_preemption_failures": 0} if "max_preemption_failures" in known else {}
     return FailureConfig(max_failures=0, controller_failure_limit=0, **preemptions)
-
-
-def _resources(settings: RaySection) -> dict[str, float]:
-    """What one worker takes."""
-    gpus = {"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}
-    return {"CPU": settings.cpus_per_worker, **gpus}
-
-
-def _translated(error: Exception, recipe: StudentRecipe) -> StillhouseError:
-    """The project's error inside one of Ray's, or a sentence about another one."""
-    found = list(layers(decisive(error)))
-    for layer in found:
-        if isinstance(layer, StillhouseError):
-            return layer
-        if type(layer).__name__ == "WorkerGroupStartupTimeoutError":
-            return _no_room(recipe.ray)
-    # A remote error's text is its traceback; the last line says what happened.
-    lines = [line.strip() for line in str(decisive(error)).splitlines() if line.strip(" ^~")]
-    return JobError(
-        f"Training failed: {(lines[-1] if lines else type(found[-1]).__name__).rstrip('.')}.",
-        remedy=f"Ray's logs have the rest; they lie in the session's folder ({RAY_LOGS}).",
-    )
-
-
-def _no_room(settings: RaySection) -> JobError:
-    return JobError(
-        f"{settings.workers} workers found no room within {settings.start_timeout_s:g} s. "
-        f"{asked_for(_resources(settings), settings.label_selector)}; the cluster has {what_there_is()}.",
-        f"ray.start_timeout_s is {settings.start_timeout_s:g}.",
-        "Ask for less under `ray`, or give the cluster more nodes or time.",
-    )
 
 
 class _Reporter:

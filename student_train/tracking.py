@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 from storage.lineage import redact
+from storage.mlflow_caches import cache_tags
 from storage.mlflow_lineage import (
-    cache_tags,
     close_run,
     finish_run,
     link_caches,

@@ -13,12 +13,11 @@ from cluster.connect import connect, is_embedded
 from cluster.failures import Failure, classify, delay_s
 from cluster.losses import Losses
 from cluster.metrics import Meter
-from cluster.resources import refuse_too_large, what_there_is
+from cluster.resources import bundle, refuse_too_large, what_there_is
 from storage.commits import Commit, settle
 from storage.console import Progress, say
 from storage.errors import DeviceLost, JobError, RecipeError, StillhouseError, StoreLost
 from storage.leases import Lease
-from teacher_infer.config import RaySection
 from teacher_infer.label import Labelled, Seconds
 from teacher_infer.plan import Span
 from teacher_infer.pool import SPANS_IN_FLIGHT, Pool, Task
@@ -64,7 +63,7 @@ def label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]], held: Lea
     settings = prepared.recipe.ray
     connect(settings.num_cpus)
     if is_embedded():
-        refuse_too_large(_resources(settings))
+        refuse_too_large(bundle(settings.cpus_per_actor, settings.gpus_per_actor))
     crew = _Crew(prepared, Pool([Task(*place) for place in missing], settings, delay_s), held, tally)
     total = sum(span.rows * prepared.parts[part].plan.positions_a_row for part, span in missing)
     try:
@@ -74,12 +73,6 @@ def label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]], held: Lea
                 progress.update(tally.done + crew.positions_in_flight, tally.note())
     finally:
         crew.dismiss()
-
-
-def _resources(settings: RaySection) -> dict[str, float]:
-    """What one actor takes."""
-    gpus = {"GPU": settings.gpus_per_actor} if settings.gpus_per_actor else {}
-    return {"CPU": settings.cpus_per_actor, **gpus}
 
 
 class _Crew:

@@ -15,7 +15,8 @@ from storage.digest import rows_digest
 from storage.encodings import Encoding
 from storage.errors import SourceChanged, SourceError, TeacherError
 from storage.folder import Folder
-from storage.samples import Inputs, concat_samples, kept_columns
+from storage.pieces import concat_samples
+from storage.samples import Inputs, kept_columns
 from storage.shard import FORMAT_VERSION, ShardHeader, row_bytes, shard_schema
 from storage.sources import Source
 from teacher_infer.answers import Questioner

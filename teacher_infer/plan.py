@@ -12,17 +12,9 @@ from storage import tensors
 from storage.digest import sha256_of
 from storage.encodings import Encoding
 from storage.errors import SourceError
+from storage.pieces import refuse_other_schema
 from storage.rows_digest import RowsDigest
-from storage.samples import (
-    INPUTS_XXH3_FIELD,
-    LABEL,
-    SAMPLE_ID,
-    Inputs,
-    SourceFile,
-    kept_columns,
-    refuse_duplicates,
-    refuse_other_schema,
-)
+from storage.samples import INPUTS_XXH3_FIELD, LABEL, SAMPLE_ID, Inputs, SourceFile, kept_columns, refuse_duplicates
 from storage.shard import FORMAT_VERSION
 from storage.sources import Source
 from storage.summary import summary_fields
@@ -154,8 +146,9 @@ def make_plan(
     SourceChanged, and StoreFull where a digest needs a temporary file and there is no room.
     """
     files = source.files()
+    positions = None
     if span_rows is None:
-        span_rows = _default_rows(source, files, refuse, length)
+        span_rows, positions = _default_rows(source, files, refuse, length)
     spans: list[Span] = []
     ids: list[pa.Array] = []
     size, example = 0, None
@@ -178,7 +171,9 @@ def make_plan(
         raise SourceError(f"The source {source.to_dict()} is empty.", "There is at least one sample.")
     refuse_duplicates(ids)
     skipped = sum(file.skipped_documents for file in files)
-    return Plan(tuple(spans), span_rows, size, example, None if length is None else length(example), skipped)
+    if length is not None and positions is None:
+        positions = length(example)
+    return Plan(tuple(spans), span_rows, size, example, positions, skipped)
 
 
 def _default_rows(
@@ -186,17 +181,19 @@ def _default_rows(
     files: Sequence[SourceFile],
     refuse: Callable[[pa.Table, str], None] | None,
     length: Callable[[pa.Table], int] | None,
-) -> int:
+) -> tuple[int, int | None]:
+    """The rows of a span by default, and `Plan.length`, from the first rows of the source."""
     first = next((file for file in files if file.rows), None)
     if first is None:
-        return MOST_ROWS
+        return MOST_ROWS, None
     piece = next(iter(source.pieces(first, 0, min(first.rows, MOST_ROWS))))
     if not piece.num_rows:
-        return MOST_ROWS
+        return MOST_ROWS, None
     if refuse is not None:
         refuse(piece, first.name)
-    positions = labelled_positions(piece.schema) if length is None else length(piece)
-    return default_span_rows(piece.schema, positions)
+    positions = None if length is None else length(piece)
+    labelled = labelled_positions(piece.schema)
+    return default_span_rows(piece.schema, labelled if positions is None else positions), positions
 
 
 def added_fields(inputs: Inputs, positions: int | None = None) -> list[pa.Field]:

@@ -113,7 +113,7 @@ def _track(prepared: Prepared, sealed: Sequence[caches.Cache]) -> dict[str, Any]
     uri = prepared.recipe.tracking.resolved_uri()
     if uri is None:
         return None
-    from storage.mlflow_lineage import track_cache
+    from storage.mlflow_caches import track_cache
 
     recipe = redact(prepared.recipe.model_dump(mode="json"))
     runs = [track_cache(uri, prepared.recipe.tracking.experiment, cache, recipe) for cache in sealed]

@@ -21,7 +21,7 @@ import yaml
 
 from storage.__main__ import main as storage
 from storage.cache import open_cache
-from storage.mlflow_lineage import connect
+from storage.mlflow_client import connect
 from storage.sqlite_uri import sqlite_uri
 from student_train.__main__ import main as student_train
 from teacher_infer.__main__ import main as teacher_infer
@@ -272,7 +272,7 @@ def test_mlflow_leads_from_the_registered_teacher_to_its_students(spine: Spine) 
 
 
 def test_sealing_again_makes_no_second_cache_run(spine: Spine) -> None:
-    from storage.mlflow_lineage import track_cache
+    from storage.mlflow_caches import track_cache
 
     cache = open_cache(f"{spine.folder}/store/toy")
     assert track_cache(spine.tracking, "toys", cache, {}) == spine.cache["tracking"]["run_ids"][0]

@@ -18,8 +18,9 @@ import pyarrow as pa
 
 from storage.errors import SourceError
 from storage.filesystems import open_filesystem
+from storage.pieces import concat_samples
 from storage.roles import Columns, Roles, is_writers_own
-from storage.samples import SourceFile, as_samples, concat_samples, sample_ids
+from storage.samples import SourceFile, as_samples, sample_ids
 from storage.sources.compression import COMPRESSED_ENDINGS
 from storage.sources.file_list import FileList, inside, list_files, root_of
 from storage.sources.lines import Lines

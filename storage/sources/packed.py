@@ -18,7 +18,8 @@ import pyarrow as pa
 from storage import tensors
 from storage.errors import SourceError
 from storage.names import nearest
-from storage.samples import LABEL, SAMPLE_ID, Columns, SourceFile, as_samples, concat_samples, row_ranges, sample_ids
+from storage.pieces import concat_samples, row_ranges
+from storage.samples import LABEL, SAMPLE_ID, Columns, SourceFile, as_samples, sample_ids
 from storage.sources.documents import refuse_empty, token_documents
 from storage.sources.packed_labels import (
     ATTENTION_MASK,

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 from storage.arrow_types import plain_table
 from storage.filesystems import open_filesystem
+from storage.pieces import concat_samples
 from storage.roles import Columns, Roles, add_ranges, pandas_index, pandas_ranges
-from storage.samples import SourceFile, as_samples, concat_samples, sample_ids
+from storage.samples import SourceFile, as_samples, sample_ids
 from storage.sources.file_list import FileList, inside, list_files, root_of
 from storage.sources.located import Version, reading
 from storage.sources.partitions import NO_PARTITIONS, Partitions

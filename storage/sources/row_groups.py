@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.samples import PIECE_BYTES
+from storage.pieces import PIECE_BYTES
 
 # A row group that takes more than this to decode is decoded in batches of PIECE_BYTES. Smaller ones are decoded whole
 # and kept, so that reading their rows in any order decodes them once.

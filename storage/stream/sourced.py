@@ -11,8 +11,9 @@ import pyarrow as pa
 from storage import tensors
 from storage.digest import rows_digest, sha256_of
 from storage.errors import SourceChanged, SourceError
+from storage.pieces import refuse_other_schema
 from storage.rows_digest import RowsDigest
-from storage.samples import SAMPLE_ID, SourceFile, input_names, refuse_duplicates, refuse_other_schema
+from storage.samples import SAMPLE_ID, SourceFile, input_names, refuse_duplicates
 from storage.shard import Rows
 from storage.sources import Source, place_of
 from storage.stream.groups import Arrays, Column, Ints, plain_rows

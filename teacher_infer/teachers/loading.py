@@ -13,7 +13,7 @@ from typing import Any
 
 from storage.errors import ModelError, TeacherError
 from storage.hugging_face import ADAPTER_FILES, HuggingFaceSpec
-from storage.weights import few
+from storage.weight_names import few
 
 log = logging.getLogger("stillhouse.teacher")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from storage.cache import Cache, seal
 from storage.commits import Commit, commit_path, commit_shard, committed_keys, new_attempt, read_commits
@@ -29,6 +31,18 @@ from storage.targets import DenseTargets
 
 CLASSES, DAY = 2, 86400.0
 KEYS = [sha256_of(["work", index]) for index in range(2)]
+
+
+def documents_of(kind: str, columns: dict[str, Any], folder: Path, module: Callable[[str], str]) -> dict[str, str]:
+    """The setting of a source of this kind whose rows are these columns. module: makes one of a text, see conftest."""
+    if kind == "parquet":
+        pq.write_table(pa.table(columns), folder / "a.parquet")
+        return {"parquet": str(folder / "a.parquet")}
+    if kind == "jsonl":
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"jsonl": str(folder / "a.jsonl")}
+    return {"function": module(f"import pyarrow as pa\ndef rows(): return pa.table({columns!r})") + ":rows"}
 
 
 def race(calls: int, call: Callable[[int], object]) -> list[Any]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, processors
 
@@ -19,6 +16,7 @@ from storage.sources import Source, make_source
 from storage.stream.groups import read_group
 from storage.stream.sourced import SourceRows
 from storage.targets import IGNORED
+from tests.storage.helpers import documents_of
 from tests.storage.test_packed import rows_of
 from tests.tiny_models import WORDS, save_tokenizer
 
@@ -32,16 +30,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path, module: Callable[[str
     """`opened(columns, **pack)`: documents in the column `body`, by each kind of source."""
 
     def make(columns: dict[str, Any], **pack: Any) -> Source:
-        if request.param == "parquet":
-            pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-            where = {"parquet": str(tmp_path / "a.parquet")}
-        elif request.param == "jsonl":
-            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            where = {"jsonl": str(tmp_path / "a.jsonl")}
-        else:
-            name = module(f"import pyarrow as pa\ndef rows(): return pa.table({columns!r})")
-            where = {"function": f"{name}:rows"}
+        where = documents_of(request.param, columns, tmp_path, module)
         return make_source({**where, "pack": {"column": "body", "sequence_length": L, **pack}})
 
     return make

@@ -11,16 +11,9 @@ import pytest
 
 from storage.cache import Cache
 from storage.folder import Folder
-from storage.mlflow_lineage import (
-    CUT,
-    close_run,
-    connect,
-    finish_run,
-    reopen_run,
-    start_run,
-    tag_run,
-    track_cache,
-)
+from storage.mlflow_caches import track_cache
+from storage.mlflow_client import CUT, connect
+from storage.mlflow_lineage import close_run, finish_run, reopen_run, start_run, tag_run
 from storage.sqlite_uri import sqlite_uri
 from tests.storage.helpers import label
 

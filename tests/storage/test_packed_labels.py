@@ -15,6 +15,7 @@ from storage.errors import SourceError
 from storage.recipes import SourceSection
 from storage.sources import Source, make_source
 from storage.targets import IGNORED
+from tests.storage.helpers import documents_of
 from tests.storage.test_packed import rows_of
 from tests.tiny_models import save_tokenizer
 
@@ -29,15 +30,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path, module: Callable[[str
     """`opened(columns, label, **pack)`: documents with other columns beside them, by each kind of source."""
 
     def make(columns: dict[str, Any], label: Any = None, **pack: Any) -> Source:
-        if request.param == "parquet":
-            pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-            where = {"parquet": str(tmp_path / "a.parquet")}
-        elif request.param == "jsonl":
-            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            where = {"jsonl": str(tmp_path / "a.jsonl")}
-        else:
-            where = {"function": module(f"import pyarrow as pa\ndef rows(): return pa.table({columns!r})") + ":rows"}
+        where = documents_of(request.param, columns, tmp_path, module)
         settings = {**where, "columns": {"label": label}, "pack": {"column": "doc", "sequence_length": L, **pack}}
         return make_source(SourceSection.model_validate(settings).settings())
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage import samples, tensors
+from storage import tensors
 from storage.digest import rows_digest
 from storage.errors import RecipeError, SourceError
 from storage.sources import SOURCES, Source, make_source, row_groups
@@ -132,7 +132,7 @@ def test_a_slice_is_those_rows(open_source: Open) -> None:
 
 def test_small_pieces_are_the_same_samples(open_source: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read_all(open_source())
-    monkeypatch.setattr(samples, "PIECE_BYTES", 50)
+    monkeypatch.setattr("storage.pieces.PIECE_BYTES", 50)
     monkeypatch.setattr(row_groups, "PIECE_BYTES", 50)
     monkeypatch.setattr(row_groups, "WHOLE_BYTES", 50)
     monkeypatch.setattr("storage.sources.lines.CHUNK", 50)

@@ -16,6 +16,7 @@ from cluster import failures
 from storage.errors import JobError, RecipeError, StoreLost, TrainingError
 from student_train import job
 from student_train.__main__ import main
+from student_train.attempts import train_in_attempts, translate
 from student_train.config import RaySection
 from student_train.runs import begin
 
@@ -25,57 +26,56 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "FIRST_DELAY_S", 0.0)
 
 
-def fit(monkeypatch: pytest.MonkeyPatch, answers: list[Any], stopped: threading.Event | None = None, **ray: Any) -> Any:
-    """`_fit` where each attempt ends with the next of these answers."""
-    run: Any = SimpleNamespace(recipe=SimpleNamespace(name="toy", seed=3, ray=RaySection.model_validate(ray)))
-    monkeypatch.setattr(job, "_attempt", lambda *_: answers.pop(0))
-    return job._fit(run, SimpleNamespace(), stopped or threading.Event())  # type: ignore[arg-type]
+def fit(answers: list[Any], stopped: threading.Event | None = None, **ray: Any) -> Any:
+    """`train_in_attempts` where each attempt ends with the next of these answers."""
+    recipe: Any = SimpleNamespace(name="toy", seed=3, ray=RaySection.model_validate(ray))
+    return train_in_attempts(recipe, lambda: answers.pop(0), stopped or threading.Event())
 
 
 def test_an_attempt_that_failed_for_a_passing_reason_is_made_again(
-    quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = [StoreLost("no answer"), ConnectionResetError("x"), {"steps": 3}]
-    assert fit(monkeypatch, answers) == {"steps": 3}
+    assert fit(answers) == {"steps": 3}
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "toy, seed 3: attempt 2 begins in 0 s. no answer"
     assert said[1].startswith("toy, seed 3: attempt 3 begins in 0 s. Training failed: ")
 
 
-def test_once_its_budget_is_spent_the_last_error_ends_the_run(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_once_its_budget_is_spent_the_last_error_ends_the_run(quick: None) -> None:
     answers: list[Any] = [StoreLost("first"), StoreLost("second"), {"steps": 3}]
     with pytest.raises(StoreLost, match="second"):
-        fit(monkeypatch, answers, max_failures=1)
+        fit(answers, max_failures=1)
     assert len(answers) == 1
 
 
-def test_a_final_error_ends_the_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_final_error_ends_the_run_at_once() -> None:
     answers: list[Any] = [TrainingError("NaN"), {"steps": 3}]
     with pytest.raises(TrainingError):
-        fit(monkeypatch, answers)
+        fit(answers)
     assert len(answers) == 1
 
 
-def test_after_an_interrupt_no_attempt_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_an_interrupt_no_attempt_begins() -> None:
     stopped, answers = threading.Event(), [StoreLost("no answer"), {"steps": 3}]
     stopped.set()
     with pytest.raises(KeyboardInterrupt):
-        fit(monkeypatch, answers, stopped)
+        fit(answers, stopped)
     assert len(answers) == 2
 
 
-def test_an_interrupt_between_attempts_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped, answers = threading.Event(), list[Any]([{"steps": 3}])
+def test_an_interrupt_between_attempts_ends_the_run() -> None:
+    stopped, made = threading.Event(), list[int]()
 
-    def attempt(*_: Any) -> Any:
+    def attempt() -> Any:
+        made.append(1)
         stopped.set()
         return StoreLost("no answer")
 
-    run: Any = SimpleNamespace(recipe=SimpleNamespace(name="toy", seed=3, ray=RaySection()))
-    monkeypatch.setattr(job, "_attempt", attempt)
+    recipe: Any = SimpleNamespace(name="toy", seed=3, ray=RaySection())
     with pytest.raises(KeyboardInterrupt):
-        job._fit(run, SimpleNamespace(), stopped)  # type: ignore[arg-type]
-    assert len(answers) == 1
+        train_in_attempts(recipe, attempt, stopped)
+    assert len(made) == 1
 
 
 def test_an_attempt_leaves_no_handler_of_interrupts_behind(
@@ -170,6 +170,6 @@ def test_workers_that_never_come_are_said_with_what_was_asked_and_what_there_is(
 
 
 def test_an_error_of_the_model_is_a_sentence() -> None:
-    error = job._translated(ValueError("a model's own check"), SimpleNamespace())  # type: ignore[arg-type]
+    error = translate(ValueError("a model's own check"), SimpleNamespace())  # type: ignore[arg-type]
     assert type(error) is JobError and "Training failed: a model's own check" in str(error)
-    assert job._translated(RecipeError("x"), SimpleNamespace()).args[0] == "x"  # type: ignore[arg-type]
+    assert translate(RecipeError("x"), SimpleNamespace()).args[0] == "x"  # type: ignore[arg-type]

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.on_nodes import run_on_nodes
 
-# A process of its own, since a Ray of several nodes and the session's own Ray do not go together.
 SCRIPT = """
     import json, os, sys, threading, time
     from pathlib import Path
@@ -78,14 +73,6 @@ STUDENT = """
 
 def test_a_lost_node_costs_an_attempt_and_no_failure(tmp_path: Path, toys: Path) -> None:
     (tmp_path / "stillhouse_lost.py").write_text(textwrap.dedent(STUDENT))
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    folders = (ROOT / "benchmarks", ROOT, toys, tmp_path)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    answer = json.JSONDecoder().raw_decode(done.stdout, done.stdout.index("{\n"))[0]
+    answer, said = run_on_nodes(SCRIPT, tmp_path, toys, tmp_path)
     assert answer["resumed_from"] == 4, answer
-    assert "toy, seed 0: attempt 2 begins" in done.stderr
+    assert "toy, seed 0: attempt 2 begins" in said

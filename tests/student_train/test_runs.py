@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file, save_model
 from storage.cache import open_cache
 from storage.errors import FolderInUse, ForeignState, JobError, StoreError
 from storage.folder import Folder
-from storage.mlflow_lineage import connect
+from storage.mlflow_client import connect
 from storage.models import spec_from_folder
 from storage.owner import refuse_lost
 from storage.recipes import TrackingSection
@@ -337,7 +337,7 @@ def test_a_run_that_mlflow_refused_a_part_of_is_ended(
     recipe = tracked()
     statuses(recipe)
     monkeypatch.setattr(f"mlflow.MlflowClient.{method}", refuse)
-    monkeypatch.setattr(job, "_fit", lambda *_: RESULT)
+    monkeypatch.setattr(job, "train_in_attempts", lambda *_: RESULT)
     [run] = begin_and_own(recipe)
     answer = job._run_one(run, threading.Event())
     assert statuses(recipe) == {answer["run_id"]: "FINISHED"}
@@ -371,7 +371,7 @@ def test_a_driver_whose_folder_was_taken_over_writes_no_result_and_ends_nobodys_
         theirs.extend(begin_and_own(recipe))
         return RESULT
 
-    monkeypatch.setattr(job, "_fit", suspended)
+    monkeypatch.setattr(job, "train_in_attempts", suspended)
     with pytest.raises(JobError, match="has taken over"):
         job._run_one(mine, threading.Event())
     assert not mine.finished

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from storage import samples
 from storage.catalog import verify
 from storage.commits import read_commit, settle
 from storage.encodings.dense import Dense
@@ -78,10 +77,18 @@ def test_samples_that_are_read_in_pieces_give_the_same_bytes(
     for name in ("whole", "pieces"):
         work = work_of(tmp_path / name)
         commits += [label_span(work, toy_teacher(), span).commit for span in spans_of(work, 25)]
-        monkeypatch.setattr(samples, "PIECE_BYTES", 100)
+        monkeypatch.setattr("storage.pieces.PIECE_BYTES", 100)
     assert len(list(work.source.pieces(work.source.files()[0], 0, 25))) > 2
     facts = [(commit.shard_key, commit.sha256, commit.rows) for commit in commits]
     assert len(facts) == 4 and facts[:2] == facts[2:]
+
+
+def test_each_step_is_reported_with_the_rows_that_are_labelled(toys: Path, tmp_path: Path) -> None:
+    work, reports = work_of(tmp_path), list[tuple[int, str]]()
+    label_span(work, toy_teacher(), spans_of(work, 20)[0], report=lambda rows, step: reports.append((rows, step)))
+    # Read, three batches of at most eight rows, written.
+    assert [rows for rows, step in reports if step == "label"] == [0, 0, 8, 16]
+    assert reports[0] == (0, "move") and reports[-1] == (20, "move")
 
 
 def test_the_same_work_gives_the_same_bytes(toys: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -56,14 +57,12 @@ Save = Callable[..., str]
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Save:
     """`saved(name)`: the folder of one of MODELS; nobody writes to it."""
-    made: dict[str, str] = {}
 
+    @functools.cache
     def folder(name: str = "llama") -> str:
-        if name not in made:
-            architecture, config, _ = MODELS[name]
-            tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-            made[name] = str(save_model(tmp_path_factory.mktemp("model"), architecture, **{**tokens, **config}))
-        return made[name]
+        architecture, config, _ = MODELS[name]
+        tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        return str(save_model(tmp_path_factory.mktemp("model"), architecture, **{**tokens, **config}))
 
     return folder
 

@@ -104,24 +104,6 @@ def test_weights_that_come_from_elsewhere_are_in_the_key_without_a_word_of_code(
     assert miss(asked) == ["teacher.parameters"]
 
 
-def test_a_setting_that_a_factory_reads_from_elsewhere_is_in_the_key(
-    tmp_path: Path, recipe: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name, setting = f"reads_{abs(hash(tmp_path))}", tmp_path / "eps"
-    (tmp_path / f"{name}.py").write_text(
-        "import torch\nfrom pathlib import Path\nfrom torch import nn\n\n\n"
-        f"def build():\n    eps = float(Path({str(setting)!r}).read_text())\n"
-        "    return nn.Sequential(nn.LayerNorm(4, eps=eps), nn.Linear(4, 3))\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    asked = recipe(teacher={"factory": f"{name}:build", "dtype": "float32", "batch_size": 8})
-    setting.write_text("1e-5")
-    labelled(asked)
-    assert planned(asked).counts["computed"] == 0
-    setting.write_text("1e-2")
-    assert miss(asked) == ["teacher.structure"]
-
-
 def test_a_seed_counts_by_what_it_draws(recipe: Make) -> None:
     asked = recipe()
     labelled(asked)

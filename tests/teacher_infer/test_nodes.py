@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.on_nodes import run_on_nodes
 
-# A process of its own, since a Ray of several nodes and the session's own Ray do not go together.
 SCRIPT = """
     import os, random, signal, subprocess, sys, threading, time
     from pathlib import Path
@@ -60,22 +54,10 @@ SCRIPT = """
 
 
 def test_a_lost_node_is_told_from_a_worker_that_died(tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT / 'benchmarks'}{os.pathsep}{ROOT}",
-        "RAY_AUTH_MODE": "disabled",
-    }
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    # Ray's own words may stand on both sides: the command ends before its process does.
-    answer = json.JSONDecoder().raw_decode(done.stdout, done.stdout.index("{\n"))[0]
+    answer, said = run_on_nodes(SCRIPT, tmp_path)
     # Until Ray misses a node it may place another actor there, which goes the same way.
-    assert answer["work"]["crashes"] == 1, done.stderr[-4000:]
+    assert answer["work"]["crashes"] == 1, said[-4000:]
     assert 1 <= answer["work"]["preemptions"] <= 3
     # A span that was committed by an actor which died before it could say so is found, not computed again.
     assert answer["spans"]["total"] == 80 and answer["spans"]["reused"] <= 4
-    assert "An actor was lost with its node" in done.stderr and "An actor died" in done.stderr
+    assert "An actor was lost with its node" in said and "An actor died" in said

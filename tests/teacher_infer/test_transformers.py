@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import shutil
@@ -41,13 +42,11 @@ Save = Callable[..., str]
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Save:
     """`saved(name)`: the folder of one of MODELS, with a tokenizer; nobody writes to it."""
-    made: dict[str, str] = {}
 
+    @functools.cache
     def folder(name: str = "llama") -> str:
-        if name not in made:
-            architecture, config = MODELS[name]
-            made[name] = str(save_tokenizer(save_model(tmp_path_factory.mktemp("model"), architecture, **config)))
-        return made[name]
+        architecture, config = MODELS[name]
+        return str(save_tokenizer(save_model(tmp_path_factory.mktemp("model"), architecture, **config)))
 
     return folder
 

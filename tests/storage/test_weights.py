@@ -324,6 +324,13 @@ def test_a_model_may_have_a_state_dict_of_its_own(tmp_path: Path) -> None:
     assert torch.equal(model.weight, saved.weight)
 
 
+def test_a_lazy_module_takes_its_shapes_from_the_file(tmp_path: Path) -> None:
+    saved, model = nn.Linear(3, 2), nn.LazyLinear(2)
+    save_file(saved.state_dict(), tmp_path / "lazy.safetensors")
+    load_weights(model, str(tmp_path / "lazy.safetensors"))
+    assert torch.equal(model.weight, saved.weight)
+
+
 def test_a_sparse_buffer_that_is_missing_is_named(tmp_path: Path) -> None:
     class Graph(torch.nn.Linear):
         def __init__(self) -> None:

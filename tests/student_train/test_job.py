@@ -42,6 +42,14 @@ def test_an_attempt_that_failed_for_a_passing_reason_is_made_again(
     assert said[1].startswith("toy, seed 3: attempt 3 begins in 0 s. Training failed: ")
 
 
+def test_before_another_attempt_there_is_a_pause_that_an_interrupt_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures.random, "uniform", lambda low, high: high)
+    waited = list[float]()
+    stopped: Any = SimpleNamespace(is_set=lambda: False, wait=waited.append)
+    assert fit([StoreLost("x"), StoreLost("x"), {"steps": 3}], stopped) == {"steps": 3}
+    assert waited == [2.0, 4.0]
+
+
 def test_once_its_budget_is_spent_the_last_error_ends_the_run(quick: None) -> None:
     answers: list[Any] = [StoreLost("first"), StoreLost("second"), {"steps": 3}]
     with pytest.raises(StoreLost, match="second"):

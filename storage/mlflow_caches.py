@@ -86,7 +86,7 @@ def cache_tags(cache: Cache) -> dict[str, str]:
 def track_cache(uri: str, experiment: str, cache: Cache, recipe: dict[str, Any]) -> str | None:
     """A run for a sealed cache, with the dataset as its output; the same run again when there is one.
 
-    A run that could not be told all ends as FAILED, and the next call completes it. None if MLflow could not be told.
+    A run that lacks a part ends as FAILED, and the next call completes it. None if MLflow did not answer.
     """
     with best_effort(f"of the cache {cache.label}"):
         client, experiment_id = connect(uri, experiment)
@@ -99,7 +99,7 @@ def track_cache(uri: str, experiment: str, cache: Cache, recipe: dict[str, Any])
             # Another job may have sealed the same cache and made a run at this moment.
             found = _cache_runs(client, experiment_id, cache)
         run_id = found[0].info.run_id
-        complete = _tell_cache(client, run_id, cache, recipe)
+        complete = _log_cache(client, run_id, cache, recipe)
         for other in found[1:]:
             if other.info.status == "RUNNING":
                 client.set_terminated(other.info.run_id, "KILLED")
@@ -115,8 +115,8 @@ def _cache_runs(client: Any, experiment_id: str | None, cache: Cache) -> list[An
     return sorted(runs, key=lambda run: (run.info.status != "FINISHED", run.info.start_time, run.info.run_id))
 
 
-def _tell_cache(client: Any, run_id: str, cache: Cache, recipe: dict[str, Any]) -> bool:
-    """Each part by itself; True when all arrived. A part that is there already may be told again."""
+def _log_cache(client: Any, run_id: str, cache: Cache, recipe: dict[str, Any]) -> bool:
+    """Log each part by itself; True when all arrived. A part that is there already may be logged again."""
     from mlflow.entities import Metric, Param
 
     def values() -> None:
@@ -139,8 +139,8 @@ def _tell_cache(client: Any, run_id: str, cache: Cache, recipe: dict[str, Any]) 
         "its recipe": lambda: client.log_text(run_id, yaml12.dump(recipe), "recipe.yaml"),
     }
     arrived: list[str] = []
-    for what, tell in parts.items():
+    for what, log in parts.items():
         with best_effort(f"of the cache {cache.label}: {what}"):
-            tell()
+            log()
             arrived.append(what)
     return len(arrived) == len(parts)

@@ -37,7 +37,7 @@ def start_run(
 ) -> str | None:
     """A new run's id, or None if MLflow is not to be had.
 
-    keep: is given the id as soon as there is a run, before its parameters are told.
+    keep: is called with the id as soon as there is a run, before its parameters are logged.
     """
     run_id: str | None = None
     with best_effort(f"that the run {name} begins"):
@@ -94,7 +94,7 @@ def finish_run(uri: str, run_id: str, status: str) -> bool:
 def reopen_run(uri: str, run_id: str) -> bool:
     """Set a run of an earlier attempt running again. False only where MLflow says that it has none with this id.
 
-    Where MLflow does not answer, the run is taken to be there: it is told later.
+    Where MLflow does not answer, the run is assumed to exist: what it lacks is logged later.
     """
     with best_effort(f"that the run {run_id} goes on"):
         client, _ = connect(uri)

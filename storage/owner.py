@@ -25,7 +25,7 @@ _PREFIX, _SUFFIX = "lease-", ".json"
 
 @dataclass(frozen=True)
 class Owner:
-    """What a lease says of its process. `machine` and `started` (Linux only) tell it from another one of its number."""
+    """The process that a lease names. `machine` and `started` (Linux only) identify it, since ids are used again."""
 
     id: str
     host: str

@@ -36,7 +36,7 @@ class RowsDigest:
         self._places: dict[int, list[tuple[int, int]]] = {}  # of each column, where its bytes are in the file
 
     def update(self, piece: pa.Table) -> None:
-        """Raises StoreFull where this machine's temporary folder has no room."""
+        """Raises StoreFull where this machine's temporary folder has no space."""
         if not self._rows and piece.num_rows == self._expected:
             self._whole = rows_digest(piece)
         else:

@@ -49,7 +49,7 @@ def translate(error: Exception, recipe: StudentRecipe) -> StillhouseError:
         if isinstance(layer, StillhouseError):
             return layer
         if type(layer).__name__ == "WorkerGroupStartupTimeoutError":
-            return _no_room(recipe.ray)
+            return _not_placed(recipe.ray)
     # A remote error's text is its traceback; the last line says what happened.
     lines = [line.strip() for line in str(decisive(error)).splitlines() if line.strip(" ^~")]
     return JobError(
@@ -58,9 +58,9 @@ def translate(error: Exception, recipe: StudentRecipe) -> StillhouseError:
     )
 
 
-def _no_room(settings: RaySection) -> JobError:
+def _not_placed(settings: RaySection) -> JobError:
     return JobError(
-        f"{settings.workers} workers found no room within {settings.start_timeout_s:g} s. "
+        f"{settings.workers} workers could not be placed within {settings.start_timeout_s:g} s. "
         f"{asked_for(resources(settings), settings.label_selector)}; the cluster has {what_there_is()}.",
         f"ray.start_timeout_s is {settings.start_timeout_s:g}.",
         "Ask for less under `ray`, or give the cluster more nodes or time.",

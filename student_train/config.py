@@ -130,7 +130,7 @@ class RaySection(Section):
 
     max_failures: how many attempts may fail for a reason that may pass (a store, a network, a device, a worker that
     died); each goes on from the last checkpoint. A node that was lost counts against max_preemptions only.
-    start_timeout_s: how long workers wait for room.
+    start_timeout_s: how long workers may wait to be placed.
     num_cpus: the logical CPUs of an embedded Ray, where RAY_ADDRESS names no cluster.
     """
 

@@ -140,7 +140,7 @@ def _own(one: StudentRecipe, folder: Folder) -> Ownership | None:
     try:
         return own(folder)
     except FolderInUse:
-        return None  # the other process tells MLflow what is left to tell
+        return None  # the other process logs what MLflow lacks
 
 
 def keep_model(recipe: StudentRecipe, folder: Folder, outcome: Outcome) -> dict[str, Any]:

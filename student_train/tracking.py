@@ -113,7 +113,7 @@ class Tracker:
         name = self._run.recipe.tracking.register_as
         if name is not None:
             register_model(self.uri, self.run_id, name, facts)
-        # Whatever was refused, the run is over; one that is not told all is told again at the next start.
+        # Whatever was refused, the run is over; what it lacks is logged at the next start.
         return finish_run(self.uri, self.run_id, "FINISHED") and arrived
 
     def failed(self, *, interrupted: bool) -> None:

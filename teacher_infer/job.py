@@ -86,7 +86,7 @@ class _Crew:
         self._ready_at: dict[int, float] = {}
         self._asked: dict[Any, tuple[int, Task | None]] = {}
         self._watch, self._seen_at = Watch(prepared.recipe.ray.hang_timeout_s), time.monotonic()
-        # Of each actor: the request for its progress that is under way, when it was last asked, and its last answer.
+        # Of each actor: the pending request for its progress, when that was sent, and the last answer.
         self._polls: dict[int, Any] = {}
         self._polled_at: dict[int, float] = {}
         self._progress: dict[int, Advance] = {}
@@ -140,7 +140,7 @@ class _Crew:
             try:
                 advance: Advance = ray.get(self._polls.pop(number))
             except RayError:
-                continue  # the actor's end is heard of by what it was asked to do
+                continue  # the pending calls of the actor report its end
             if number not in self._progress or advance.reports > self._progress[number].reports:
                 self._watch.progressed(number, now, advance.step)
             self._progress[number] = advance

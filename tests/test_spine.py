@@ -421,4 +421,4 @@ def test_workers_that_never_come_end_in_a_sentence(spine: Spine) -> None:
     greedy = {"cpus_per_worker": 64, "start_timeout_s": 0.2}
     code, _, said = call(student_train, student_recipe(spine.folder, name="greedy", ray=greedy))
     assert code == 1
-    assert "JobError: 1 workers found no room within 0.2 s" in said
+    assert "JobError: 1 workers could not be placed within 0.2 s" in said

@@ -69,14 +69,14 @@ class _Place:
     size: int
 
 
-class _NoRoom(Exception):
+class _NoSpace(Exception):
     pass
 
 
 class _Unpacked:
     """The files that this process has unpacked, behind each other in temporary files.
 
-    All are dropped, and unpacked again when they are read, where the next one would have less room than they take.
+    All are dropped, and unpacked again when they are read, where the next one would have less space than they take.
     """
 
     def __init__(self) -> None:
@@ -104,8 +104,8 @@ class _Unpacked:
     def _add(self, content: UnpackedContent) -> _Place:
         if sum(place.size for place in self._places.values()) > shutil.disk_usage(tempfile.gettempdir()).free:
             log.warning(
-                "Unpacked files take more room than is left in %s. They are dropped, and unpacked again when they are "
-                "read. Name a folder with more room in TMPDIR.",
+                "Unpacked files take more space than is left in %s. They are dropped, and unpacked again when they are "
+                "read. Name a folder with more space in TMPDIR.",
                 this_machine(),
             )
             self._drop_all()
@@ -113,15 +113,15 @@ class _Unpacked:
             self._drop_all()  # of an earlier version, which nobody reads any more
         try:
             return self._write(content)
-        except _NoRoom:
+        except _NoSpace:
             self._drop_all()
         try:
             return self._write(content)
-        except _NoRoom as error:
+        except _NoSpace as error:
             raise SourceError(
                 f"'{content.name}' cannot be unpacked into {this_machine()}: {error}.",
-                "A process unpacks a compressed file of a source once, and needs the room for that.",
-                "Name a folder with more room in TMPDIR, or unpack the file where it lies.",
+                "A process unpacks a compressed file of a source once, and needs the space for that.",
+                "Name a folder with more space in TMPDIR, or unpack the file where it lies.",
             ) from None
 
     def _write(self, content: UnpackedContent) -> _Place:
@@ -148,7 +148,7 @@ class _Unpacked:
                 done += os.pwrite(self._current, piece[done:], at + done)
             return done
         except OSError as error:
-            raise _NoRoom(f"{error.strerror or error} after {at - self._end:,} bytes") from None
+            raise _NoSpace(f"{error.strerror or error} after {at - self._end:,} bytes") from None
 
     def _drop_all(self) -> None:
         for descriptor in self._descriptors:

@@ -173,6 +173,6 @@ def lookups(order: Order, rows: Ints, share: Share, firsts: Iterator[int], ahead
 def _by_epoch(places: Ints, total: int) -> Iterator[tuple[int, Any]]:
     """Each epoch that places [B] lie in, and which of them do."""
     epochs = places // total
-    told = np.unique(epochs).tolist()
-    for number in told:
-        yield number, slice(None) if len(told) == 1 else np.flatnonzero(epochs == number)
+    numbers = np.unique(epochs).tolist()
+    for number in numbers:
+        yield number, slice(None) if len(numbers) == 1 else np.flatnonzero(epochs == number)

@@ -211,7 +211,7 @@ def test_what_takes_more_room_than_is_left_is_unpacked_again(
         assert source.read(file, 3, 4).column("sample_id").to_pylist() == [ord(file.name[-10]) + 3]
     assert len(content._unpacked._places) == (3 if room else 1)
     assert len(unpacked) == (3 if room else 6)
-    assert ("more room than is left in" in caplog.text) == (not room)
+    assert ("more space than is left in" in caplog.text) == (not room)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

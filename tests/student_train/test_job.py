@@ -171,7 +171,7 @@ def test_workers_that_never_come_are_said_with_what_was_asked_and_what_there_is(
     said = capfd.readouterr().err
     assert code == 1
     assert (
-        "JobError: 1 workers found no room within 0.5 s. Each asks for 1 CPUs on nodes with {'role': 'nobody'}; "
+        "JobError: 1 workers could not be placed within 0.5 s. Each asks for 1 CPUs on nodes with {'role': 'nobody'}; "
         "the cluster has CPU 2" in said
     )
     assert "attempt 2" not in said

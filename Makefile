@@ -29,7 +29,7 @@ check: $(VENV)/.installed-dev
 
 ui: $(VENV)/.installed
 	@# A folder's name may have characters that a URI encodes.
-	uri=$$($(BIN)/python -c 'from storage.recipes import default_database as uri; print(uri())') && \
+	uri=$$($(BIN)/python -c 'from jobs.tracking.settings import default_database as uri; print(uri())') && \
 	  $(BIN)/mlflow server --backend-store-uri "$$uri" --host 127.0.0.1 --port 5000 --workers 1
 
 clean:

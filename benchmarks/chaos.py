@@ -37,7 +37,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import yaml  # noqa: E402
 
-from storage.console import say  # noqa: E402
+from jobs.console import say  # noqa: E402
 from tests.servers import FAULTS, Proxy, environment, make_bucket, seaweed  # noqa: E402
 
 SPANS, SPAN_ROWS, DELAY_S = 80, 16, 0.05
@@ -191,7 +191,7 @@ class Run:
 
     def go(self, expected: str | None) -> int:
         """Run to the end; 1 when the cache is not the expected one."""
-        from storage.cache import open_cache
+        from storage.cache.cache import open_cache
 
         dice = random.Random(self._generator.random())
         self._wait_for_old_workers()
@@ -297,8 +297,9 @@ class Run:
 
     def duplicates(self) -> int:
         """Keys with more than one record, and ids that are not exactly once in the cache."""
-        from storage.cache import open_cache
-        from storage.stream import CacheRows, scan
+        from storage.cache.cache import open_cache
+        from storage.rows.cache_rows import CacheRows
+        from storage.stream.stream import scan
 
         self._look(again=True)
         changed = sum(len(records) > 1 for records in self._records.values())
@@ -313,7 +314,7 @@ class Run:
 
     def recomputed(self) -> int:
         """Forward passes that began on a span which was committed already."""
-        from storage.cache import open_cache
+        from storage.cache.cache import open_cache
 
         if not self.digest:
             return 0

@@ -37,7 +37,7 @@ def main() -> int:
     asked = parser.parse_args()
     os.environ["PYTHONPATH"] = f"{HERE}{os.pathsep}{HERE.parent}"
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
-    from cluster.connect import connect
+    from jobs.cluster.connect import connect
 
     connect(None)
     with tempfile.TemporaryDirectory() as folder:
@@ -54,9 +54,9 @@ def measure(folder: Path, samples: int, rounds: int) -> dict[str, Any]:
     import bench_models
     import pyarrow.parquet as pq
 
-    from storage.console import say
-    from storage.folder import Folder
-    from teacher_infer.prepare import prepare
+    from jobs.console import say
+    from storage.objectstore.folder import Folder
+    from teacher_infer.planning.prepare import prepare
     from teacher_infer.run import run
 
     source = folder / "images.parquet"
@@ -93,7 +93,7 @@ def measure(folder: Path, samples: int, rounds: int) -> dict[str, Any]:
 
 
 def _recipe(store: Path, source: Path, mark: Path) -> Any:
-    from teacher_infer.config import TeacherRecipe
+    from teacher_infer.planning.config import TeacherRecipe
 
     return TeacherRecipe.model_validate(
         {
@@ -124,7 +124,7 @@ def _bare(prepared: Any, samples: int) -> float:
 def _loop(spec: Any, source_settings: dict[str, Any], samples: int) -> float:
     import torch
 
-    from storage.shard import sample_rows
+    from storage.format.shard import sample_rows
     from storage.sources import make_source
     from teacher_infer.teachers.module import ModuleTeacher
 

@@ -25,9 +25,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from recipes.smollm2.data import documents  # noqa: E402
-from storage import planes, tensors  # noqa: E402
+from storage.encodings import planes  # noqa: E402
+from storage.encodings.targets import TopKTargets  # noqa: E402
 from storage.encodings.topk import TopK  # noqa: E402
-from storage.targets import TopKTargets  # noqa: E402
+from storage.samples import tensor_columns  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 REPEATS = 3
@@ -96,7 +97,7 @@ def layouts(kept: TopKTargets, k: int) -> dict[str, list[Array]]:
 
     encoding = TopK(k, kept.temperatures)
     fields = encoding.fields(kept.classes, kept.ids_PK.shape[1])
-    frozen = [tensors.unpack(array, field) for field, array in zip(fields, encoding.encode(kept), strict=True)]
+    frozen = [tensor_columns.unpack(array, field) for field, array in zip(fields, encoding.encode(kept), strict=True)]
     plain = [ids, bits, kept.label_log_prob_P.astype(np.float16), *(one.astype(np.float32) for one in _grid(kept))]
     return {
         "ids: plain": [ids],
@@ -154,7 +155,7 @@ def decoding(kept: TopKTargets, k: int, positions: int) -> float:
     encoding = TopK(k, kept.temperatures)
     fields = encoding.fields(kept.classes, kept.ids_PK.shape[1])
     arrays = encoding.encode(kept)
-    columns = {field.name: tensors.unpack(array, field) for field, array in zip(fields, arrays, strict=True)}
+    columns = {field.name: tensor_columns.unpack(array, field) for field, array in zip(fields, arrays, strict=True)}
     back = encoding.decode(columns, kept.classes)
     assert (back.ids_PK == kept.ids_PK).all()
     assert (back.log_probs_PK == kept.log_probs_PK.astype(np.float16)).all()

@@ -74,9 +74,9 @@ def _told(begun: float) -> dict[str, Any]:
 
 def _prepared(folder: Path) -> tuple[Any, float]:
     """A planned recipe, and when planning began."""
-    from storage.folder import Folder
-    from teacher_infer.config import TeacherRecipe
-    from teacher_infer.prepare import prepare
+    from storage.objectstore.folder import Folder
+    from teacher_infer.planning.config import TeacherRecipe
+    from teacher_infer.planning.prepare import prepare
 
     recipe = TeacherRecipe.model_validate(
         {
@@ -99,9 +99,9 @@ def fill(folder: Path, spans: int) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from storage.commits import Commit, commit_path
-    from storage.digest import canonical_json, sha256_file
-    from storage.shard import FORMAT_VERSION, ShardHeader, byte_ranges, shard_schema, write_shard
+    from storage.base.digest import canonical_json, sha256_file
+    from storage.cache.commits import Commit, commit_path
+    from storage.format.shard import FORMAT_VERSION, ShardHeader, byte_ranges, shard_schema, write_shard
 
     begun = time.perf_counter()
     (folder / "source").mkdir()
@@ -115,8 +115,8 @@ def fill(folder: Path, spans: int) -> dict[str, Any]:
     prepared, _ = _prepared(folder)
     plan, store = prepared.parts[0].plan, Path(prepared.store.url)
     # One shard's bytes, written again under every key: its content does not matter here, its record does.
+    from storage.encodings.targets import DenseTargets
     from storage.sources import make_source
-    from storage.targets import DenseTargets
 
     source, span = make_source(prepared.parts[0].source), plan.spans[0]
     table = source.read(span.file, span.start, span.stop)
@@ -159,7 +159,7 @@ def resume(folder: Path, spans: int) -> dict[str, Any]:
 
 
 def open_sealed(folder: Path, spans: int) -> dict[str, Any]:
-    from storage.cache import open_cache
+    from storage.cache.cache import open_cache
 
     begun = time.perf_counter()
     cache = open_cache(f"{folder}/store/many")

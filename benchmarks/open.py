@@ -67,8 +67,8 @@ def _in_a_process(folder: str) -> dict[str, dict[str, float]]:
 
 def stages(store: str) -> Iterator[str]:
     """What a reader does, with the name of each stage when it is done; the first one is not told of."""
-    from storage.cache import open_cache
-    from storage.stream import Stream
+    from storage.cache.cache import open_cache
+    from storage.stream.stream import Stream
 
     yield "imports"
     cache = open_cache(f"{store}/many")
@@ -85,7 +85,7 @@ class _Unread:
     def __init__(self, cache: Any) -> None:
         import numpy as np
 
-        from storage.stream.groups import Column
+        from storage.rows.row_groups import Column
 
         self.rows = self.sizes = cache.index.rows
         self.digest, self.where = cache.digest, cache.url
@@ -107,7 +107,7 @@ class _Unread:
         return row_B
 
     def rows_of(self, group_B: Any, columns: Any) -> Any:
-        from storage.stream.groups import plain_rows
+        from storage.rows.row_groups import plain_rows
 
         return plain_rows(columns, ["image"])
 
@@ -132,9 +132,9 @@ def _memory(name: str) -> int:
 
 def fill(folder: str, groups: int) -> int:
     """A sealed cache of so many row groups, without its shards; the bytes of its index."""
-    from storage.cache import cache_digest, cache_key
-    from storage.digest import sha256_file
-    from storage.folder import Folder
+    from storage.base.digest import sha256_file
+    from storage.cache.cache import cache_digest, cache_key
+    from storage.objectstore.folder import Folder
 
     store, index = Folder(folder), made_index(groups)
     data = index.to_bytes()
@@ -169,7 +169,7 @@ def made_index(groups: int) -> Any:
     import numpy as np
     import pyarrow as pa
 
-    from storage.index import INDEX_SCHEMA, Index
+    from storage.cache.index import INDEX_SCHEMA, Index
 
     dice = np.random.default_rng(0)
     shards = groups // GROUPS_OF_A_SHARD

@@ -72,7 +72,7 @@ def write(path: Path, rows: int, group: int) -> None:
 def measured(what: str, path: str, span_rows: str) -> dict[str, Any]:
     from storage.encodings.dense import Dense
     from storage.sources import make_source
-    from teacher_infer.plan import Question, make_plan
+    from teacher_infer.planning.plan import Question, make_plan
 
     before, begun = _peak_mb(), time.perf_counter()
     source = make_source({"parquet": path})

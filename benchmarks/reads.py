@@ -22,13 +22,13 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from storage.console import table  # noqa: E402
-from storage.order import Order  # noqa: E402
-from storage.stream.batches import PLACES_AHEAD, default_order  # noqa: E402
-from storage.stream.factor import read_factor  # noqa: E402
-from storage.stream.groups import Column, RowGroups  # noqa: E402
-from storage.stream.schedule import lookups  # noqa: E402
-from storage.stream.share import Share  # noqa: E402
+from jobs.console import table  # noqa: E402
+from storage.order.rank_share import Share  # noqa: E402
+from storage.order.read_amplification import read_factor  # noqa: E402
+from storage.order.sample_order import Order  # noqa: E402
+from storage.order.schedule import lookups  # noqa: E402
+from storage.rows.row_groups import Column, RowGroups  # noqa: E402
+from storage.stream.stream import PLACES_AHEAD, default_order  # noqa: E402
 
 WORLDS = (1, 2, 3, 7, 8, 16, 24, 32, 48, 64)
 

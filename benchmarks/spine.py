@@ -27,16 +27,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from cluster.connect import connect
-from storage.cache import Cache, open_cache
-from storage.console import say
-from storage.folder import Folder
-from storage.shard import sample_rows
+from jobs.cluster.connect import connect
+from jobs.console import say
+from storage.cache.cache import Cache, open_cache
+from storage.format.shard import sample_rows
+from storage.objectstore.folder import Folder
+from storage.rows.cache_rows import CacheRows
 from storage.sources import make_source
-from storage.stream import CacheRows, Stream
-from teacher_infer.config import TeacherRecipe
-from teacher_infer.label import Work, label_span
-from teacher_infer.prepare import prepare
+from storage.stream.stream import Stream
+from teacher_infer.labelling.label import Work, label_span
+from teacher_infer.planning.config import TeacherRecipe
+from teacher_infer.planning.prepare import prepare
 from teacher_infer.run import run
 from teacher_infer.teachers import make_teacher
 

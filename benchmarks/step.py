@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.step_models import Step, Task
-from storage.console import say, table
+from jobs.console import say, table
 
 VARIANTS = [
     *(("labels", head) for head in ("textbook", "naive", "fused")),

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaModel
 
-from storage.targets import DenseTargets, Targets, TopKTargets
+from storage.encodings.targets import DenseTargets, Targets, TopKTargets
 from student_train.losses import Output, Unprojected
 from student_train.losses.asks import Ask, Term
 from student_train.losses.cross_entropy import cross_entropy

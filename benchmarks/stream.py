@@ -50,7 +50,7 @@ from stream_readers.contest import Contest, contenders  # noqa: E402
 from stream_readers.data import SHAPES, Shape, make  # noqa: E402
 from stream_readers.told import least, rows_of  # noqa: E402
 
-from storage.console import say, table  # noqa: E402
+from jobs.console import say, table  # noqa: E402
 
 
 def main() -> int:

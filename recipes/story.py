@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from storage.console import say
+from jobs.console import say
 
 # What happens, the module that is run, its main, and its arguments.
 Chapter = tuple[str, str, Callable[[list[str]], int], list[str]]

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from storage.cache import is_store, open_cache
-from storage.catalog import list_caches, verify
-from storage.console import last, run_command, say, table
-from storage.errors import NoCache
-from storage.folder import Folder
-from storage.recipes import absolute
-from storage.sweep import collect, forget
+from jobs.console import Progress, last, run_command, say, table
+from storage.base.errors import NoCache
+from storage.cache.cache import is_store, open_cache
+from storage.cache.catalog import list_caches, verify
+from storage.cache.gc import collect, forget
+from storage.objectstore.folder import Folder
+from storage.objectstore.location import absolute
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +88,7 @@ def _listed(store: Folder) -> tuple[dict[str, Any], str, int]:
 
 
 def _show(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
-    from storage.show import lines, look
+    from storage.analysis.show import lines, look
 
     tokenizer = None if asked.tokenizer is None else absolute(asked.tokenizer)
     try:
@@ -124,12 +124,13 @@ def _rm(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
 
 
 def _derive(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
-    from storage.derive import derive, derived_encoding
+    from storage.analysis.derive import derive, derived_encoding
 
     parent = open_cache(absolute(asked.cache))
     encoding = derived_encoding(asked.to, parent.encoding)
     name = asked.name or f"{parent.name}-{asked.to.partition(':')[0]}{encoding.to_dict().get('k', '')}"
-    cache = derive(parent, encoding, name)
+    with Progress("derive", parent.samples, "samples") as progress:
+        cache = derive(parent, encoding, name, progress.update)
     text = (
         f"derived {cache.label}, digest {cache.digest[:8]}, from {parent.label}: {cache.positions:,} positions, "
         f"{cache.bytes / 1e6:,.2f} MB of {parent.bytes / 1e6:,.2f}\n  {cache.url}"

@@ -1,1 +1,11 @@
-"""Train models from a cache of soft targets, or from labels, without the teacher."""
+"""Train models from a cache of soft targets, or from labels, without the teacher.
+
+The names below are the public API, for training loops of one's own.
+"""
+
+from jobs.models.model_call import apply_model
+from student_train.losses import count_positions
+from student_train.losses.cross_entropy import cross_entropy
+from student_train.losses.forward_kl import forward_kl, kl_divergence
+
+__all__ = ["apply_model", "count_positions", "cross_entropy", "forward_kl", "kl_divergence"]

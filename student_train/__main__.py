@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from storage.console import last, run_command
-from storage.recipes import read_recipe
+from jobs.console import last, run_command
+from jobs.recipe import read_recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,9 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return compare(given[1:])
     if given[:1] == ["submit"]:
-        from cluster.submission import Job
-        from cluster.submit import submit
-        from student_train.config import StudentRecipe
+        from jobs.cluster.submission import Job
+        from jobs.cluster.submit import submit
+        from student_train.training.config import StudentRecipe
 
         return submit(Job("student_train", "student", StudentRecipe), given[1:])
     parser = argparse.ArgumentParser(
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
-    from student_train.config import StudentRecipe
+    from student_train.training.config import StudentRecipe
 
     recipe = read_recipe(asked.recipe, asked.overrides, StudentRecipe)
     from student_train.job import run

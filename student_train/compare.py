@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.cache import open_cache
-from storage.console import run_command, say, table
-from storage.digest import sha256_of
-from storage.errors import TrackingError, UsageError
-from storage.recipes import TrackingSection, absolute
-from storage.sqlite_uri import sqlite_path
+from jobs.console import run_command, say, table
+from jobs.tracking.settings import TrackingSection
+from jobs.tracking.sqlite_uri import sqlite_path
+from storage.base.digest import sha256_of
+from storage.base.errors import TrackingError, UsageError
+from storage.cache.cache import open_cache
+from storage.objectstore.location import absolute
 
 ROLES = ("teacher", "student", "baseline")
 # What is compared: the metric, its column's head, and whether more is better.
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _compare(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
-    from storage.mlflow_lineage import finished_runs
+    from jobs.tracking.runs import finished_runs
 
     uri = asked.tracking or TrackingSection().resolved_uri()
     if uri is None:

@@ -21,20 +21,20 @@ from ray.exceptions import RayError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from cluster.connect import connect, is_embedded
-from cluster.failures import portable
-from cluster.resources import refuse_too_large
-from storage.console import Progress
-from storage.errors import StillhouseError
-from storage.folder import Folder
-from storage.owner import refuse_lost
-from student_train.attempts import resources, train_in_attempts
-from student_train.checkpoint import refuse_foreign
-from student_train.config import StudentRecipe
-from student_train.journal import Journal, Point, read_progress
-from student_train.loop import Place, train
-from student_train.runs import CHECKPOINTS, Run, begin, keep_model
-from student_train.tracking import Tracker
+from jobs.cluster.connect import connect, is_embedded
+from jobs.cluster.resources import refuse_too_large
+from jobs.console import Progress
+from jobs.failures.classification import portable
+from storage.base.errors import StillhouseError
+from storage.objectstore.folder import Folder
+from student_train.run.attempts import resources, train_in_attempts
+from student_train.run.owner import refuse_lost
+from student_train.run.run_folder import CHECKPOINTS, Run, begin, keep_model
+from student_train.run.tracking import Tracker
+from student_train.training.checkpoint import refuse_foreign
+from student_train.training.config import StudentRecipe
+from student_train.training.journal import Journal, Point, read_progress
+from student_train.training.loop import Place, train
 
 
 def run(recipe: StudentRecipe) -> list[dict[str, Any]]:

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from storage.console import last, run_command, say
-from storage.errors import RecipeError
-from storage.folder import Folder
-from storage.recipes import read_recipe
-from teacher_infer.config import TeacherRecipe
+from jobs.console import last, run_command, say
+from jobs.recipe import read_recipe
+from storage.base.errors import RecipeError
+from storage.objectstore.folder import Folder
+from teacher_infer.planning.config import TeacherRecipe
 
 # What sets a key of a recipe; a path may hold a sign of equality only after a folder's name.
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
@@ -22,8 +22,8 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["submit"]:
-        from cluster.submission import Job
-        from cluster.submit import submit
+        from jobs.cluster.submission import Job
+        from jobs.cluster.submit import submit
 
         return submit(Job("teacher_infer", "teacher", TeacherRecipe), given[1:])
     if given[:1] == ["audit"]:
@@ -70,8 +70,8 @@ def _audit(given: Sequence[str]) -> int:
     asked = parser.parse_intermixed_args(given)
 
     def run() -> tuple[dict[str, Any], str, int]:
-        from storage.cache import open_cache
-        from storage.recipes import absolute
+        from storage.cache.cache import open_cache
+        from storage.objectstore.location import absolute
 
         if not os.path.isfile(asked.recipe):
             raise RecipeError(
@@ -95,9 +95,9 @@ def _audit(given: Sequence[str]) -> int:
 def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     recipe = read_recipe(asked.recipe, asked.overrides, TeacherRecipe)
     # Imported once the recipe is known to be right: a typing error should not wait for torch and ray.
-    from teacher_infer.prepare import prepare, show_plan
+    from teacher_infer.labelling.tally import paragraph
+    from teacher_infer.planning.prepare import prepare, show_plan
     from teacher_infer.run import run
-    from teacher_infer.tally import paragraph
 
     prepared = prepare(recipe, Folder(recipe.store))
     for note in prepared.notes:
@@ -117,8 +117,8 @@ def _parts(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _plan_lines(part: dict[str, Any], columns: dict[str, Any]) -> str:
-    from storage.samples import columns_line
-    from teacher_infer.miss import Miss
+    from storage.samples.samples import columns_line
+    from teacher_infer.planning.miss import Miss
 
     why = [f"  {Miss(**part['miss'])}"] if "miss" in part else []
     warnings = [f"  warning: {warning}" for warning in part.get("warnings", ())]

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from storage.cache import Cache
-from storage.digest import sha256_of
-from storage.errors import RecipeError
-from storage.key_parts import differences
-from storage.order import permute
-from storage.samples import INPUTS_XXH3
-from storage.shard import Rows
-from storage.stream import CacheRows, open_rows, read_group
-from storage.targets import IGNORED, TopKTargets
-from teacher_infer.config import TeacherRecipe
+from storage.base.digest import sha256_of
+from storage.base.errors import RecipeError
+from storage.cache.cache import Cache
+from storage.encodings.targets import IGNORED, TopKTargets
+from storage.format.shard import Rows
+from storage.order.sample_order import permute
+from storage.rows.cache_rows import CacheRows
+from storage.rows.open import open_rows
+from storage.rows.row_groups import read_group
+from storage.samples.samples import INPUTS_XXH3
+from teacher_infer.planning.config import TeacherRecipe
+from teacher_infer.planning.key_parts import differences
 from teacher_infer.soften.parts import blocks
 from teacher_infer.teachers import Teacher, build_without_weights, make_teacher, resolve
 

@@ -9,22 +9,22 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.connect import connect, is_embedded
-from cluster.failures import Failure, classify, delay_s
-from cluster.losses import Losses
-from cluster.metrics import Meter
-from cluster.resources import bundle, refuse_too_large, what_there_is
-from storage.commits import Commit, settle
-from storage.console import Progress, say
-from storage.errors import DeviceLost, JobError, RecipeError, StillhouseError, StoreLost
-from storage.leases import Lease
-from teacher_infer.label import Labelled, Seconds
-from teacher_infer.plan import Span
-from teacher_infer.pool import SPANS_IN_FLIGHT, Pool, Task
-from teacher_infer.prepare import Prepared, actor_settings
-from teacher_infer.tally import Tally
-from teacher_infer.watch import Advance, Watch
-from teacher_infer.worker import Worker
+from jobs.cluster.connect import connect, is_embedded
+from jobs.cluster.metrics import Meter
+from jobs.cluster.node_losses import Losses
+from jobs.cluster.resources import bundle, refuse_too_large, what_there_is
+from jobs.console import Progress, say
+from jobs.failures.classification import Failure, classify, delay_s
+from storage.base.errors import DeviceLost, JobError, RecipeError, StillhouseError, StoreLost
+from storage.cache.commits import Commit, settle
+from storage.cache.leases import Lease
+from teacher_infer.labelling.label import Labelled, Seconds
+from teacher_infer.labelling.pool import SPANS_IN_FLIGHT, Pool, Task
+from teacher_infer.labelling.tally import Tally
+from teacher_infer.labelling.watch import Advance, Watch
+from teacher_infer.labelling.worker import Worker
+from teacher_infer.planning.plan import Span
+from teacher_infer.planning.prepare import Prepared, actor_settings
 
 # Seconds between two requests for an actor's progress.
 _POLL_S = 1.0

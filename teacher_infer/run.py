@@ -6,16 +6,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from storage import cache as caches
-from storage.commits import Commit, read_commits
-from storage.console import say
-from storage.errors import RecipeError, StoreError, TeacherError
-from storage.folder import Folder
-from storage.leases import lease, live_jobs
-from storage.lineage import redact
-from teacher_infer.plan import Span
-from teacher_infer.prepare import Part, Prepared, lineage_of, nested
-from teacher_infer.tally import Tally
+from jobs.console import say
+from storage.base.errors import RecipeError, StoreError, TeacherError
+from storage.base.redact import redact
+from storage.cache import cache as caches
+from storage.cache.commits import Commit, read_commits
+from storage.cache.leases import lease, live_jobs
+from storage.objectstore.folder import Folder
+from teacher_infer.labelling.tally import Tally
+from teacher_infer.planning.plan import Span
+from teacher_infer.planning.prepare import Part, Prepared, lineage_of, nested
 
 
 def run(prepared: Prepared) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _track(prepared: Prepared, sealed: Sequence[caches.Cache]) -> dict[str, Any]
     uri = prepared.recipe.tracking.resolved_uri()
     if uri is None:
         return None
-    from storage.mlflow_caches import track_cache
+    from jobs.tracking.caches import track_cache
 
     recipe = redact(prepared.recipe.model_dump(mode="json"))
     runs = [track_cache(uri, prepared.recipe.tracking.experiment, cache, recipe) for cache in sealed]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 import textwrap
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,8 +109,6 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "stillhouse_toys.py").write_text(textwrap.dedent(TOYS))
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{before}"
-    import sys
-
     sys.path.insert(0, str(folder))
     yield folder
     sys.path.remove(str(folder))
@@ -179,3 +180,23 @@ def write_yaml(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """`module(text)`: the name of a new module that can be imported."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    made: list[str] = []
+
+    def write(text: str) -> str:
+        name = f"written_{uuid.uuid4().hex}"
+        (folder / f"{name}.py").write_text(text)
+        importlib.invalidate_caches()
+        made.append(name)
+        return name
+
+    yield write
+    for name in made:
+        sys.modules.pop(name, None)

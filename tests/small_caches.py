@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from storage.cache import seal
-from storage.commits import commit_shard, new_attempt
-from storage.converted import likeliest
-from storage.digest import rows_digest, sha256_of
+from storage.base.digest import sha256_of
+from storage.cache.cache import seal
+from storage.cache.commits import commit_shard, new_attempt
 from storage.encodings import Encoding
+from storage.encodings.convert import likeliest
 from storage.encodings.dense import Dense
+from storage.encodings.targets import DenseTargets, Targets
 from storage.encodings.topk import TopK
-from storage.folder import Folder
-from storage.samples import Columns, as_samples
-from storage.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
+from storage.format.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
+from storage.objectstore.folder import Folder
+from storage.samples.rows_digest import rows_digest
+from storage.samples.samples import Columns, as_samples
 from storage.sources import make_source
-from storage.targets import DenseTargets, Targets
 
 CLASSES, TOKENS, LENGTH = 3, 29, 8
 

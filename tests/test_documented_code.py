@@ -15,9 +15,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from recipes.loops import dataloader, plain_loop, torchrun
 from recipes.loops.student import student
-from storage.stream import open_rows
-from student_train.config import StudentRecipe
-from student_train.loop import Place, train
+from storage.rows.open import open_rows
+from student_train.training.config import StudentRecipe
+from student_train.training.loop import Place, train
 from tests.small_caches import CLASSES, LENGTH, TOKENS, image_cache, packed_cache
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -86,7 +86,7 @@ def same(found: Gradients, wanted: Gradients) -> None:
 
 def test_some_positions_have_no_target(url: str) -> None:
     """Without any, the tests of this file would not tell a mask from none."""
-    from storage.stream import scan
+    from storage.stream.stream import scan
 
     targets: Any = [rows.targets for rows in scan(open_rows(url), 64)]
     masks = np.concatenate([part.mask_P.ravel() for part in targets])

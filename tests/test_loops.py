@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.loops import dataloader, plain_loop, torchrun
-from storage.errors import ForeignState, RecipeError
+from storage.base.errors import ForeignState, RecipeError
 from tests.small_caches import image_cache, packed_cache
 
 ROOT = Path(__file__).resolve().parent.parent

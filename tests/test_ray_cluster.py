@@ -16,10 +16,10 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
-from cluster.submission import Job, prepare
-from storage.recipes import read_recipe
-from student_train.config import StudentRecipe
-from teacher_infer.config import TeacherRecipe
+from jobs.cluster.submission import Job, prepare
+from jobs.recipe import read_recipe
+from student_train.training.config import StudentRecipe
+from teacher_infer.planning.config import TeacherRecipe
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "ray_cluster.yaml").read_text()
@@ -349,8 +349,8 @@ def test_its_commands_are_recipes_that_can_be_submitted(words: list[str], monkey
 
 def test_by_default_both_jobs_wait_longer_for_machines_than_machines_wait_for_work() -> None:
     """An idle timeout is longer than a machine takes to start, as the file says."""
-    from student_train.config import RaySection as StudentRay
-    from teacher_infer.config import RaySection as TeacherRay
+    from student_train.training.config import RaySection as StudentRay
+    from teacher_infer.planning.config import RaySection as TeacherRay
 
     idle_s = 60 * CONFIG["idle_timeout_minutes"]
     assert TeacherRay().capacity_timeout_s > idle_s

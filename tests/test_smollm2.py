@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.recipe import read_recipe
 from recipes.smollm2.data import documents
 from recipes.smollm2.demo import STORY
 from recipes.smollm2.export import export, main
 from recipes.smollm2.student_net import build
-from storage.errors import ModelError
-from storage.recipes import read_recipe
-from student_train.config import CacheSection, StudentRecipe
+from storage.base.errors import ModelError
 from student_train.losses import Unprojected
-from teacher_infer.config import TeacherRecipe
+from student_train.training.config import CacheSection, StudentRecipe
+from teacher_infer.planning.config import TeacherRecipe
 
 
 def test_the_splits_are_the_same_again_and_share_nothing() -> None:

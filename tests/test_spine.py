@@ -19,10 +19,10 @@ import pytest
 import ray
 import yaml
 
+from jobs.tracking.client import connect
+from jobs.tracking.sqlite_uri import sqlite_uri
 from storage.__main__ import main as storage
-from storage.cache import open_cache
-from storage.mlflow_client import connect
-from storage.sqlite_uri import sqlite_uri
+from storage.cache.cache import open_cache
 from student_train.__main__ import main as student_train
 from teacher_infer.__main__ import main as teacher_infer
 
@@ -190,9 +190,9 @@ def spine(one_ray: str, toys: Path, tmp_path_factory: pytest.TempPathFactory) ->
     cache = answer(teacher_infer, recipe, "--json")
     recipe = student_recipe(folder, name="toy-baseline", **{**labels, "evaluate": f"{folder}/store/toy-test"})
     with killed_half_way(folder, one_ray) as second, pytest.MonkeyPatch.context() as away:
-        away.setattr("student_train.tracking.log_points", lambda *_: False)
-        away.setattr("student_train.journal.log_points", lambda *_: False)
-        away.setattr("student_train.tracking.finish_run", lambda *_: False)
+        away.setattr("student_train.run.tracking.log_points", lambda *_: False)
+        away.setattr("student_train.training.journal.log_points", lambda *_: False)
+        away.setattr("student_train.run.tracking.finish_run", lambda *_: False)
         missed = answer(student_train, recipe, "--json")
     students = answer(student_train, student_recipe(folder, seed=[0, 1], ray={"concurrent_runs": 2}), "--json")
     baseline = answer(student_train, recipe, "--json")
@@ -272,7 +272,7 @@ def test_mlflow_leads_from_the_registered_teacher_to_its_students(spine: Spine) 
 
 
 def test_sealing_again_makes_no_second_cache_run(spine: Spine) -> None:
-    from storage.mlflow_caches import track_cache
+    from jobs.tracking.caches import track_cache
 
     cache = open_cache(f"{spine.folder}/store/toy")
     assert track_cache(spine.tracking, "toys", cache, {}) == spine.cache["tracking"]["run_ids"][0]

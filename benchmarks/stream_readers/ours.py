@@ -42,7 +42,7 @@ class Ours:
         write_cache(self.home, arrays, self._compression, self._times)
 
     def start(self) -> None:
-        import storage.cache
+        import storage.cache.cache
         import storage.stream  # noqa: F401
 
     def open(self, way: str) -> OurLoader:
@@ -87,14 +87,14 @@ class OurLoader:
 
 
 def open_groups(home: Path) -> Any:
-    from storage.cache import open_cache
-    from storage.stream import CacheRows
+    from storage.cache.cache import open_cache
+    from storage.rows.cache_rows import CacheRows
 
     return CacheRows(open_cache(f"{home}/{NAME}"))
 
 
 def shuffled(groups: Any, seed: int, lanes: bool) -> Any:
-    from storage.stream import Stream
+    from storage.stream.stream import Stream
 
     if not lanes:
         return Stream(groups, batch_size=BATCH, seed=seed)
@@ -103,7 +103,7 @@ def shuffled(groups: Any, seed: int, lanes: bool) -> Any:
 
 
 def scan_rows(groups: Any) -> Iterator[Any]:
-    from storage.stream import scan
+    from storage.stream.stream import scan
 
     return scan(groups, BATCH)
 
@@ -116,8 +116,8 @@ def batch_of(rows: Any) -> Batch:
 
 def write_cache(home: Path, arrays: Arrays, compression: str, times: int) -> None:
     """The rows `times` over, under ids of their own each time."""
-    from storage.cache import seal
-    from storage.folder import Folder
+    from storage.cache.cache import seal
+    from storage.objectstore.folder import Folder
 
     store = Folder(str(home))
     rows = len(arrays["sample_id"])
@@ -134,11 +134,11 @@ def write_cache(home: Path, arrays: Arrays, compression: str, times: int) -> Non
 def _shard(store: Any, part: Arrays, compression: str, smaller: int) -> Any:
     import pyarrow as pa
 
-    from storage.commits import commit_shard, new_attempt
-    from storage.digest import sha256_of
+    from storage.base.digest import sha256_of
+    from storage.cache.commits import commit_shard, new_attempt
     from storage.encodings.dense import Dense
-    from storage.shard import FORMAT_VERSION, ShardHeader, row_bytes, shard_schema, write_shard
-    from storage.targets import DenseTargets
+    from storage.encodings.targets import DenseTargets
+    from storage.format.shard import FORMAT_VERSION, ShardHeader, row_bytes, shard_schema, write_shard
 
     key = sha256_of(["benchmark", compression, int(part["sample_id"][0]), sorted(part)])
     samples, soft = _samples(part)
@@ -159,7 +159,7 @@ def _samples(part: Arrays) -> tuple[Any, Array]:
     """Columns as a table of samples, and the targets of its rows."""
     import pyarrow as pa
 
-    from storage import tensors
+    from storage.samples import tensor_columns
 
     soft = part.get("soft_logits", np.zeros((len(part["sample_id"]), 2), np.float16))
     fields, columns = [], []
@@ -170,14 +170,14 @@ def _samples(part: Arrays) -> tuple[Any, Array]:
         fields.append(
             pa.field(name, pa.from_numpy_dtype(values.dtype), nullable=False)
             if plain
-            else tensors.tensor_field(name, values.dtype, values.shape[1:], "input")
+            else tensor_columns.tensor_field(name, values.dtype, values.shape[1:], "input")
         )
-        columns.append(tensors.pack(values))
+        columns.append(tensor_columns.pack(values))
     return pa.table(columns, schema=pa.schema(fields)), soft
 
 
 def shard_files(home: Path) -> list[Path]:
     """The files of a cache in its order."""
-    from storage.cache import open_cache
+    from storage.cache.cache import open_cache
 
     return [home / shard.path for shard in open_cache(f"{home}/{NAME}").shards]

@@ -79,11 +79,11 @@ def _collate(shape: Shape) -> Any:
     import torch
     from ray.data.collate_fn import ArrowBatchCollateFn
 
-    from storage import tensors
+    from storage.samples import tensor_columns
 
     class Tensors(ArrowBatchCollateFn):
         def __call__(self, batch: Any) -> Batch:
-            columns = {field.name: tensors.unpack(batch.column(field.name), field) for field in batch.schema}
+            columns = {field.name: tensor_columns.unpack(batch.column(field.name), field) for field in batch.schema}
             return {name: torch.from_numpy(np.array(column)) for name, column in columns.items()}
 
     return Tensors()

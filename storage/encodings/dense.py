@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from storage import tensors
+from storage.base.errors import RecipeError
 from storage.encodings.rounding import rounded
-from storage.errors import RecipeError
-from storage.targets import DenseTargets
-from storage.temperatures import BOUNDS, is_temperature
+from storage.encodings.targets import DenseTargets
+from storage.encodings.temperatures import BOUNDS, is_temperature
+from storage.samples import tensor_columns
 
 COLUMN = "soft_logits"
 
@@ -47,10 +47,10 @@ class Dense:
     def fields(self, classes: int, positions: int | None = None) -> list[pa.Field]:
         meaning = "teacher logits / temperature, minus their maximum"
         shape = (classes,) if positions is None else (positions, classes)
-        return [tensors.tensor_field(COLUMN, np.dtype(self.dtype), shape, meaning)]
+        return [tensor_columns.tensor_field(COLUMN, np.dtype(self.dtype), shape, meaning)]
 
     def encode(self, targets: DenseTargets) -> list[pa.Array]:
-        return [tensors.pack(rounded(targets.logits_PV, self.dtype))]
+        return [tensor_columns.pack(rounded(targets.logits_PV, self.dtype))]
 
     def decode(self, columns: dict[str, np.ndarray[Any, Any]], classes: int) -> DenseTargets:
         logits_PV = columns[COLUMN]

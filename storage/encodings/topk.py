@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from storage import planes, tensors
+from storage.base.errors import RecipeError
+from storage.encodings import planes
 from storage.encodings.rounding import rounded
-from storage.errors import RecipeError
-from storage.targets import TopKTargets
-from storage.temperatures import BOUNDS, is_temperature
+from storage.encodings.targets import TopKTargets
+from storage.encodings.temperatures import BOUNDS, is_temperature
+from storage.samples import tensor_columns
 
 IDS, LOG_PROBS, LABEL_LOG_PROB = "soft_ids", "soft_log_probs", "soft_label_log_prob"
 LOG_Z, LOG_TAIL, ENTROPIES = "soft_log_z", "soft_log_tail", "soft_entropies"
@@ -61,28 +62,30 @@ class TopK:
         half, single = np.dtype(np.float16), np.dtype(np.float32)
         byte, ids = np.dtype(np.uint8), np.dtype(_ids_type(classes))
         return [
-            tensors.tensor_field(
+            tensor_columns.tensor_field(
                 IDS, byte, (ids.itemsize, *lead, self.k), "byte planes: the likeliest classes, likeliest first"
             ),
-            tensors.tensor_field(
+            tensor_columns.tensor_field(
                 LOG_PROBS,
                 byte,
                 (half.itemsize, *lead, self.k),
                 "byte planes of differences of float16 bits: log softmax of the teacher's logits at these",
             ),
             _field(LABEL_LOG_PROB, half, lead, "log softmax of the teacher's logits at the label; NaN without one"),
-            tensors.tensor_field(LOG_Z, single, grid, "L_T = logsumexp(log softmax / T), for each temperature"),
-            tensors.tensor_field(LOG_TAIL, single, grid, "log of the mass outside these ids, for each temperature"),
-            tensors.tensor_field(ENTROPIES, single, grid, "entropy in nats, for each temperature"),
+            tensor_columns.tensor_field(LOG_Z, single, grid, "L_T = logsumexp(log softmax / T), for each temperature"),
+            tensor_columns.tensor_field(
+                LOG_TAIL, single, grid, "log of the mass outside these ids, for each temperature"
+            ),
+            tensor_columns.tensor_field(ENTROPIES, single, grid, "entropy in nats, for each temperature"),
         ]
 
     def encode(self, targets: TopKTargets) -> list[pa.Array]:
         singles = (targets.log_z_PG, targets.log_tail_PG, targets.entropy_PG)
         return [
-            tensors.pack(planes.split(targets.ids_PK.astype(_ids_type(targets.classes)))),
-            tensors.pack(planes.split_falling(rounded(targets.log_probs_PK, "float16"))),
-            tensors.pack(rounded(targets.label_log_prob_P, "float16")),
-            *(tensors.pack(values.astype(np.float32)) for values in singles),
+            tensor_columns.pack(planes.split(targets.ids_PK.astype(_ids_type(targets.classes)))),
+            tensor_columns.pack(planes.split_falling(rounded(targets.log_probs_PK, "float16"))),
+            tensor_columns.pack(rounded(targets.label_log_prob_P, "float16")),
+            *(tensor_columns.pack(values.astype(np.float32)) for values in singles),
         ]
 
     def decode(self, columns: dict[str, np.ndarray[Any, Any]], classes: int) -> TopKTargets:
@@ -99,5 +102,5 @@ def _ids_type(classes: int) -> type[np.unsignedinteger[Any]]:
 def _field(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], meaning: str) -> pa.Field:
     """A tensor's field, or a plain number's where a row has one."""
     if shape:
-        return tensors.tensor_field(name, dtype, shape, meaning)
-    return pa.field(name, pa.from_numpy_dtype(dtype), nullable=False, metadata={tensors.MEANING: meaning})
+        return tensor_columns.tensor_field(name, dtype, shape, meaning)
+    return pa.field(name, pa.from_numpy_dtype(dtype), nullable=False, metadata={tensor_columns.MEANING: meaning})

@@ -8,14 +8,14 @@ from typing import Any, Protocol
 import pyarrow as pa
 from pydantic import ValidationError
 
-from storage.errors import RecipeError
-from storage.recipes import PackSection
-from storage.samples import Columns, SourceFile
+from storage.base.errors import RecipeError
+from storage.samples.samples import Columns, SourceFile
 from storage.sources.function import FunctionSource
 from storage.sources.jsonl import JsonlSource
-from storage.sources.packed import Pack, PackedSource
-from storage.sources.packed_labels import ATTENTION_MASK, USUAL
+from storage.sources.packing.packed_labels import ATTENTION_MASK, USUAL
+from storage.sources.packing.packed_source import Pack, PackedSource
 from storage.sources.parquet import ParquetSource
+from storage.sources.settings import PackSection
 
 
 class Source(Protocol):

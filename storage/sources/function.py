@@ -10,12 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage.arrow_types import plain_table
-from storage.errors import SourceError
-from storage.names import call, find_function, guarded
-from storage.pieces import concat_samples, row_ranges
-from storage.roles import Columns, Roles, add_ranges, pandas_index, pandas_ranges
-from storage.samples import SourceFile, as_samples, sample_ids
+from storage.base.errors import SourceError
+from storage.base.functions import call, find_function, guarded
+from storage.samples.arrow_types import plain_table
+from storage.samples.column_roles import Columns, Roles, add_ranges, pandas_index, pandas_ranges
+from storage.samples.pieces import concat_samples, row_ranges
+from storage.samples.samples import SourceFile, as_samples, sample_ids
 
 _one_call = threading.RLock()
 

@@ -16,16 +16,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage.errors import SourceError
-from storage.filesystems import open_filesystem
-from storage.pieces import concat_samples
-from storage.roles import Columns, Roles, is_writers_own
-from storage.samples import SourceFile, as_samples, sample_ids
-from storage.sources.compression import COMPRESSED_ENDINGS
-from storage.sources.file_list import FileList, inside, list_files, root_of
-from storage.sources.lines import Lines
-from storage.sources.located import Version, reading
-from storage.sources.partitions import NO_PARTITIONS, Partitions
+from storage.base.errors import SourceError
+from storage.objectstore.filesystem import open_filesystem
+from storage.samples.column_roles import Columns, Roles, is_writers_own
+from storage.samples.pieces import concat_samples
+from storage.samples.samples import SourceFile, as_samples, sample_ids
+from storage.sources.files.compression import COMPRESSED_ENDINGS
+from storage.sources.files.file_list import FileList, inside, list_files, root_of
+from storage.sources.files.located import Version, reading
+from storage.sources.files.partitions import NO_PARTITIONS, Partitions
+from storage.sources.json_lines import Lines
 
 KIND = "JSONL"
 # Of the files in a folder.

@@ -13,15 +13,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.arrow_types import plain_table
-from storage.filesystems import open_filesystem
-from storage.pieces import concat_samples
-from storage.roles import Columns, Roles, add_ranges, pandas_index, pandas_ranges
-from storage.samples import SourceFile, as_samples, sample_ids
-from storage.sources.file_list import FileList, inside, list_files, root_of
-from storage.sources.located import Version, reading
-from storage.sources.partitions import NO_PARTITIONS, Partitions
-from storage.sources.row_groups import LastDecoded, decode
+from storage.objectstore.filesystem import open_filesystem
+from storage.samples.arrow_types import plain_table
+from storage.samples.column_roles import Columns, Roles, add_ranges, pandas_index, pandas_ranges
+from storage.samples.pieces import concat_samples
+from storage.samples.samples import SourceFile, as_samples, sample_ids
+from storage.sources.decoding import LastDecoded, decode
+from storage.sources.files.file_list import FileList, inside, list_files, root_of
+from storage.sources.files.located import Version, reading
+from storage.sources.files.partitions import NO_PARTITIONS, Partitions
 
 KIND = "Parquet"
 # Of the files in a folder.

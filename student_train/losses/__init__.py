@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import torch
 
-from storage.shard import Rows
+from storage.format.shard import Rows
 from student_train.losses import cross_entropy, forward_kl
 from student_train.losses.asks import Output, Term, Unprojected
 from student_train.losses.chunks import Positions
 from student_train.losses.picks import pick
-from student_train.positions import Needs, count_positions, indices, kept, mask_of
+from student_train.losses.positions import Needs, count_positions, indices, kept, mask_of
 
 __all__ = [
     "LOSSES",

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from storage.errors import Mismatch, RecipeError, SourceError
-from storage.targets import IGNORED, Targets
+from storage.base.errors import Mismatch, RecipeError, SourceError
+from storage.encodings.targets import IGNORED, Targets
 from student_train.losses.asks import Output, Unprojected
 
 _SHAPES = "logits are [R, V] for targets [R], and [R, L, V] or [R * L, V] for targets [R, L]"
@@ -21,7 +21,7 @@ def check_targets(output: Output, targets: Targets, temperature: float) -> None:
         raise Mismatch(
             "The targets are numpy arrays.",
             "A loss takes torch tensors.",
-            "Use StreamDataset, or storage.torch.to_torch.",
+            "Use StreamDataset, or storage.stream.torch_tensors.to_torch.",
         )
     _check_lead(lead, targets.lead, "targets", classes)
     if classes != targets.classes:

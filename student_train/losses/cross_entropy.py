@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from storage.targets import IGNORED
+from storage.encodings.targets import IGNORED
 from student_train.losses.asks import Ask, Output, Term
 from student_train.losses.checks import check_label
 from student_train.losses.picks import alone
-from student_train.positions import indices
+from student_train.losses.positions import indices
 
 # Cross entropy has no temperature.
 TEMPERATURE_POWER = 0

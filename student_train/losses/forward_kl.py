@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from storage.errors import RecipeError
-from storage.names import nearest
-from storage.targets import DenseTargets, Targets, TopKTargets
+from storage.base.errors import RecipeError
+from storage.base.names import nearest
+from storage.encodings.targets import DenseTargets, Targets, TopKTargets
 from student_train.losses.asks import Ask, Output, Picked, Term
 from student_train.losses.checks import check_targets
 from student_train.losses.passes import outside
 from student_train.losses.picks import alone
-from student_train.positions import indices, take
+from student_train.losses.positions import indices, take
 
 # The gradient of the KL divergence shrinks by 1 / T^2 (Hinton, Vinyals & Dean 2015, section 2).
 TEMPERATURE_POWER = 2
@@ -46,7 +46,7 @@ def forward_kl(
         a student has more of S than its teacher.
     A class that the teacher rules out (logit -inf) has p = 0 and adds nothing. One that only the student rules out
     makes the value infinite.
-    Formulas: Hinton, Vinyals & Dean 2015, equation 1; of sparse targets `storage.targets` and w = p in
+    Formulas: Hinton, Vinyals & Dean 2015, equation 1; of sparse targets `storage.encodings.targets` and w = p in
     dL/dy = (sum w) q - w. Raises Mismatch for shapes and classes that do not fit, RecipeError for a tail that is not
     known or that the targets do not have, and for a temperature outside their grid.
     """

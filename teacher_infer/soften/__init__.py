@@ -9,8 +9,8 @@ import numpy as np
 
 from storage.encodings import Encoding
 from storage.encodings.dense import Dense
+from storage.encodings.targets import IGNORED, Targets, TopKTargets
 from storage.encodings.topk import TopK
-from storage.targets import IGNORED, Targets, TopKTargets
 from teacher_infer.soften.dense import soften_dense
 from teacher_infer.soften.parts import Parts
 from teacher_infer.soften.topk import soften_topk

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from storage.out_of_memory import is_out_of_memory
+from jobs.failures.out_of_memory import is_out_of_memory
 from teacher_infer.soften.parts import padding
 from teacher_infer.soften.passes import CLASSES, maxima_pass, moments, tails_pass
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from storage.targets import Targets
+from storage.encodings.targets import Targets
 
 if TYPE_CHECKING:
     import torch

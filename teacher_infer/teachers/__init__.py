@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from storage.hugging_face import HuggingFaceSpec
-from storage.models import ModelSpec
+from jobs.models.hugging_face import HuggingFaceSpec
+from jobs.models.model_spec import ModelSpec
 from teacher_infer.teachers.checked import CheckedTeacher
 from teacher_infer.teachers.loading import resolve_attention
 from teacher_infer.teachers.module import ModuleTeacher

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from storage.errors import ModelError
+from storage.base.errors import ModelError
 
 log = logging.getLogger("stillhouse.teacher")
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from storage.errors import ModelError, TeacherError
-from storage.hugging_face import ADAPTER_FILES, HuggingFaceSpec
-from storage.weight_names import few
+from jobs.models.hugging_face import ADAPTER_FILES, HuggingFaceSpec
+from jobs.models.weight_names import few
+from storage.base.errors import ModelError, TeacherError
 
 log = logging.getLogger("stillhouse.teacher")
 

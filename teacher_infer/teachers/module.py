@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from storage import tensors
-from storage.errors import StillhouseError, TeacherError
-from storage.model_call import apply_model
-from storage.models import ModelSpec
-from storage.samples import input_names
+from jobs.models.model_call import apply_model
+from jobs.models.model_spec import ModelSpec
+from storage.base.errors import StillhouseError, TeacherError
+from storage.samples import tensor_columns
+from storage.samples.samples import input_names
 
 
 class ModuleTeacher:
@@ -43,7 +43,7 @@ class ModuleTeacher:
         try:
             model = copy.deepcopy(self._model).to("meta")
             names = input_names(example.schema)
-            arrays = {name: tensors.unpack(example.column(name), example.schema.field(name)) for name in names}
+            arrays = {name: tensor_columns.unpack(example.column(name), example.schema.field(name)) for name in names}
             with torch.inference_mode():
                 logits = apply_model(model, {name: self._tensor(array).to("meta") for name, array in arrays.items()})
             return tuple(int(size) for size in logits.shape[1:])

@@ -9,10 +9,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from storage.errors import ModelError, SourceError, TeacherError
-from storage.hugging_face import HuggingFaceSpec
-from storage.hugging_face_inputs import MASK, Array, forward_names, holds_several, refuse_mask_of_packed, refuse_names
-from storage.sources.packed import INPUT_IDS, POSITION_IDS
+from jobs.models.hugging_face import HuggingFaceSpec
+from jobs.models.hugging_face_inputs import (
+    MASK,
+    Array,
+    forward_names,
+    holds_several,
+    refuse_mask_of_packed,
+    refuse_names,
+)
+from storage.base.errors import ModelError, SourceError, TeacherError
+from storage.sources.packing.packed_source import INPUT_IDS, POSITION_IDS
 from teacher_infer.teachers.loading import load
 
 # How far the logits of a document that follows another in its row may be from its own, in parts of their spread: four

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage.cache import Cache, seal
-from storage.commits import Commit, commit_shard, new_attempt
-from storage.digest import rows_digest, sha256_of
+from storage.base.digest import sha256_of
+from storage.cache.cache import Cache, seal
+from storage.cache.commits import Commit, commit_shard, new_attempt
 from storage.encodings.dense import Dense
-from storage.folder import Folder
-from storage.samples import Columns, as_samples
-from storage.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
+from storage.format.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
+from storage.objectstore.folder import Folder
+from storage.samples.rows_digest import rows_digest
+from storage.samples.samples import Columns, as_samples
 from tests.storage.helpers import rows_of
 
 CLASSES = 5
@@ -146,23 +145,3 @@ def flip() -> Callable[..., None]:
         store.write(path, bytes(data))
 
     return change
-
-
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
-    """`module(text)`: the name of a new module that can be imported."""
-    folder = tmp_path / "modules"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-    made: list[str] = []
-
-    def write(text: str) -> str:
-        name = f"written_{uuid.uuid4().hex}"
-        (folder / f"{name}.py").write_text(text)
-        importlib.invalidate_caches()
-        made.append(name)
-        return name
-
-    yield write
-    for name in made:
-        sys.modules.pop(name, None)

@@ -18,16 +18,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.cache import Cache, seal
-from storage.commits import Commit, commit_path, commit_shard, committed_keys, new_attempt, read_commits
-from storage.digest import sha256_of
+from storage.base.digest import sha256_of
+from storage.cache.cache import Cache, seal
+from storage.cache.commits import Commit, commit_path, commit_shard, committed_keys, new_attempt, read_commits
+from storage.cache.leases import lease
 from storage.encodings.dense import Dense
-from storage.folder import Folder
-from storage.leases import lease
-from storage.listing import Entry
-from storage.samples import Columns, as_samples
-from storage.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
-from storage.targets import DenseTargets
+from storage.encodings.targets import DenseTargets
+from storage.format.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
+from storage.objectstore.folder import Folder
+from storage.objectstore.listing import Entry
+from storage.samples.samples import Columns, as_samples
 
 CLASSES, DAY = 2, 86400.0
 KEYS = [sha256_of(["work", index]) for index in range(2)]
@@ -200,7 +200,7 @@ def main(what: str, url: str, fatal: str) -> None:
     if what == "label":
         label(store)
     else:
-        from storage.sweep import collect
+        from storage.cache.gc import collect
 
         collect(store, 0, dry_run=False)
     print(_steps["taken"])

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from storage.cache import Cache, seal
-from storage.commits import Commit, Quarantined, commit_shard, new_attempt
-from storage.converted import convert
-from storage.digest import sha256_of
+from storage.base.digest import sha256_of
+from storage.cache.cache import Cache, seal
+from storage.cache.commits import Commit, Quarantined, commit_shard, new_attempt
 from storage.encodings import Encoding
+from storage.encodings.convert import convert
 from storage.encodings.dense import Dense
-from storage.folder import Folder
-from storage.samples import Columns, as_samples
-from storage.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
-from storage.summary import ENTROPY, SEQUENCE_FIELDS
-from storage.targets import IGNORED, DenseTargets, Targets
+from storage.encodings.targets import IGNORED, DenseTargets, Targets
+from storage.format.position_columns import ENTROPY, SEQUENCE_FIELDS
+from storage.format.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
+from storage.objectstore.folder import Folder
+from storage.samples.samples import Columns, as_samples
 
 LENGTH, CLASSES = 6, 40
 

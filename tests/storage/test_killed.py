@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from storage.cache import open_cache
-from storage.catalog import verify
-from storage.commits import committed_keys
-from storage.folder import Folder
-from storage.sweep import collect
+from storage.cache.cache import open_cache
+from storage.cache.catalog import verify
+from storage.cache.commits import committed_keys
+from storage.cache.gc import collect
+from storage.objectstore.folder import Folder
 from tests.storage.helpers import KEYS, commit, files, files_of, label, make_old
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from storage import cache as caches
+from jobs.models.model_spec import ModelSpec
+from storage.cache import cache as caches
+from storage.cache.lineage import cache_lineage
 from storage.encodings import make_encoding
-from storage.folder import Folder
-from storage.lineage import cache_lineage
-from storage.models import ModelSpec
-from storage.samples import Inputs
+from storage.objectstore.folder import Folder
+from storage.samples.samples import Inputs
 from storage.sources import make_source
-from student_train.config import StudentRecipe
-from teacher_infer.label import Work, label_span
-from teacher_infer.plan import Question, make_plan
+from student_train.training.config import StudentRecipe
+from teacher_infer.labelling.label import Work, label_span
+from teacher_infer.planning.plan import Question, make_plan
 from teacher_infer.teachers.module import ModuleTeacher
 
 FEATURES, CLASSES = 4, 3
@@ -240,7 +240,7 @@ def make_recipe(nets: str, tmp_path: Path) -> Any:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One thread, and an order worked out for few places at once: thousands of epochs of a tiny cache take seconds."""
-    monkeypatch.setattr("storage.stream.batches.PLACES_AHEAD", 64)
+    monkeypatch.setattr("storage.stream.stream.PLACES_AHEAD", 64)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage.samples import LABEL, SAMPLE_ID
-from storage.shard import Rows
-from storage.stream.groups import Arrays, Column, Ints
-from storage.targets import IGNORED, DenseTargets, TopKTargets, with_mask
+from storage.encodings.targets import IGNORED, DenseTargets, TopKTargets, with_mask
+from storage.format.shard import Rows
+from storage.rows.row_groups import Arrays, Column, Ints
+from storage.samples.samples import LABEL, SAMPLE_ID
 from tests.student_train.sparse import GRID, top_k
 
 VOCABULARY, LENGTH, KEPT = 13, 6, 4

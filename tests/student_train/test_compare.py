@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from storage.errors import UsageError
+from storage.base.errors import UsageError
 from student_train.compare import METRICS, as_table, compare, latest_cache, write_picture
 
 CACHE, EVALUATION, WEIGHTS = "c" * 64, "e" * 64, "f" * 64

@@ -28,8 +28,13 @@ def check(*modules: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "modules",
     [
-        ("student_train.__main__", "student_train.loop", "student_train.compare", "recipes.digits.student_net"),
-        ("student_train.job", "student_train.tracking"),
+        (
+            "student_train.__main__",
+            "student_train.training.loop",
+            "student_train.compare",
+            "recipes.digits.student_net",
+        ),
+        ("student_train.job", "student_train.run.tracking"),
     ],
     ids=["loop", "job"],
 )

@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from cluster import failures
-from storage.errors import JobError, RecipeError, StoreLost, TrainingError
+from jobs.failures import classification
+from storage.base.errors import JobError, RecipeError, StoreLost, TrainingError
 from student_train import job
 from student_train.__main__ import main
-from student_train.attempts import train_in_attempts, translate
-from student_train.config import RaySection
-from student_train.runs import begin
+from student_train.run.attempts import train_in_attempts, translate
+from student_train.run.run_folder import begin
+from student_train.training.config import RaySection
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr(classification, "FIRST_DELAY_S", 0.0)
 
 
 def fit(answers: list[Any], stopped: threading.Event | None = None, **ray: Any) -> Any:
@@ -43,7 +43,7 @@ def test_an_attempt_that_failed_for_a_passing_reason_is_made_again(
 
 
 def test_before_another_attempt_there_is_a_pause_that_an_interrupt_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(classification.random, "uniform", lambda low, high: high)
     waited = list[float]()
     stopped: Any = SimpleNamespace(is_set=lambda: False, wait=waited.append)
     assert fit([StoreLost("x"), StoreLost("x"), {"steps": 3}], stopped) == {"steps": 3}

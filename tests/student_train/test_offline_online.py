@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from storage.models import ModelSpec
-from storage.stream import Stream, open_rows
-from storage.targets import DenseTargets
-from storage.torch import to_torch
-from student_train.config import StudentRecipe
-from student_train.loop import Place, learning_rate, train
+from jobs.models.model_spec import ModelSpec
+from storage.encodings.targets import DenseTargets
+from storage.rows.open import open_rows
+from storage.stream.stream import Stream
+from storage.stream.torch_tensors import to_torch
 from student_train.losses.forward_kl import forward_kl
+from student_train.training.config import StudentRecipe
+from student_train.training.loop import Place, learning_rate, train
 
 STEPS, BATCH, TEMPERATURE = 40, 8, 2.0
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from storage.shard import Rows
-from storage.targets import IGNORED
-from student_train import checkpoint, loop
-from student_train.config import LossSection, StudentRecipe
-from student_train.loop import Outcome, Place, train
+from storage.encodings.targets import IGNORED
+from storage.format.shard import Rows
 from student_train.losses import Unprojected, factor, loss_parts
-from student_train.positions import indices
+from student_train.losses.positions import indices
+from student_train.training import checkpoint, loop
+from student_train.training.config import LossSection, StudentRecipe
+from student_train.training.loop import Outcome, Place, train
 from tests.student_train.sequences import SequenceRows
 from tests.student_train.sparse import top_k
 

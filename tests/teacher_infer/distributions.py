@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from storage.targets import Targets
+from storage.encodings.targets import Targets
 from teacher_infer.soften import compiled, passes
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from teacher_infer.__main__ import main
 from teacher_infer.audit import Settings, audit
-from teacher_infer.config import TeacherRecipe
+from teacher_infer.planning.config import TeacherRecipe
 from tests import tiny_models
 from tests.teacher_infer.without_ray import labelled
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from storage.cache import open_cache
-from storage.stream import CacheRows, scan
+from storage.cache.cache import open_cache
+from storage.rows.cache_rows import CacheRows
+from storage.stream.stream import scan
 from teacher_infer.__main__ import main
 
 Recipe = Callable[..., dict[str, Any]]
@@ -146,10 +147,10 @@ def test_a_teacher_that_changes_under_a_job_leaves_no_shard(
     import torch
     from safetensors.torch import load_file, save_file
 
-    from storage.errors import SourceChanged
-    from storage.folder import Folder
-    from teacher_infer.config import TeacherRecipe
-    from teacher_infer.prepare import prepare
+    from storage.base.errors import SourceChanged
+    from storage.objectstore.folder import Folder
+    from teacher_infer.planning.config import TeacherRecipe
+    from teacher_infer.planning.prepare import prepare
     from teacher_infer.run import run as run_job
 
     asked = TeacherRecipe.model_validate(recipe())

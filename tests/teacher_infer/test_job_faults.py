@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage.cache import open_cache
-from storage.console import Progress
-from storage.stream import CacheRows, scan
-from teacher_infer import job, watch
+from jobs.console import Progress
+from storage.cache.cache import open_cache
+from storage.rows.cache_rows import CacheRows
+from storage.stream.stream import scan
+from teacher_infer import job
 from teacher_infer.__main__ import main
+from teacher_infer.labelling import watch
 
 Recipe = Callable[..., dict[str, Any]]
 WriteYaml = Callable[..., str]
@@ -208,7 +210,7 @@ def test_where_there_are_no_hard_links_the_driver_commits_alone_and_says_so(
 def test_a_job_that_was_taken_for_dead_seals_nothing(
     one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from storage import leases
+    from storage.cache import leases
 
     path = write_yaml(**recipe())
     with monkeypatch.context() as patched:

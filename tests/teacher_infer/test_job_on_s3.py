@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from storage.cache import open_cache
-from storage.catalog import verify
-from storage.folder import Folder
-from storage.leases import lease
+from storage.cache.cache import open_cache
+from storage.cache.catalog import verify
+from storage.cache.leases import lease
+from storage.objectstore.folder import Folder
 from teacher_infer.__main__ import main
 from tests.servers import FAULTS, NOBODY, SECRET, Proxy, lead_to, make_bucket, rclone
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from storage.catalog import list_caches
-from storage.folder import Folder
+from storage.cache.catalog import list_caches
+from storage.objectstore.folder import Folder
 from teacher_infer.__main__ import main
 
 Recipe = Callable[..., dict[str, Any]]

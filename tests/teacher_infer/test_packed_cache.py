@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.cache import Cache, seal
+from jobs.models.hugging_face import HuggingFaceSpec
+from storage.cache.cache import Cache, seal
 from storage.encodings.dense import Dense
-from storage.folder import Folder
-from storage.hugging_face import HuggingFaceSpec
-from storage.samples import Inputs
+from storage.objectstore.folder import Folder
+from storage.rows.cache_rows import CacheRows
+from storage.rows.joined_rows import JoinedRows
+from storage.rows.row_groups import RowGroups, read_group
+from storage.samples.samples import Inputs
 from storage.sources import Source, make_source
-from storage.stream.cached import CacheRows
-from storage.stream.groups import RowGroups, read_group
-from storage.stream.joined import JoinedRows
-from teacher_infer.label import Work, label_span
-from teacher_infer.plan import Question, make_plan
+from teacher_infer.labelling.label import Work, label_span
+from teacher_infer.planning.plan import Question, make_plan
 from teacher_infer.teachers import make_teacher
 from tests.tiny_models import SIZE, WORDS, save_model
 

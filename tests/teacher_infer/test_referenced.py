@@ -13,21 +13,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import storage.shard
-from storage.commits import Commit
+import storage.format.shard
+from jobs.models.model_spec import ModelSpec
+from storage.base.errors import SourceChanged
+from storage.cache.commits import Commit
 from storage.encodings.dense import Dense
-from storage.errors import SourceChanged
-from storage.folder import Folder
-from storage.models import ModelSpec
-from storage.samples import Inputs, inputs_digests
+from storage.encodings.targets import DenseTargets
+from storage.format.position_columns import summarise
+from storage.objectstore.folder import Folder
+from storage.samples.samples import Inputs, inputs_digests
 from storage.sources.function import FunctionSource
-from storage.summary import summarise
-from storage.targets import DenseTargets
 from teacher_infer.__main__ import main
-from teacher_infer.config import TeacherRecipe
-from teacher_infer.label import Work, label_span
-from teacher_infer.plan import Question, Span, make_plan
-from teacher_infer.prepare import lineage_of, prepare, show_plan
+from teacher_infer.labelling.label import Work, label_span
+from teacher_infer.planning.config import TeacherRecipe
+from teacher_infer.planning.plan import Question, Span, make_plan
+from teacher_infer.planning.prepare import lineage_of, prepare, show_plan
 from teacher_infer.teachers.module import ModuleTeacher
 
 Recipe = Callable[..., dict[str, Any]]
@@ -107,7 +107,7 @@ def test_without_inputs_a_row_group_holds_as_many_rows_as_with_them(
     toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A student reads them from elsewhere, and holds them with the row group."""
-    monkeypatch.setattr(storage.shard, "ROW_GROUP_BYTES", 4000)
+    monkeypatch.setattr(storage.format.shard, "ROW_GROUP_BYTES", 4000)
     rows: dict[str, list[int]] = {}
     for inputs in ("stored", "referenced"):
         work = work_of(tmp_path, inputs, features=200)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from storage.cache import Cache, seal
-from storage.folder import Folder
+from storage.cache.cache import Cache, seal
+from storage.objectstore.folder import Folder
 from storage.sources import make_source
-from teacher_infer.config import TeacherRecipe
-from teacher_infer.label import Work, label_span
-from teacher_infer.prepare import lineage_of, prepare
+from teacher_infer.labelling.label import Work, label_span
+from teacher_infer.planning.config import TeacherRecipe
+from teacher_infer.planning.prepare import lineage_of, prepare
 from teacher_infer.teachers import make_teacher
 
 

@@ -12,16 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage import tensors
-from storage.cache import Cache, seal
-from storage.commits import Commit, commit_shard, new_attempt
-from storage.digest import rows_digest, sha256_of
+from storage.base.digest import sha256_of
+from storage.cache.cache import Cache, seal
+from storage.cache.commits import Commit, commit_shard, new_attempt
 from storage.encodings.dense import Dense
-from storage.folder import Folder
-from storage.samples import INPUTS_XXH3, INPUTS_XXH3_FIELD, Columns, as_samples, inputs_digests, kept_columns
-from storage.shard import FORMAT_VERSION, ROW_GROUP_BYTES, ShardHeader, shard_schema, write_shard
-from storage.summary import SUMMARY_FIELDS
-from storage.targets import DenseTargets
+from storage.encodings.targets import DenseTargets
+from storage.format.position_columns import SUMMARY_FIELDS
+from storage.format.shard import FORMAT_VERSION, ROW_GROUP_BYTES, ShardHeader, shard_schema, write_shard
+from storage.objectstore.folder import Folder
+from storage.samples import tensor_columns
+from storage.samples.rows_digest import rows_digest
+from storage.samples.samples import INPUTS_XXH3, INPUTS_XXH3_FIELD, Columns, as_samples, inputs_digests, kept_columns
 
 CLASSES = 5
 GROUP_ROWS = 4
@@ -65,7 +66,7 @@ def put_rows(store: Folder, ids: Sequence[int], kind: Kind = "stored", **rows: b
     soft_PV = (-(at[:, None] * 7 + np.arange(CLASSES) * 13) % 29 / 4).astype(np.float32)
     arrays: dict[str, Any] = {name: samples.column(name).combine_chunks() for name in samples.schema.names}
     arrays |= {"soft_entropy": pa.array(entropy_of(at)), "soft_top1": pa.array(top1_of(at))}
-    arrays[INPUTS_XXH3] = tensors.pack(inputs_digests(samples).view(np.uint8).reshape(-1, 16))
+    arrays[INPUTS_XXH3] = tensor_columns.pack(inputs_digests(samples).view(np.uint8).reshape(-1, 16))
     fields = [f.name for f in encoding.fields(CLASSES)]
     arrays |= dict(
         zip(fields, encoding.encode(DenseTargets(soft_PV - soft_PV.max(axis=1, keepdims=True), None)), strict=True)

@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from storage.cache import open_cache
-from storage.stream import CacheRows, Reading, Stream
-from storage.stream.groups import row_bytes
+from storage.cache.cache import open_cache
+from storage.rows.cache_rows import CacheRows
+from storage.rows.prefetch import Reading
+from storage.rows.row_groups import row_bytes
+from storage.stream.stream import Stream
 from tests.storage.stream.fakes import Fake
 
 

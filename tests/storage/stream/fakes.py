@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from storage.shard import Rows
-from storage.stream import Batch, RowGroups, Stream
-from storage.stream.groups import Arrays, Column, Ints, plain_rows
+from storage.format.shard import Rows
+from storage.rows.row_groups import Arrays, Column, Ints, RowGroups, plain_rows
+from storage.stream.stream import Batch, Stream
 
 Make = Callable[..., Any]
 

@@ -1,0 +1,1 @@
+"""What both jobs share: recipes, models, MLflow, Ray clusters and the command line."""

@@ -1,0 +1,1 @@
+"""Which failures another attempt may mend, and which are final."""

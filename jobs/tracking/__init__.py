@@ -1,0 +1,1 @@
+"""Lineage and metrics in MLflow."""

@@ -1,0 +1,1 @@
+"""What is computed from caches: derived caches, statistics and previews."""

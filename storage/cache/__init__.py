@@ -1,0 +1,1 @@
+"""Sealed caches, the commits of their shards, and what keeps or removes them."""

@@ -1,0 +1,1 @@
+"""The Parquet file of one span: its header, its sections and its plain columns."""

@@ -1,0 +1,1 @@
+"""Files behind any fsspec URL: folders, conditional puts and staging."""

@@ -1,0 +1,1 @@
+"""Samples as Arrow tables: their columns, tensors and digests."""

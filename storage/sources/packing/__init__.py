@@ -1,0 +1,1 @@
+"""Documents, tokenized and packed into rows of one length."""

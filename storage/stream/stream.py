@@ -1,0 +1,299 @@
+"""A cache or a source as an endless sequence of batches, in an order that one integer resumes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain, count
+from operator import index
+from typing import Any, Self
+
+import numpy as np
+
+from storage.base.errors import ForeignState, RecipeError
+from storage.encodings.targets import Targets
+from storage.format.shard import Rows
+from storage.order import sample_order as ordering
+from storage.order.rank_share import Share
+from storage.order.read_amplification import warn_of_reads
+from storage.order.sample_order import Order
+from storage.order.schedule import Need, held_rows, lookups, needs
+from storage.rows.prefetch import Reader, Reading
+from storage.rows.row_groups import Ints, RowGroups, row_bytes
+
+# Below this a cache is shuffled whole. Above it so many lanes are cut into windows that together hold about as much.
+WHOLE_BYTES = 1 << 30
+LANES = 16
+# Places are looked up for many batches at once, since one costs as much.
+PLACES_AHEAD, EPOCHS_AHEAD = 1 << 15, 8
+# Batches that are put together while the consumer works on one.
+BATCHES_AHEAD = 2
+# No stream comes so far; arithmetic on the places beyond would overflow.
+_PLACES = 1 << 62
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a global batch, in memory of its own.
+
+    places: [B] the place of each row. first: the first place of the global batch; global_size: the
+    rows of all ranks together.
+    """
+
+    first: int
+    global_size: int
+    places: Ints
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice) -> Self:
+        """Some rows of this rank's part, `batch[8:16]`, for gradient accumulation; `first` and `global_size` stay."""
+        return replace(self, places=self.places[rows], rows=self.rows[rows])
+
+    @property
+    def sample_id(self) -> np.ndarray[Any, Any]:
+        return self.rows.sample_id
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        return self.rows.inputs
+
+    @property
+    def label(self) -> Any:
+        return self.rows.label
+
+    @property
+    def targets(self) -> Targets | None:
+        return self.rows.targets
+
+
+def default_order(groups: RowGroups, seed: int, lanes: int | None = None, window: int | None = None) -> Order:
+    """A full shuffle of what takes no more than 1 GiB in memory; else 16 lanes whose windows hold about as much.
+
+    What is given of `lanes` and `window` (rows of a lane) stays; the other follows from the rows alone.
+    """
+    total, loaded, width = int(groups.rows.sum()), int(groups.sizes.sum()), max(1, row_bytes(groups))
+    whole = loaded * width <= WHOLE_BYTES
+    if lanes is None:
+        lanes = 1 if whole and window is None else LANES
+    if window is None:
+        # A window holds all of the row groups that it begins and ends in.
+        largest = int(groups.sizes.max())
+        held = loaded if whole and lanes == 1 else max(largest, WHOLE_BYTES // (lanes * width) - largest)
+        window = max(1, min(total, held * total // loaded)) if held < loaded else total
+    return Order(seed, min(window, total), lanes)
+
+
+class Stream:
+    """Batches of a shuffled, endless sequence of rows.
+
+    `for batch in stream` gives the batches to the end of the epoch, and the next `for` goes on with the
+    next epoch: no epoch needs to be set. A batch in which an epoch ends is filled from the next one, so
+    none is short and no row is left out. `endless()` goes on for ever. Every rank of every world sees its
+    part of the same global batches.
+    """
+
+    def __init__(
+        self,
+        groups: RowGroups,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        lanes: int | None = None,
+        window: int | None = None,
+        reading: Reading | None = None,
+    ) -> None:
+        """batch_size: rows a global batch, of all ranks together. lanes, window: see `default_order`.
+
+        Raises RecipeError.
+        """
+        if not 0 <= rank < world <= batch_size:
+            raise RecipeError(
+                f"batch_size is {batch_size} for {world} workers, of which this is number {rank}.",
+                "Every worker takes at least one row of a batch, and they are counted from 0.",
+            )
+        if not int(groups.rows.sum()):
+            raise RecipeError(f"{groups.where} has no rows.", "A stream has at least one.")
+        for name, value in (("lanes", lanes), ("window", window)):
+            if value is not None and value < 1:
+                raise RecipeError(f"{name} is {value} for a stream of {groups.where}.", "There is at least one.")
+        self.groups, self.share = groups, Share(batch_size, rank, world)
+        self.order = default_order(groups, seed, lanes, window)
+        if not rank:
+            self._warn_of_reads(window)
+        self.reading = reading or Reading()
+        self.place = 0
+        self._run: _Run | None = None
+        self._total = int(groups.rows.sum())
+        # How long the consumer waited for batches, in seconds.
+        self.waited = 0.0
+
+    def __len__(self) -> int:
+        """The batches that the next `for` gives: those to the end of the epoch."""
+        return -(-(self._epoch_end() - self.place) // self.share.batch_size)
+
+    def _warn_of_reads(self, window: int | None) -> None:
+        groups, share, seed = self.groups, self.share, self.order.seed
+        warn_of_reads(
+            *(groups.where, groups.rows, self.order, share.batch_size, share.world),
+            lambda lanes: default_order(groups, seed, lanes, window),
+        )
+
+    def _epoch_end(self) -> int:
+        return (self.place // self._total + 1) * self._total
+
+    def state_dict(self, after: Batch | None = None) -> dict[str, Any]:
+        """Where to go on, and in what; the same on every rank. Taken in a loop's body it is the next batch's.
+
+        after: the state after that batch, wherever it was put together.
+        """
+        place = self.place if after is None else after.first + after.global_size
+        return {"place": place, "digest": self.groups.digest, "order": self.order.to_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a state was taken. Raises ForeignState for a state of other content or another order."""
+        try:
+            digest, place, order = state["digest"], index(state["place"]), dict(state["order"])
+            same = Order.from_dict(order) == self.order
+            if not 0 <= place < _PLACES:
+                raise ValueError(place)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise ForeignState(
+                "This is no state of a stream.", "A state is what `state_dict` gave: place, digest and order."
+            ) from None
+        mine = self.state_dict()
+        for part, told, agrees in (("digest", digest, digest == mine["digest"]), ("order", order, same)):
+            if not agrees:
+                raise ForeignState(
+                    f"The stream's state has the {part} {told}.",
+                    f"{self.groups.where} has {mine[part]}.",
+                    "Continue with the data, seed, lanes and window of that state, or begin anew.",
+                )
+        self.place = place
+
+    def __iter__(self) -> Iterator[Batch]:
+        end = self._epoch_end()
+        while self.place < end:
+            yield self._take()
+
+    def endless(self) -> Iterator[Batch]:
+        """Batches for ever."""
+        while True:
+            yield self._take()
+
+    def part(self, number: int, of: int) -> Iterator[Batch]:
+        """Every `of`-th of the batches that the next `for` would give, from `number` on; then the epoch is over.
+
+        Several processes that take a part each give the whole, in turns. Each of them reads all row groups.
+        """
+        size, stop = self.share.batch_size, self.place + len(self) * self.share.batch_size
+        firsts = range(self.place + number * size, stop, of * size)
+        run = _Run(self, iter(firsts))
+        try:
+            for _ in firsts:
+                yield run.take()
+        finally:
+            run.close()
+        self.place = stop
+
+    def _take(self) -> Batch:
+        if self._run is None or self._run.next != self.place:
+            self.close()
+            self._run = _Run(self, count(self.place, self.share.batch_size))
+        begun = time.perf_counter()
+        try:
+            batch = self._run.take()
+        except BaseException:
+            # What failed may succeed when it is asked for again.
+            self.close()
+            raise
+        self.waited += time.perf_counter() - begun
+        # Counted when it is handed out: a state taken in the loop's body belongs to the next batch.
+        self.place = batch.first + batch.global_size
+        return batch
+
+    def close(self) -> None:
+        """Let go of all that is held; the next batch begins anew from the place."""
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+
+    @property
+    def memory_bound(self) -> int:
+        """The most bytes of rows that are in memory at a time on this rank, in this epoch.
+
+        What the order holds, what is fetched ahead, what threads decode from, and the batches that are ready.
+        """
+        groups, width = self.groups, row_bytes(self.groups)
+        largest, reading = int(groups.sizes.max()), self.reading
+        laid = ordering.epoch(self.order, groups.rows, self.place // self._total)
+        held = held_rows(laid, groups.sizes, self.share, self.place) + largest
+        batches = (BATCHES_AHEAD + 1) * -(-self.share.batch_size // self.share.world)
+        return (held + batches + reading.threads * largest) * width + reading.prefetch_bytes
+
+
+class _Run:
+    """Batches from a place on, put together by a thread while the consumer works on the last one."""
+
+    def __init__(self, stream: Stream, firsts: Iterator[int]) -> None:
+        groups, order, share = stream.groups, stream.order, stream.share
+        first = next(firsts, None)
+        self.next = stream.place if first is None else first
+        total = int(groups.rows.sum())
+        laid = ordering.epoch(order, groups.rows, self.next // total)
+        self._size = share.batch_size
+        self._reader = Reader(
+            groups,
+            needs(order, groups.rows, share, self.next, laid),
+            stream.reading,
+            room=held_rows(laid, groups.sizes, share, self.next),
+            near=order.lanes,
+        )
+        ahead = min(PLACES_AHEAD, EPOCHS_AHEAD * total)
+        self._lookups = lookups(order, groups.rows, share, chain([self.next], firsts), ahead)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ready: deque[Future[Batch | None]] = deque()
+
+    def take(self) -> Batch:
+        while len(self._ready) <= BATCHES_AHEAD:
+            self._ready.append(self._thread.submit(self._batch))
+        batch = self._ready.popleft().result()
+        assert batch is not None, "no more batches were asked for"
+        self.next = batch.first + batch.global_size
+        return batch
+
+    def _batch(self) -> Batch | None:
+        at = next(self._lookups, None)
+        if at is None:
+            return None
+        self._reader.advance(at.first, at.first + self._size)
+        return Batch(at.first, self._size, at.places, self._reader.rows(at.group, at.row))
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._reader.close()
+
+
+def scan(groups: RowGroups, batch_size: int, reading: Reading | None = None) -> Iterator[Rows]:
+    """Every row once, in the order it is stored in, for evaluation."""
+    starts = np.concatenate([[0], np.cumsum(groups.rows)])
+    wanted = (
+        Need(group, int(starts[group]), int(starts[group + 1]) - 1) for group in np.flatnonzero(groups.rows).tolist()
+    )
+    largest = int(groups.sizes.max()) if len(groups.sizes) else 0
+    reader = Reader(groups, wanted, reading or Reading(), room=2 * largest + batch_size, near=0)
+    try:
+        for first in range(0, int(starts[-1]), batch_size):
+            places = np.arange(first, min(first + batch_size, int(starts[-1])))
+            group = np.searchsorted(starts, places, side="right") - 1
+            reader.advance(first, first + len(places))
+            yield reader.rows(group, places - starts[group])
+    finally:
+        reader.close()

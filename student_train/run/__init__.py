@@ -1,0 +1,1 @@
+"""A run on disk and in MLflow, its owner and its attempts."""

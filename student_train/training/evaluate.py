@@ -1,0 +1,111 @@
+"""How good a student is on held-out rows: against the labels, and against the teacher that the cache remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from storage.encodings.targets import IGNORED, DenseTargets, Targets
+from storage.format.shard import Rows
+from student_train.losses import Output
+from student_train.losses.chunks import logits
+from student_train.losses.cross_entropy import cross_entropy
+from student_train.losses.forward_kl import kl_divergence, teacher_log_probs
+from student_train.losses.positions import indices, kept, mask_of
+
+ECE_BINS = 15
+# Rows of a batch, and the logits that they have at most: as float32, 256 MiB.
+ROWS, LOGITS = 512, 1 << 26
+
+
+def rows_a_batch(classes: int, positions: int) -> int:
+    """How many rows of so many positions each are evaluated at once."""
+    return max(1, min(ROWS, LOGITS // (classes * positions)))
+
+
+class Calibration:
+    """Expected calibration error over bins of confidence, 15 of equal width (Guo et al. 2017, equation 3)."""
+
+    def __init__(self) -> None:
+        self.count = torch.zeros(ECE_BINS, dtype=torch.float64)
+        self.confidence = torch.zeros(ECE_BINS, dtype=torch.float64)
+        self.correct = torch.zeros(ECE_BINS, dtype=torch.float64)
+
+    def add(self, log_top_P: torch.Tensor, right_P: torch.Tensor) -> None:
+        """log_top_P: the log probability of each guess; right_P: whether it was right."""
+        top, right = log_top_P.double().exp().cpu(), right_P.double().cpu()
+        # Bin b holds confidences in (b / 15, (b + 1) / 15].
+        bins = (torch.ceil(top * ECE_BINS).long() - 1).clamp(0, ECE_BINS - 1)
+        self.count.index_add_(0, bins, torch.ones_like(top))
+        self.confidence.index_add_(0, bins, top)
+        self.correct.index_add_(0, bins, right)
+
+    def value(self) -> float:
+        return float((self.confidence - self.correct).abs().sum() / self.count.sum())
+
+
+def evaluate(logits_of: Callable[[Rows], Output], batches: Iterable[Rows]) -> dict[str, float]:
+    """Means over all positions that count; what the rows cannot tell is left out.
+
+    Over the positions with a label: accuracy, cross_entropy (nats), ece. Over those with a soft target: kl_to_teacher
+    (nats, T = 1; of a teacher whose likeliest ids were kept, with all others as one class, which is no more than the
+    whole), agreement_top1. Over those with both: teacher_accuracy, teacher_cross_entropy, teacher_ece.
+    """
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    student_ece, teacher_ece = Calibration(), Calibration()
+
+    def add(name: str, values_P: torch.Tensor) -> None:
+        sums[name] = sums.get(name, 0.0) + float(values_P.double().sum())
+        counts[name] = counts.get(name, 0) + len(values_P)
+
+    # Not inference_mode: a model that keeps tables of its first call could not be trained with them afterwards.
+    with torch.no_grad():
+        for logits_PV, label, targets in _pieces(logits_of, batches):
+            guess = logits_PV.argmax(dim=1)
+            labelled = slice(None) if label is None else indices(label != IGNORED)
+            if label is not None:
+                label, hard_PV = label[labelled], logits_PV[labelled]
+                add("accuracy", guess[labelled] == label)
+                add("cross_entropy", cross_entropy(hard_PV, label))
+                student_ece.add(-cross_entropy(hard_PV, guess[labelled]), guess[labelled] == label)
+            if targets is not None:
+                add("kl_to_teacher", kl_divergence(logits_PV, targets, temperature=1.0))
+                top, log_top, log_label = _teacher(targets, label, labelled)
+                add("agreement_top1", guess == top)
+                if log_label is not None:
+                    add("teacher_accuracy", top[labelled] == label)
+                    add("teacher_cross_entropy", -log_label)
+                    teacher_ece.add(log_top[labelled], top[labelled] == label)
+    means = {name: total / counts[name] for name, total in sums.items() if counts[name]}
+    if "accuracy" in means:
+        means["ece"] = student_ece.value()
+    if "teacher_accuracy" in means:
+        means["teacher_ece"] = teacher_ece.value()
+    return means
+
+
+def _pieces(
+    logits_of: Callable[[Rows], Output], batches: Iterable[Rows]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, Targets | None]]:
+    """Logits [C, V] of some positions that count, with their labels [C] and targets."""
+    for rows in batches:
+        at = indices(mask_of(rows, "label" if rows.targets is None else "targets"))
+        of = kept(rows, at)
+        for piece, logits_CV in logits(logits_of(rows), at):
+            label: Any = None if of.label is None else of.label[piece].long()
+            yield logits_CV, label, None if of.targets is None else of.targets.each(lambda a, piece=piece: a[piece])
+
+
+def _teacher(
+    targets: Targets, label: torch.Tensor | None, labelled: torch.Tensor | slice
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The teacher's guess [P], its log probability [P], and those of the labels at the positions `labelled`; T = 1."""
+    if isinstance(targets, DenseTargets):
+        log_p = teacher_log_probs(targets, 1.0)
+        log_top, top = log_p.max(dim=1)
+        return top, log_top, None if label is None else log_p[labelled].gather(1, label[:, None])[:, 0]
+    log_label = None if label is None else targets.label_log_prob_P[labelled].float()
+    return targets.ids_PK[:, 0].long(), targets.log_probs_PK[:, 0].float(), log_label

@@ -1,0 +1,1 @@
+"""Labelling spans: a worker, its answers, and the pool that hands out spans."""

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.loops import dataloader, plain_loop, torchrun
-from storage.base.errors import ForeignState, RecipeError
+from storage import UsageError, VerificationError
 from tests.small_caches import image_cache, packed_cache
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,8 +126,8 @@ def test_a_trainer_refuses_what_is_not_its_own(hf: Callable[..., Any], monkeypat
     told = json.loads(state.read_text())
     del told["stateful_callbacks"]["stream"]
     state.write_text(json.dumps(told))
-    with pytest.raises(ForeignState, match="no state of a stream"):
+    with pytest.raises(VerificationError, match="no state of a stream"):
         hf("foreign", 4)
     monkeypatch.setattr(hf_trainer, "world", lambda: {"rank": 1, "world": 2})
-    with pytest.raises(RecipeError, match=r"rank=1, world=2.*the Trainer has"):
+    with pytest.raises(UsageError, match=r"rank=1, world=2.*the Trainer has"):
         hf("rank", 2)

@@ -161,7 +161,7 @@ def test_an_interrupt_while_ray_starts_is_one(inits: list[Any], monkeypatch: pyt
 HALF_STARTED = """
 import psutil, ray
 import ray._private.services as services
-from cluster import connect as module
+from jobs.cluster import connect as module
 
 start, fails = services.start_raylet, [True, True, False]
 

@@ -627,7 +627,7 @@ def test_two_ranks_train_the_weights_of_one(make_cache: Any, make_recipe: Any, t
 
 
 SEQUENCES = """
-from student_train import loop
+from student_train.training import loop
 from tests.student_train.sequences import SequenceRows
 loop.open_data = lambda recipe: SequenceRows(20)
 loop.open_evaluation = lambda recipe: SequenceRows(9, seed=1)

@@ -76,12 +76,16 @@ def unpack(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> np.ndarray[An
     """A column as [P, ...]; a view of Arrow's own memory when it lies in one chunk, so read-only."""
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if not is_tensor(field):
+    if is_tensor(field):
+        dtype, shape = form(field)
+    elif column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return column.to_numpy(zero_copy_only=False)
-    dtype, shape = form(field)
-    width = column.type.byte_width
+    else:
+        dtype, shape = numpy_dtype(column.type), ()
     if not len(column):
         return np.empty((0, *shape), dtype)
+    # Arrow's own `to_numpy` imports pandas, which takes 40 MB.
+    width = column.type.byte_width
     data = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
     values = data.view(dtype).reshape(len(column), *shape)
     values.flags.writeable = False  # the memory is Arrow's, and every other view's

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -73,8 +75,29 @@ def test_packing_and_unpacking_copy_nothing(offset: int) -> None:
 
 def test_what_was_unpacked_cannot_be_written_to() -> None:
     """Its memory belongs to Arrow, and to every other view of the same column."""
-    values = some("float32", (3,))
-    assert not unpack(pack(values), field_of(values)).flags.writeable
+    for shape in ((), (3,)):
+        values = some("float32", shape)
+        assert not unpack(pack(values), field_of(values)).flags.writeable
+
+
+def test_numbers_with_nulls_become_nan() -> None:
+    back = unpack(pa.array([1.5, None, 3.0], pa.float32()), pa.field("x", pa.float32()))
+    assert back.tolist()[::2] == [1.5, 3.0] and np.isnan(back[1])
+
+
+def test_unpacking_does_not_import_pandas() -> None:
+    """It would take a reader 40 MB."""
+    code = (
+        "import sys, numpy as np, pyarrow as pa\n"
+        "from storage.samples.tensor_columns import unpack\n"
+        "for name, kind in (('int64', pa.int64()), ('uint8', pa.uint8()), ('float16', pa.float16())):\n"
+        "    data = pa.py_buffer(np.array([1, 2, 3], name))\n"
+        "    column = pa.Array.from_buffers(kind, 3, [None, data]).slice(1)\n"
+        "    assert unpack(column, pa.field('x', kind)).tolist() == [2, 3]\n"
+        "assert 'pandas' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 2)])

@@ -6,13 +6,13 @@ BIN := $(VENV)/bin
 .PHONY: demo demo-lm test test-slow check ui clean help
 
 help:
-	@echo "make demo     train a teacher, cache its logits, train students, compare them (./runs)"
-	@echo "make demo-lm  the same with a language model, SmolLM2-135M, as the teacher"
-	@echo "make test     run the tests, all but the slow ones"
-	@echo "make test-slow  the slow ones: lost nodes, kills on S3, long jobs on Ray"
-	@echo "make check    formatting, lint, types"
-	@echo "make ui       MLflow's pages on the demos' database"
-	@echo "make clean    remove what the demos made"
+	@echo "make demo       train a teacher, cache its logits, train students, compare them (./runs)"
+	@echo "make demo-lm    the same with a language model, SmolLM2-135M, as the teacher"
+	@echo "make test       run the tests, all but the slow ones"
+	@echo "make test-slow  run the slow ones: lost nodes, kills on S3, hanging teachers, submitted jobs"
+	@echo "make check      formatting, lint, types"
+	@echo "make ui         MLflow's pages on the demos' database"
+	@echo "make clean      remove what the demos made"
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m recipes.digits.demo

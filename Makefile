@@ -3,15 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-lm test check ui clean help
+.PHONY: demo demo-lm test test-slow check ui clean help
 
 help:
-	@echo "make demo     train a teacher, cache its logits, train students, compare them (./runs)"
-	@echo "make demo-lm  the same with a language model, SmolLM2-135M, as the teacher"
-	@echo "make test     run the tests"
-	@echo "make check    formatting, lint, types"
-	@echo "make ui       MLflow's pages on the demos' database"
-	@echo "make clean    remove what the demos made"
+	@echo "make demo       train a teacher, cache its logits, train students, compare them (./runs)"
+	@echo "make demo-lm    the same with a language model, SmolLM2-135M, as the teacher"
+	@echo "make test       run the tests, all but the slow ones"
+	@echo "make test-slow  run the slow ones: lost nodes, kills on S3, hanging teachers, submitted jobs"
+	@echo "make check      formatting, lint, types"
+	@echo "make ui         MLflow's pages on the demos' database"
+	@echo "make clean      remove what the demos made"
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m recipes.digits.demo
@@ -19,8 +20,12 @@ demo: $(VENV)/.installed
 demo-lm: $(VENV)/.installed-demo-lm
 	@$(BIN)/python -m recipes.smollm2.demo
 
+# A process for each core, of four at most; a file's tests stay together, and the files with Ray come first.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

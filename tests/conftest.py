@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import textwrap
 import uuid
@@ -21,10 +22,23 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
+os.environ["RAY_metrics_report_interval_ms"] = "500"
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "2"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("RAY_ADDRESS", None)
+# Before anything imports torch: the tests' tensors are small, and several processes may share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell has SIGINT ignored in what it starts in the background, and so would be what a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files that use Ray first: they take the longest, and short files fill the other processes at the end."""
+    with_ray = {item.path for item in items if {"ray_session", "head"} & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in with_ray)
+
 
 # A module that Ray's workers import too; so its folder is on their path when they start.
 TOYS = """

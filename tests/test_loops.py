@@ -68,6 +68,8 @@ def run_torchrun(command: list[str]) -> subprocess.CompletedProcess[str]:
     return run
 
 
+# Of packed documents the ranks have unequal numbers of positions with a target.
+@pytest.mark.parametrize("url", ["packed documents"], indirect=True)
 def test_two_processes_have_the_gradients_of_one(url: str, tmp_path: Path) -> None:
     # An odd batch: the ranks' parts are not equal.
     steps, batch_size, saved = 12, 7, tmp_path / "student.safetensors"
@@ -119,6 +121,7 @@ def test_a_trainer_accumulates_a_larger_batch(hf: Callable[..., Any]) -> None:
     assert apart(larger, accumulated) < 1e-5 < apart(larger, weights(hf("other", 6, 8, save_strategy="no").model))
 
 
+@pytest.mark.parametrize("url", ["images"], indirect=True)
 def test_a_trainer_refuses_what_is_not_its_own(hf: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from recipes.loops import hf_trainer
 

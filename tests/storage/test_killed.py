@@ -64,6 +64,7 @@ def test_a_job_killed_at_any_step_on_a_local_disk_is_finished_by_the_next(tmp_pa
     assert {check_the_next_run(wreck, whole.digest) for wreck in wrecks} == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_a_job_killed_at_any_step_on_s3_is_finished_by_the_next(bucket: str) -> None:
     def store(fatal: int | str) -> Folder:
         made = Folder(f"s3://{bucket}/killed-{os.getpid()}/{fatal}")

@@ -132,6 +132,7 @@ def labelled(toys: Path, tmp_path: Path, write_yaml: Callable[..., str]) -> Call
     return make
 
 
+@pytest.mark.slow
 def test_a_worker_that_lost_its_source_is_started_again(
     one_ray: str, labelled: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

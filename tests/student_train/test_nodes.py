@@ -5,7 +5,11 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+import pytest
+
 from tests.on_nodes import run_on_nodes
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = """
     import json, os, sys, threading, time

@@ -74,6 +74,7 @@ def test_bad_samples_are_quarantined_up_to_the_recipes_limit(
     assert (code, answer["forward_positions"], answer["quarantined"]) == (0, 0, 1)
 
 
+@pytest.mark.slow
 def test_a_span_that_kills_its_worker_again_and_again_ends_the_job_with_its_name(
     one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_worker_that_dies_once_costs_its_spans_and_nothing_else(
     assert [s.rows for s in open_cache(answer["cache"]).shards] == [s.rows for s in open_cache(whole["cache"]).shards]
 
 
+@pytest.mark.slow
 def test_a_device_that_fails_costs_its_actor_and_no_password_is_told(
     one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path
 ) -> None:
@@ -126,6 +128,7 @@ def test_a_device_that_fails_costs_its_actor_and_no_password_is_told(
     assert "https://***@host/kernel" in said and "planted" not in said
 
 
+@pytest.mark.slow
 def test_a_teacher_that_hangs_is_replaced_and_its_span_labelled_by_another_actor(
     one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +140,7 @@ def test_a_teacher_that_hangs_is_replaced_and_its_span_labelled_by_another_actor
     assert answer["work"]["crashes"] == 1 and answer["spans"]["computed"] == 4
 
 
+@pytest.mark.slow
 def test_a_teacher_that_hangs_while_it_loads_is_replaced(
     one_ray: str, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path
 ) -> None:
@@ -223,6 +227,7 @@ def test_a_job_that_was_taken_for_dead_seals_nothing(
     assert (code, answer["spans"]["reused"]) == (0, 4)
 
 
+@pytest.mark.slow
 def test_two_jobs_at_the_same_time_end_well_with_one_set_of_commits(
     one_ray: str, toys: Path, recipe: Recipe, write_yaml: WriteYaml, tmp_path: Path
 ) -> None:
@@ -251,6 +256,7 @@ def test_two_jobs_at_the_same_time_end_well_with_one_set_of_commits(
     assert list((store / "jobs").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_leaves_a_lease_that_hinders_no_other(
     one_ray: str, toys: Path, recipe: Recipe, write_yaml: WriteYaml, run: Any, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def everything(folder: Path) -> Iterator[tuple[str, bytes]]:
             yield str(path), path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_job_through_a_bad_line_gives_the_cache_of_a_good_one_and_leaks_no_secret(
     to_workers: Proxy,
     ray_logs: Path,
@@ -149,6 +150,7 @@ def test_where_put_if_absent_is_ignored_the_driver_commits_alone_and_says_so(
     assert (puts(by_workers, "shards"), puts(by_workers, "commits")) == (5, 0)
 
 
+@pytest.mark.slow
 def test_the_one_committer_outlives_a_worker(
     by_workers: list[tuple[str, str]], recipe: Recipe, write_yaml: WriteYaml, job: Job, tmp_path: Path
 ) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.on_nodes import run_on_nodes
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = """
     import os, random, signal, subprocess, sys, threading, time

@@ -13,6 +13,9 @@ import pytest
 from storage.cache.cache import open_cache
 from tests.jobs.conftest import TOKEN, LiveHead, ended
 
+# They need a head of their own; test_submission, test_follow and test_head show the parts without one.
+pytestmark = pytest.mark.slow
+
 FOLLOW = "ray job logs {} --follow --address {}"
 # (exit code, the JSON answer or None, what was said) of a command.
 Ended = tuple[int, Any, str]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pickle
 import re
 
-import pytest
-
 from storage.base import errors
 from storage.base.errors import JobError, StillhouseError, UsageError, VerificationError
 
@@ -18,19 +16,19 @@ def below(kind: type[StillhouseError]) -> list[type[StillhouseError]]:
 ALL = below(StillhouseError)
 
 
-@pytest.mark.parametrize("kind", ALL)
-def test_an_error_is_its_three_parts_in_one_line(kind: type[StillhouseError]) -> None:
-    assert str(kind("Found this.", "Wanted that. ", " Do so.")) == "Found this. Wanted that. Do so."
-    assert str(kind("Found this.", "", "Do so.")) == "Found this. Do so."
-    assert str(kind("Found this.")) == "Found this."
+def test_an_error_is_its_three_parts_in_one_line() -> None:
+    for kind in ALL:
+        assert str(kind("Found this.", "Wanted that. ", " Do so.")) == "Found this. Wanted that. Do so."
+        assert str(kind("Found this.", "", "Do so.")) == "Found this. Do so."
+        assert str(kind("Found this.")) == "Found this."
 
 
-@pytest.mark.parametrize("kind", ALL)
-def test_an_error_survives_pickling(kind: type[StillhouseError]) -> None:
-    error = kind("Found this.", remedy="Do so.")
-    again = pickle.loads(pickle.dumps(error))
-    assert type(again) is kind
-    assert (str(again), again.exit_code) == (str(error), error.exit_code)
+def test_an_error_survives_pickling() -> None:
+    for kind in ALL:
+        error = kind("Found this.", remedy="Do so.")
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is kind
+        assert (str(again), again.exit_code) == (str(error), error.exit_code)
 
 
 def test_each_branch_has_its_exit_code() -> None:

@@ -346,10 +346,10 @@ def test_a_store_without_caches_lists_none_and_no_store_is_no_store(folder: Fold
     assert list_caches(folder) == ([], [])
 
 
-def test_a_misspelt_name_is_answered_with_the_nearest(folder: Folder, make_cache: Make) -> None:
-    make_cache(folder)
+def test_a_misspelt_name_is_answered_with_the_nearest(local: Folder, make_cache: Make) -> None:
+    make_cache(local)
     with pytest.raises(NoCache, match=r"has no cache named 'digts'\. Did you mean 'digits'\? Its names are: digits\."):
-        open_cache(folder.url_of("digts"))
+        open_cache(local.url_of("digts"))
 
 
 @pytest.mark.parametrize("form", ["digits@ffffffffff", "digits@zz", "other@ffffffffff"])
@@ -359,11 +359,11 @@ def test_a_key_that_is_not_there_is_no_cache(folder: Folder, make_cache: Make, f
         open_cache(folder.url_of(form))
 
 
-def test_the_first_digits_of_two_keys_are_refused(folder: Folder, make_cache: Make) -> None:
-    cache = make_cache(folder)
-    folder.create(f"caches/{cache.key[:8]}{'0' * 56}/index.parquet", b"")
+def test_the_first_digits_of_two_keys_are_refused(local: Folder, make_cache: Make) -> None:
+    cache = make_cache(local)
+    local.create(f"caches/{cache.key[:8]}{'0' * 56}/index.parquet", b"")
     with pytest.raises(NoCache, match=r"^2 caches in"):
-        open_cache(folder.url_of(f"digits@{cache.key[:8]}"))
+        open_cache(local.url_of(f"digits@{cache.key[:8]}"))
 
 
 # What is no cache
@@ -399,30 +399,30 @@ def test_a_cache_that_is_not_sealed_says_so(folder: Folder, make_cache: Make) ->
 
 
 @pytest.mark.parametrize("name", [b"", b"no key", b"\xff\xfe", b"../..", b"ab\ncd"])
-def test_a_name_that_points_to_no_key_is_no_cache(folder: Folder, make_cache: Make, name: bytes) -> None:
-    make_cache(folder)
-    folder.write("names/broken", name)
+def test_a_name_that_points_to_no_key_is_no_cache(local: Folder, make_cache: Make, name: bytes) -> None:
+    make_cache(local)
+    local.write("names/broken", name)
     with pytest.raises((NoCache, StillhouseError)) as caught:
-        open_cache(folder.url_of("broken"))
+        open_cache(local.url_of("broken"))
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
     "junk", [b"", b"junk", b"\xff\xfe", b"[]", b"3", b"null", b"{}", b'{"format_version": 1}', b'{"index": {}}']
 )
-def test_a_cache_json_that_is_junk_is_no_cache(folder: Folder, make_cache: Make, junk: bytes) -> None:
-    cache = make_cache(folder)
-    folder.write(f"caches/{cache.key}/cache.json", junk)
+def test_a_cache_json_that_is_junk_is_no_cache(local: Folder, make_cache: Make, junk: bytes) -> None:
+    cache = make_cache(local)
+    local.write(f"caches/{cache.key}/cache.json", junk)
     with pytest.raises(NoCache, match=r"cache\.json is not the cache\.json of a cache"):
-        open_cache(folder.url_of("digits"))
+        open_cache(local.url_of("digits"))
 
 
 @pytest.mark.parametrize("value", [None, 3, [], {}, "x"])
-def test_a_cache_json_whose_index_is_junk_is_no_cache(folder: Folder, make_cache: Make, value: Any) -> None:
-    path = f"caches/{make_cache(folder).key}/cache.json"
-    folder.write(path, json.dumps({**json.loads(folder.read(path)), "index": value}).encode())
+def test_a_cache_json_whose_index_is_junk_is_no_cache(local: Folder, make_cache: Make, value: Any) -> None:
+    path = f"caches/{make_cache(local).key}/cache.json"
+    local.write(path, json.dumps({**json.loads(local.read(path)), "index": value}).encode())
     with pytest.raises(NoCache):
-        open_cache(folder.url_of("digits"))
+        open_cache(local.url_of("digits"))
 
 
 @pytest.mark.parametrize(
@@ -437,11 +437,11 @@ def test_a_cache_json_without_one_of_its_keys_is_no_cache(local: Folder, make_ca
         open_cache(local.url_of("digits"))
 
 
-def test_another_format_version_is_refused(folder: Folder, make_cache: Make) -> None:
-    path = f"caches/{make_cache(folder).key}/cache.json"
-    folder.write(path, folder.read(path).replace(b'"format_version": 1', b'"format_version": 2'))
+def test_another_format_version_is_refused(local: Folder, make_cache: Make) -> None:
+    path = f"caches/{make_cache(local).key}/cache.json"
+    local.write(path, local.read(path).replace(b'"format_version": 1', b'"format_version": 2'))
     with pytest.raises(NoCache, match=r"has the format version 2\. This version reads 1\."):
-        open_cache(folder.url_of("digits"))
+        open_cache(local.url_of("digits"))
 
 
 # Damage
@@ -470,12 +470,12 @@ def test_a_cache_that_was_put_under_another_key_is_found(folder: Folder, make_ca
         open_cache(folder.url_of(f"caches/{'0' * 64}"))
 
 
-def test_a_cache_json_with_another_digest_is_found(folder: Folder, make_cache: Make) -> None:
-    cache = make_cache(folder)
+def test_a_cache_json_with_another_digest_is_found(local: Folder, make_cache: Make) -> None:
+    cache = make_cache(local)
     path = f"caches/{cache.key}/cache.json"
-    folder.write(path, folder.read(path).replace(cache.digest.encode(), b"0" * 64))
+    local.write(path, local.read(path).replace(cache.digest.encode(), b"0" * 64))
     with pytest.raises(CorruptShard, match="do not give its digest 0000"):
-        open_cache(folder.url_of("digits"))
+        open_cache(local.url_of("digits"))
 
 
 def test_a_whole_cache_is_verified(folder: Folder, make_cache: Make) -> None:
@@ -558,12 +558,12 @@ def test_a_damaged_cache_is_told_of_and_does_not_hide_the_others(folder: Folder,
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "x@y", ".hidden", "two words"])
 def test_a_name_that_could_be_no_file_is_refused_before_anything_is_written(
-    folder: Folder, put_shard: Make, name: str
+    local: Folder, put_shard: Make, name: str
 ) -> None:
-    shard = put_shard(folder, 4)
+    shard = put_shard(local, 4)
     with pytest.raises(RecipeError, match="is no name for a cache"):
-        seal(folder, name, [shard], {})
-    assert folder.names("caches") == []
+        seal(local, name, [shard], {})
+    assert local.names("caches") == []
 
 
 @pytest.mark.parametrize(
@@ -571,10 +571,10 @@ def test_a_name_that_could_be_no_file_is_refused_before_anything_is_written(
     [("samples", 999), ("bytes", 1), ("classes", 77), ("encoding", {"encoding": "dense"}), ("labelled", 3)],
 )
 def test_verify_finds_a_cache_json_that_says_what_the_shards_do_not(
-    folder: Folder, make_cache: Make, name: str, value: Any
+    local: Folder, make_cache: Make, name: str, value: Any
 ) -> None:
-    path = f"caches/{make_cache(folder).key}/cache.json"
-    folder.write(path, json.dumps({**json.loads(folder.read(path)), name: value}).encode())
-    answer = verify(open_cache(folder.url_of("digits")))
+    path = f"caches/{make_cache(local).key}/cache.json"
+    local.write(path, json.dumps({**json.loads(local.read(path)), name: value}).encode())
+    answer = verify(open_cache(local.url_of("digits")))
     assert not answer["ok"]
     assert f"says that {name} is" in answer["problems"][0]

@@ -125,7 +125,7 @@ def test_no_more_is_held_than_the_windows_draw_from_and_the_budget_allows(seed: 
         check_bound(walk(setting, Reading(budget, 2)), count)
 
 
-@pytest.mark.parametrize("budget", [0, 400, 4000, MANY])
+@pytest.mark.parametrize("budget", [0, 400, MANY])
 @pytest.mark.parametrize(
     "lanes, window, world", [(1, 400, 1), (1, 40, 3), (8, 25, 1), (8, 25, 4), (4, 400, 4), (16, 16, 16)]
 )

@@ -91,15 +91,15 @@ EXTREMES = {
 
 
 @all_losses
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 8.0])
 @pytest.mark.parametrize("kind", EXTREMES)
-def test_finite_with_finite_gradients_one_value_a_position(name: str, kind: str, temperature: float) -> None:
-    logits_PV = EXTREMES[kind].clone().requires_grad_()
-    loss_P = apply(name, logits_PV, reference(name, dtype=torch.float32), temperature)
-    assert loss_P.shape == (P,)
-    assert torch.isfinite(loss_P).all()
-    loss_P.sum().backward()
-    assert logits_PV.grad is not None and torch.isfinite(logits_PV.grad).all()
+def test_finite_with_finite_gradients_one_value_a_position(name: str, kind: str) -> None:
+    for temperature in (0.5, 1.0, 8.0):
+        logits_PV = EXTREMES[kind].clone().requires_grad_()
+        loss_P = apply(name, logits_PV, reference(name, dtype=torch.float32), temperature)
+        assert loss_P.shape == (P,)
+        assert torch.isfinite(loss_P).all()
+        loss_P.sum().backward()
+        assert logits_PV.grad is not None and torch.isfinite(logits_PV.grad).all()
 
 
 @pytest.mark.parametrize("name", SOFT)
@@ -561,10 +561,14 @@ def ruled_out(logits_PV: torch.Tensor, classes: tuple[int, ...]) -> torch.Tensor
     return masked
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 8.0])
-@pytest.mark.parametrize("kind", ["stored", *TAILS])
-@pytest.mark.parametrize("student_too", [True, False])
+@pytest.mark.parametrize(
+    ("temperature", "dtype"), [(0.5, torch.float32), (1.0, torch.float64), (8.0, torch.float32)], ids=str
+)
+@pytest.mark.parametrize(
+    ("kind", "student_too"),
+    # A unigram gives every class a share, which a student may not rule out.
+    [(kind, too) for kind in ("stored", *TAILS) for too in (True, False) if not (kind == "unigram" and too)],
+)
 def test_a_class_that_the_teacher_rules_out_has_probability_0(
     kind: str, temperature: float, dtype: torch.dtype, student_too: bool
 ) -> None:
@@ -574,8 +578,6 @@ def test_a_class_that_the_teacher_rules_out_has_probability_0(
     student_PV = draw(74).to(dtype)
     whole_PV = ruled_out(student_PV, out) if student_too else student_PV
     whole_PV.requires_grad_()
-    if kind == "unigram" and student_too:
-        pytest.skip("a unigram gives every class a share, which a student may not rule out")
     if kind == "stored":
         targets: Any = stored(ruled_out(teacher_PV, out), 2.0)
         found_P = kl_divergence(whole_PV, targets, temperature=temperature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,8 +64,9 @@ def parts(found: list[Picked]) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("names", SETS, ids=" + ".join)
-@pytest.mark.parametrize("at", [slice(None), torch.tensor([0, 2, 3])], ids=["whole", "some"])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("at", "bias"), [(slice(None), False), (torch.tensor([0, 2, 3]), True)], ids=["whole", "some, with a bias"]
+)
 def test_values_and_gradients_of_whatever_is_asked_together(names: list[str], at: Any, bias: bool) -> None:
     hidden, weight = normal(0, P, D).requires_grad_(), normal(1, V, D).requires_grad_()
     given = (hidden, weight, *([normal(2, V).requires_grad_()] if bias else []))
@@ -143,13 +145,16 @@ KINDS: dict[str, Callable[[int], torch.Tensor]] = {
 STUDENTS = ("random", "sharp", "ties", "equal")
 
 
-@pytest.mark.parametrize("tail", TAILS)
-@pytest.mark.parametrize("temperature", GRID)
+TEACHERS = [("one-hot", 1), *((teacher, k) for teacher in STUDENTS for k in (1, 20, LARGE - 1))]
+
+
+# Every teacher and k with every tail; of their temperatures one each, such that both see all.
 @pytest.mark.parametrize(
-    ("teacher", "k"), [("one-hot", 1), *((teacher, k) for teacher in STUDENTS for k in (1, 20, LARGE - 1))]
+    ("tail", "teacher", "k", "temperature"),
+    [(tail, *kept, GRID[index % len(GRID)]) for index, (tail, kept) in enumerate(itertools.product(TAILS, TEACHERS))],
 )
 def test_sparse_losses_and_their_gradients_are_the_dense_definitions(
-    tail: str, temperature: float, teacher: str, k: int
+    tail: str, teacher: str, k: int, temperature: float
 ) -> None:
     targets, unigram = top_k(KINDS[teacher](10), k), distribution(12, LARGE)
     for student in STUDENTS:

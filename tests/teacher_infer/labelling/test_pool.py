@@ -105,8 +105,8 @@ def test_a_lost_actors_spans_are_the_next_to_be_given_and_another_one_is_hired()
     assert names(given(pool, third)) == ["key 4", "key 5"]
 
 
-@pytest.mark.parametrize("poison", [0, 1, 30, 31, 98, 99])
-@pytest.mark.parametrize("actors", [1, 2, 4, 16])
+@pytest.mark.parametrize("poison", [0, 1, 31, 98, 99])
+@pytest.mark.parametrize("actors", [1, 2, 16])
 def test_a_span_that_kills_while_it_is_read_is_found_wherever_it_lies(actors: int, poison: int) -> None:
     """It kills its actor as soon as it is given, though another span is with the teacher."""
     pool, deaths, committed = pool_of(100, actors=actors, max_crashes=3), 0, set[str]()

@@ -187,8 +187,10 @@ def test_a_lack_of_memory_is_no_lack_of_a_compiler(monkeypatch: pytest.MonkeyPat
         soften(logits(5, 77), TopK(3, GRID))
 
 
-@pytest.mark.parametrize("way", ["eager", "two passes"])
-@pytest.mark.parametrize("encoding", [TopK(3, GRID), Dense(2.0)], ids=str)
+# Dense targets are made one way whether or not passes are compiled.
+@pytest.mark.parametrize(
+    "encoding, way", [(TopK(3, GRID), "eager"), (TopK(3, GRID), "two passes"), (Dense(2.0), "eager")], ids=str
+)
 @pytest.mark.parametrize("classes", [77, 50_257])
 def test_a_rows_bits_do_not_depend_on_its_batch(
     monkeypatch: pytest.MonkeyPatch, way: str, encoding: Any, classes: int

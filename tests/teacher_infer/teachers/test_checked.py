@@ -60,9 +60,11 @@ FINE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", FINE)
-@pytest.mark.parametrize("rows", [1, 2, 3, 16])
+@pytest.mark.parametrize(
+    "dtype, rows",
+    [("float32", 16), ("float16", 16), ("bfloat16", 16), ("float32", 1), ("bfloat16", 2), ("bfloat16", 3)],
+)
 def test_logits_are_accepted(name: str, dtype: str, rows: int) -> None:
     made = ask(FINE[name], X[:rows], dtype)
     assert len(made.rows) == 2
@@ -101,9 +103,10 @@ DEPENDENT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", DEPENDENT)
-@pytest.mark.parametrize("rows", [2, 3, 16])
+@pytest.mark.parametrize(
+    "dtype, rows", [("float32", 16), ("float16", 16), ("bfloat16", 16), ("bfloat16", 2), ("float16", 3)]
+)
 def test_logits_that_follow_from_other_rows_are_refused(name: str, dtype: str, rows: int) -> None:
     with pytest.raises(ModelError, match=r"differ by .* of their spread.*BatchNorm"):
         ask(DEPENDENT[name], X[:rows], dtype)

@@ -220,8 +220,9 @@ def test_objects_that_stand_for_folders_are_no_files(monkeypatch: pytest.MonkeyP
 # Names that hold the signs of a pattern
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-@pytest.mark.parametrize("name", ["a*b", "run[1]", "what?", "x]y[", "**"])
+@pytest.mark.parametrize(
+    "kind, name", [("parquet", "a*b"), ("jsonl", "run[1]"), ("parquet", "what?"), ("jsonl", "x]y["), ("parquet", "**")]
+)
 def test_a_path_that_exists_is_no_pattern(folder: Folder, kind: str, name: str) -> None:
     folder.write(f"{name}/label={name}/c.{kind}", content(kind, 1))
     folder.write(f"{name}/label={name}/{name}.{kind}", content(kind, 2))

@@ -99,6 +99,14 @@ class TokenizerFile:
         tokens = [made.id_to_token(token) for token in whole.ids]
         return tokens[:at], tokens[at + 1 :]
 
+    @functools.cached_property
+    def padding_id(self) -> Any:
+        """The id that the file pads with; None where it names none, or is no tokenizer.json."""
+        try:
+            return (json.loads(self.data).get("padding") or {}).get("pad_id")
+        except (ValueError, AttributeError):
+            return None
+
     def check_config(self, begins: bool, ends: bool) -> None:
         """Raises SourceError where tokenizer_config.json and the post-processor of tokenizer.json disagree.
 

@@ -135,7 +135,7 @@ class HuggingFaceSpec:
 
     @functools.cached_property
     def classes(self) -> int:
-        """V: the columns of the head that are meant. Raises RecipeError, ModelError."""
+        """V: the columns of the head that are meant. Raises RecipeError, ModelError, SourceError."""
         if not self.is_language_model:
             if self.vocabulary is not None:
                 raise RecipeError(f"teacher.vocabulary is {self.vocabulary}, and the teacher is a classifier.")

@@ -285,16 +285,8 @@ def _refuse_targets(rows: Rows, padding_RL: Array, label_RL: Array | None, ends:
 
 def padding_ids(config: Mapping[str, Any], tokenizer: TokenizerFile | None) -> tuple[int, ...]:
     """The ids of padding: of a model's config, and of its tokenizer, which pads the rows."""
-    ids = {config.get("pad_token_id"), _tokenizer_id(tokenizer, "pad_token"), _padding_of(tokenizer)}
-    return _sorted_ids(ids)
-
-
-def _padding_of(tokenizer: TokenizerFile | None) -> Any:
-    """The id that tokenizer.json pads with. A file that is no tokenizer is refused where its vocabulary is read."""
-    try:
-        return None if tokenizer is None else (json.loads(tokenizer.data).get("padding") or {}).get("pad_id")
-    except (ValueError, AttributeError):
-        return None
+    padding = None if tokenizer is None else tokenizer.padding_id
+    return _sorted_ids({config.get("pad_token_id"), _tokenizer_id(tokenizer, "pad_token"), padding})
 
 
 def end_ids(config: Mapping[str, Any], tokenizer: TokenizerFile | None) -> tuple[int, ...]:

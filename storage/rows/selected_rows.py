@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,9 @@ from storage.rows.joined_rows import JoinedRows
 from storage.rows.plain_table import plain_table
 from storage.rows.row_groups import Arrays, Column, Ints
 
-# Nothing here can call, look into an object or name what is no column.
-_ALLOWED = (
-    *(ast.Expression, ast.Name, ast.Load, ast.Constant, ast.List, ast.Tuple),
-    *(ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub),
-    *(ast.Compare, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq, ast.In, ast.NotIn),
-    *(ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div),
-)
 _FORM = (
-    "It is made of column names, numbers, texts, comparisons (== for equal), `in [...]`, `and`, `or`, `not`, + - * / "
-    "and parentheses, as in: soft_entropy < 2.0 and soft_top1 == label."
+    "A filter compares columns, numbers and texts (== for equal, !=, <, <=, >, >=, `in [...]`), computes with + - * /, "
+    "and joins comparisons with `and`, `or`, `not` and parentheses, as in: soft_entropy < 2.0 and soft_top1 == label."
 )
 
 
@@ -86,42 +79,60 @@ def parse(where: str) -> tuple[str, list[str]]:
     ('soft_entropy < 2.0 and soft_top1 == label', ['label', 'soft_entropy', 'soft_top1'])
     """
     try:
-        tree = ast.parse(where.strip(), mode="eval")
+        tree = ast.parse(where.strip(), mode="eval").body
+        if not _is_condition(tree):
+            raise ValueError(f"'{ast.unparse(tree)}' is not true or false for a row")
+        return ast.unparse(tree), sorted(_names(tree))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        why = error.msg if isinstance(error, SyntaxError) else type(error).__name__
+        why = error.msg if isinstance(error, SyntaxError) else str(error) or type(error).__name__
         raise RecipeError(f"The filter '{where}' cannot be read: {why}.", _FORM) from None
-    fault = next(_faults(tree), None)
-    if fault is not None:
-        raise RecipeError(f"The filter '{where}' has {fault}.", _FORM)
-    names = sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)})
-    if not names:
-        raise RecipeError(f"The filter '{where}' names no column, so that it holds for all rows or for none.", _FORM)
-    return ast.unparse(tree), names
 
 
-def _faults(tree: ast.Expression) -> Iterator[str]:
-    """What a filter may not have, in words."""
-    lists: list[ast.AST] = []
-    for node in ast.walk(tree):
-        if not isinstance(node, _ALLOWED):
-            yield f"a part that is not allowed there ({type(node).__name__})"
-        elif isinstance(node, ast.Constant) and not isinstance(node.value, bool | int | float | str):
-            yield f"the value {node.value!r}"
-        elif isinstance(node, ast.Compare):
-            for sign, right in zip(node.ops, node.comparators, strict=True):
-                if isinstance(sign, ast.In | ast.NotIn):
-                    if not isinstance(right, ast.List | ast.Tuple) or not _is_of_one_kind(right.elts):
-                        yield f"'{ast.unparse(right)}' after in, which is no list of numbers or of texts"
-                    lists.append(right)
-        elif isinstance(node, ast.List | ast.Tuple) and node not in lists:
-            yield f"the list {ast.unparse(node)}, which does not follow in"
+def _is_condition(node: ast.expr) -> bool:
+    """Whether a part is true or false for a row; else it is a number or a text. Raises ValueError for any other part.
+
+    `pandas.eval` accepts more. It calls methods of columns, such as `label.to_csv('a file')`. It disagrees with Python
+    on `not 2 < 1 or label == 1`, `-(label == 1) == -1` and `(label and soft_top1) == 1`.
+    """
+    match node:
+        case ast.Name() | ast.Constant(value=int() | float() | str()):
+            return False
+        case ast.UnaryOp(op=ast.USub(), operand=part) if not _is_condition(part):
+            return False
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div(), right=right):
+            if not _is_condition(left) and not _is_condition(right):
+                return False
+        case ast.BoolOp(values=parts) if all(_is_condition(part) for part in parts):
+            return True
+        case ast.UnaryOp(op=ast.Not(), operand=part) if _is_condition(part):
+            return True
+        case ast.Compare():
+            for part in _operands(node):
+                _is_condition(part)
+            return True
+        case _:
+            pass
+    raise ValueError(f"'{ast.unparse(node)}' is not allowed there")
 
 
-def _is_of_one_kind(values: Collection[ast.expr]) -> bool:
-    """Whether these are numbers, or texts. pandas would make texts of numbers beside texts."""
-    plain = [v.operand if isinstance(v, ast.UnaryOp) and isinstance(v.op, ast.USub) else v for v in values]
-    kinds = {isinstance(v.value, str) if isinstance(v, ast.Constant) else None for v in plain}
-    return len(kinds) <= 1 and None not in kinds
+def _operands(node: ast.Compare) -> list[ast.expr]:
+    """What is compared, the values of lists after `in` too. Raises ValueError for other lists after `in`."""
+    if not _names(node):
+        raise ValueError(f"'{ast.unparse(node)}' names no column, so that it holds for all rows or for none")
+    operands = [node.left]
+    for sign, right in zip(node.ops, node.comparators, strict=True):
+        match sign, right:
+            case ((ast.In() | ast.NotIn()), (ast.List(elts=values) | ast.Tuple(elts=values))) if not _names(right):
+                operands += values
+            case ((ast.In() | ast.NotIn() | ast.Is() | ast.IsNot()), _):
+                raise ValueError(f"'{ast.unparse(node)}' is not allowed there")
+            case _:
+                operands.append(right)
+    return operands
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
 
 def _holds(cache: Cache, expression: str, names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -129,15 +140,9 @@ def _holds(cache: Cache, expression: str, names: Sequence[str]) -> np.ndarray[An
     frame = plain_table(cache, names).to_pandas()
     try:
         # Always the same engine: another, where it is installed, may round otherwise.
-        answer = frame.eval(expression, engine="python", parser="pandas")
+        return frame.eval(expression, engine="python", parser="pandas").to_numpy()
     except Exception as error:
         kinds = ", ".join(f"{name} is {frame[name].dtype}" for name in names)
         raise RecipeError(
             f"The filter '{expression}' cannot be worked out ({error}); {kinds}.", "Likes are compared with likes."
         ) from None
-    if getattr(answer, "dtype", None) != np.bool_ or len(answer) != len(frame):
-        raise RecipeError(
-            f"The filter '{expression}' gives {getattr(answer, 'dtype', type(answer).__name__)} for a row.",
-            "It says yes or no of each row, as a comparison does.",
-        )
-    return answer.to_numpy()

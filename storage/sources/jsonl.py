@@ -1,12 +1,18 @@
 """Samples in files of JSON lines behind any fsspec URL: an object a line, its keys the columns.
 
-A compressed file is unpacked first, see `content`. Lines are read one by one with Python's own json: pyarrow's reader
-guesses types block by block (a text that looks like a date becomes one) and names no line. Empty lines hold no row. A
-column has one type in all of a file, whichever of its lines are read.
+A compressed file is unpacked first, see `content`. Empty lines hold no row. A column has one type in all of a file,
+whichever of its lines are read. Lines are read one by one with Python's own json. pyarrow.json 25 takes a quarter of
+the CPU time, but it
+
+* ends the process where the first line is `null`, or where lists are nested 20,000 deep;
+* gives [null, 1], [2, null] for [null, null], [1, 2], takes texts that look like dates for dates, and rounds integers
+  beyond 64 bits, or beyond 53 bits beside fractions;
+* refuses a file for 1e400 in a column that is not wanted, and names no line of the file.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -215,24 +221,22 @@ def _types(found: _File) -> dict[str, pa.DataType]:
 
 def _made(lines: Lines, key: str, column: list[Any], start: int, make: Callable[[list[Any]], Any]) -> Any:
     """What `make` makes of a column. Raises SourceError with the first line at which it cannot."""
+
+    def refusal(count: int) -> Exception | None:
+        try:
+            make(column[:count])
+        except _REFUSED as error:
+            return error
+        return None
+
     try:
         return make(column)
     except _REFUSED:
-        good, bad = 0, len(column)  # so many values can be used, and so many cannot
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            try:
-                make(column[:middle])
-                good = middle
-            except _REFUSED:
-                bad = middle
-        try:
-            return make(column[:bad])
-        except _REFUSED as error:
-            raise SourceError(
-                f"{lines.line(start + good)} has a value of '{key}' that cannot be used: {error}.",
-                "A column's values are all of one type, as Arrow has it.",
-            ) from None
+        count = bisect.bisect_left(range(len(column)), True, key=lambda count: refusal(count) is not None)
+        raise SourceError(
+            f"{lines.line(start + count - 1)} has a value of '{key}' that cannot be used: {refusal(count)}.",
+            "A column's values are all of one type, as Arrow has it.",
+        ) from None
 
 
 def _widened(known: pa.DataType, column: list[Any]) -> pa.DataType:

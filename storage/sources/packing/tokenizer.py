@@ -7,11 +7,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
-from storage.base.errors import ModelError, SourceError
+from storage.base.errors import SourceError
 from storage.base.names import nearest
 from storage.objectstore.filesystem import in_words, open_filesystem
 from storage.objectstore.folder import open_url
@@ -60,21 +61,8 @@ class TokenizerFile:
 
     @functools.cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Every token's id, those that were added among them. Raises ModelError for a file that is none."""
-        try:
-            facts = json.loads(self.data)
-            tokens: Any = facts["model"]["vocab"]
-            # A unigram model's tokens stand in a list, each with its score.
-            known = dict(tokens) if isinstance(tokens, dict) else {token: at for at, (token, _) in enumerate(tokens)}
-            known |= {added["content"]: added["id"] for added in facts.get("added_tokens") or []}
-            if not all(isinstance(at, int) for at in known.values()):
-                raise TypeError("an id is no number")
-            return known
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(
-                f"'{self.where}' is no tokenizer ({type(error).__name__}: {error}).",
-                f"A {TOKENIZER_FILE} holds model.vocab and added_tokens.",
-            ) from None
+        """Every token's id, as `encode` gives it, those that were added among them. Raises SourceError."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
 
     @property
     def size(self) -> int:
@@ -85,7 +73,7 @@ class TokenizerFile:
         """Raises SourceError, with the recipe's key that named it, for a token that is none."""
         found = self.vocabulary.get(token)
         if found is None:
-            added = [word for word in self.vocabulary if word.startswith("<")]
+            added = sorted(word for word in self.vocabulary if word.startswith("<"))
             raise SourceError(f"{key} is '{token}', which is no token of {self.where}.{nearest(token, added)}")
         return found
 
@@ -96,13 +84,13 @@ class TokenizerFile:
         one that a chat template made. A text without tokens of its own has no ids either way.
         """
         before, after = map(len, self.special_tokens) if special_tokens else (0, 0)
-        encodings = self._made.encode_batch_fast(texts, add_special_tokens=special_tokens)
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=special_tokens)
         return [np.array(_without_doubles(one.ids, before, after), np.int32) for one in encodings]
 
     @functools.cached_property
     def special_tokens(self) -> tuple[list[str], list[str]]:
         """The tokens that the post-processor adds before and after a text."""
-        made = self._made  # raises where the package is missing
+        made = self._tokenizer  # raises where the package is missing
         from tokenizers import Tokenizer, models
 
         word = Tokenizer(models.WordLevel({"x": 0}, unk_token="x")).encode("x")
@@ -110,6 +98,14 @@ class TokenizerFile:
         at = whole.special_tokens_mask.index(0)
         tokens = [made.id_to_token(token) for token in whole.ids]
         return tokens[:at], tokens[at + 1 :]
+
+    @functools.cached_property
+    def padding_id(self) -> Any:
+        """The id that the file pads with; None where it names none, or is no tokenizer.json."""
+        try:
+            return (json.loads(self.data).get("padding") or {}).get("pad_id")
+        except (ValueError, AttributeError):
+            return None
 
     def check_config(self, begins: bool, ends: bool) -> None:
         """Raises SourceError where tokenizer_config.json and the post-processor of tokenizer.json disagree.
@@ -141,21 +137,25 @@ class TokenizerFile:
 
     def text_of(self, token: int) -> str:
         """A token as text; one of a few bytes of a longer character is shown as such."""
-        return self._made.decode([token], skip_special_tokens=False)
+        return self._tokenizer.decode([token], skip_special_tokens=False)
 
     @functools.cached_property
-    def _made(self) -> Any:
+    def _tokenizer(self) -> Any:
         try:
             from tokenizers import Tokenizer
         except ImportError:
             raise SourceError(
-                "Text is tokenised by the package tokenizers, which is not installed.",
+                f"'{self.where}' is read by the package tokenizers, which is not installed.",
                 remedy="Install it with: pip install 'stillhouse[lm]'",
             ) from None
         try:
             made = Tokenizer.from_buffer(self.data)
         except Exception as error:
-            raise SourceError(f"'{self.where}' is no {TOKENIZER_FILE}: {error}.") from None
+            raise SourceError(
+                f"'{self.where}' cannot be read by tokenizers {version('tokenizers')}: {error}.",
+                f"It is a {TOKENIZER_FILE}.",
+                "If a later version of tokenizers wrote it, install that one.",
+            ) from None
         made.no_truncation()
         made.no_padding()
         return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -36,6 +35,8 @@ EXPRESSIONS: dict[str, Rule] = {
     "(label + soft_top1) * 2 - 1 >= 8 / 2": lambda i, label, h, top: (label + top) * 2 - 1 >= 4,
     "-sample_id <= -57": lambda i, label, h, top: i >= 57,
     "sample_id == 12": lambda i, label, h, top: i == 12,
+    "label in [1, '2', 0.5 + 2.5]": lambda i, label, h, top: label in (1, 3),
+    "(label == 1) == (soft_top1 < 2)": lambda i, label, h, top: (label == 1) == (top < 2),
     "soft_top1 != label": lambda i, label, h, top: top != label,
     "soft_entropy >= 0": lambda i, label, h, top: True,
 }
@@ -78,36 +79,50 @@ def test_an_expression_is_always_written_the_same(text: str, canonical: str) -> 
         ("label == 1; label", "cannot be read"),
         ("@label == 1", "cannot be read"),
         ("label == @other", "cannot be read"),
-        ("label @ 2 == 1", "not allowed there .MatMult"),
-        ("abs(label) == 1", "not allowed there .Call"),
-        ("__import__('os').system('true') == 0", "not allowed there .Call"),
-        ("label.real == 1", "not allowed there .Attribute"),
-        ("label[0] == 1", "not allowed there .Subscript"),
-        ("(label == 1) & (soft_top1 == 1)", "not allowed there .BitAnd"),
-        ("~(label == 1)", "not allowed there .Invert"),
-        ("label is 1", "not allowed there .Is"),
-        ("label if soft_top1 else label", "not allowed there .IfExp"),
-        ("(label := 1) == 1", "not allowed there .NamedExpr"),
-        ("[i for i in label] == 1", "not allowed there .ListComp"),
-        ("lambda: label", "not allowed there .Lambda"),
-        ("f'{label}' == 'a'", "not allowed there .JoinedStr"),
-        ("label ** 2 == 1", "not allowed there .Pow"),
-        ("+label == 1", "not allowed there .UAdd"),
-        ("label % 2 == 1", "not allowed there .Mod"),
-        ("label == None", "has the value None"),
-        ("label == b'a'", "has the value b'a'"),
-        ("label == 2j", "has the value 2j"),
-        ("label == ...", "has the value Ellipsis"),
-        ("label == [1, 2]", "has the list .1, 2., which does not follow in"),
-        ("[1] + label == 1", "has the list .1., which does not follow in"),
-        ("label in 1", "'1' after in, which is no list"),
-        ("label in soft_top1", "'soft_top1' after in, which is no list"),
-        ("1 in label", "'label' after in, which is no list"),
-        ("label in [1, 'a']", "after in, which is no list of numbers or of texts"),
-        ("label in [1, [2]]", "after in, which is no list of numbers or of texts"),
-        ("label in [soft_top1]", "after in, which is no list of numbers or of texts"),
-        ("1 < 2", "names no column"),
-        ("True", "names no column"),
+        ("label @ 2 == 1", "'label @ 2' is not allowed"),
+        ("abs(label) == 1", r"'abs\(label\)' is not allowed"),
+        ("__import__('os').system('true') == 0", r"'__import__\('os'\).system\('true'\)' is not allowed"),
+        ("label.real == 1", "'label.real' is not allowed"),
+        ("label.to_csv('a') == 1", r"'label.to_csv\('a'\)' is not allowed"),
+        ("label in ['x'.join]", "''x'.join' is not allowed"),
+        ("label in [print()]", r"'label in \[print\(\)\]' is not allowed"),
+        ("label[0] == 1", r"'label\[0\]' is not allowed"),
+        ("(label == 1) & (soft_top1 == 1)", r"'\(label == 1\) & \(soft_top1 == 1\)' is not allowed"),
+        ("~(label == 1)", r"'~\(label == 1\)' is not allowed"),
+        ("label is 1", "'label is 1' is not allowed"),
+        ("label if soft_top1 else label", "'label if soft_top1 else label' is not allowed"),
+        ("(label := 1) == 1", r"'\(label := 1\)' is not allowed"),
+        ("[i for i in label] == 1", r"'\[i for i in label\]' is not allowed"),
+        ("lambda: label", "'lambda: label' is not allowed"),
+        ("f'{label}' == 'a'", "'f'{label}'' is not allowed"),
+        ("label ** 2 == 1", r"'label \*\* 2' is not allowed"),
+        ("+label == 1", r"'\+label' is not allowed"),
+        ("label % 2 == 1", "'label % 2' is not allowed"),
+        ("label == None", "'None' is not allowed"),
+        ("label == b'a'", "'b'a'' is not allowed"),
+        ("label == 2j", "'2j' is not allowed"),
+        ("label == ...", "'...' is not allowed"),
+        ("label == [1, 2]", r"'\[1, 2\]' is not allowed"),
+        ("[1] + label == 1", r"'\[1\]' is not allowed"),
+        ("[1, 2] in label", r"'\[1, 2\] in label' is not allowed"),
+        ("label in 1", "'label in 1' is not allowed"),
+        ("label in soft_top1", "'label in soft_top1' is not allowed"),
+        ("1 in label", "'1 in label' is not allowed"),
+        ("label in [1, [2]]", r"'\[2\]' is not allowed"),
+        ("label in [soft_top1]", r"'label in \[soft_top1\]' is not allowed"),
+        ("label", "'label' is not true or false"),
+        ("label + 1", "'label \\+ 1' is not true or false"),
+        ("label and soft_top1 == 1", "'label and soft_top1 == 1' is not allowed"),
+        ("not soft_entropy", "'not soft_entropy' is not allowed"),
+        ("1 < 2", "'1 < 2' names no column"),
+        # Those that pandas accepts, and works out otherwise than Python.
+        ("label == 1 or not 3 > 1", "'3 > 1' names no column"),
+        ("label == 1 or not True", "'not True' is not allowed"),
+        ("-(label == 1) == -1", r"'-\(label == 1\)' is not allowed"),
+        ("(label == 1) + (label == 1) == 2", r"'\(label == 1\) \+ \(label == 1\)' is not allowed"),
+        ("(not label) == -1", "'not label' is not allowed"),
+        ("(label and soft_top1) == 1", "'label and soft_top1' is not allowed"),
+        ("True", "'True' is not true or false for a row"),
     ],
 )
 def test_what_is_no_filter_is_refused_in_a_sentence(text: str, sentence: str) -> None:
@@ -116,20 +131,13 @@ def test_what_is_no_filter_is_refused_in_a_sentence(text: str, sentence: str) ->
     assert "as in: soft_entropy < 2.0 and soft_top1 == label" in str(refused.value)
 
 
-def test_nothing_is_allowed_that_calls_or_looks_into_something() -> None:
-    allowed = {kind.__name__ for kind in selections._ALLOWED}
-    assert not allowed & {
-        "Call",
-        "Attribute",
-        "Subscript",
-        "Lambda",
-        "ListComp",
-        "Await",
-        "Yield",
-        "JoinedStr",
-        "Starred",
-    }
-    assert all(issubclass(kind, ast.AST) for kind in selections._ALLOWED)
+@pytest.mark.parametrize(
+    "text",
+    ["not " * 1500 + "label == 1", "+".join(["label"] * 3000) + " == 1", "label == " + "9" * 5000, "label == '\0'"],
+)
+def test_an_expression_that_python_cannot_read_is_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(RecipeError, match="cannot be read: "):
+        parse(text)
 
 
 @pytest.mark.parametrize(
@@ -140,10 +148,7 @@ def test_nothing_is_allowed_that_calls_or_looks_into_something() -> None:
         ("index == 1", "no plain column 'index'"),
         ("label == 7", "'label == 7' holds for none of the 60 rows"),
         ("label in []", "holds for none of the 60 rows"),
-        ("label", "gives int64 for a row"),
-        ("label and soft_top1", "gives int64 for a row"),
         ("sample_id < 'a'", "cannot be worked out .*sample_id is int64"),
-        ("not soft_entropy", "cannot be worked out .*soft_entropy is float32"),
     ],
 )
 def test_what_a_cache_cannot_be_filtered_by_is_refused_in_a_sentence(cache: Cache, where: str, sentence: str) -> None:

@@ -140,6 +140,23 @@ def test_few_lines_are_held_where_lines_are_long(tmp_path: Path, monkeypatch: py
     assert sum(held) == 2 * 20
 
 
+@pytest.mark.parametrize(
+    ("lines", "x"),
+    [
+        (['{"x": "2024-01-01"}', '{"x": "2024-01-02 10:00:00"}'], ["2024-01-01", "2024-01-02 10:00:00"]),
+        (['{"x": [null, null]}', '{"x": [1, 2]}'], [[None, None], [1, 2]]),
+        (['{"x": 1, "x": 2}'], [2]),
+        (['{"x": 1, "y": 1e400}', '{"x": 2, "y": "\\ud800"}'], [1, 2]),
+        (['{"x": NaN}', '{"x": 1e400}'], [float("nan"), float("inf")]),
+    ],
+    ids=["dates", "lists of nulls", "a key twice", "not wanted", "no numbers"],
+)
+def test_values_that_pyarrows_own_reader_changes_or_refuses(tmp_path: Path, lines: list[str], x: list[Any]) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    source = JsonlSource(str(tmp_path), Columns(inputs=("x",)))
+    assert str(source.raw(source.files()[0], 0, len(x)).column("x").to_pylist()) == str(x)
+
+
 @pytest.mark.parametrize("together", [1, 2, 100])
 @pytest.mark.parametrize(
     ("values", "line"),
@@ -169,8 +186,9 @@ def test_the_line_at_fault_is_named(
         ('{"sample_id": 1, "\\ud800": 1}', "line 1, has a key that is no text"),
         ('{"sample_id": 1, "x": 1}\n{"sample_id": 2, "\\ud800": 1}', r"line 2, has the key '\\ud800', which the first"),
         ('{"sample_id": 1, "x": 1}\n' + "[" * 100_000, "line 2, is no JSON: "),
+        ('null\n{"sample_id": 1, "x": 1}', "line 1, is a JSON NoneType"),
     ],
-    ids=["first key", "later key", "nested"],
+    ids=["first key", "later key", "nested", "null"],
 )
 def test_what_no_line_may_hold_is_a_sentence_that_can_be_printed(tmp_path: Path, text: str, found: str) -> None:
     (tmp_path / "a.jsonl").write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,28 @@ def test_encoding_is_what_the_tokenizer_does(tmp_path: Path) -> None:
     assert file.special_tokens == (["[CLS]"], ["[SEP]"])
     assert [ids.tolist() for ids in file.encode(["a", ""])] == [[CLS, A, SEP], []]
     assert [ids.tolist() for ids in file.encode(["a"], special_tokens=False)] == [[A]]
+
+
+@pytest.mark.parametrize(("token", "named"), [("[SEP]", 40), ("<bos>", A), ("new", 40)])
+def test_a_tokens_id_is_the_one_that_encoding_gives(tmp_path: Path, token: str, named: int) -> None:
+    """Whatever id tokenizer.json names for an added token: the package gives the model's, or the next."""
+    path = Path(save(tmp_path / "t", None)) / "tokenizer.json"
+    facts = json.loads(path.read_text())
+    facts["added_tokens"] = [one for one in facts["added_tokens"] if one["content"] != token] + [
+        {**facts["added_tokens"][0], "content": token, "id": named}
+    ]
+    path.write_text(json.dumps(facts))
+    file = TokenizerFile.read(str(path))
+    known = [*WORDS, token] if token == "new" else WORDS
+    assert file.vocabulary == {word: at for at, word in enumerate(known)} and file.size == len(known)
+    assert [file.id_of(token, "key")] == file.encode([token], special_tokens=False)[0].tolist()
+
+
+def test_without_the_package_there_is_no_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = TokenizerFile.read(save(tmp_path / "t", None))
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(SourceError, match=r"not installed\. .*pip install 'stillhouse\[lm\]'"):
+        file.size  # noqa: B018
 
 
 @pytest.mark.parametrize("text", ["a", "<bos> a", "a <eos>", "<bos> a <eos>"])

@@ -17,7 +17,8 @@ from storage.base.errors import SourceError
 from storage.base.names import nearest
 from storage.samples import tensor_columns
 from storage.samples.arrow_types import plain_table
-from storage.samples.column_roles import LABEL, SAMPLE_ID, Columns, Roles, described, pandas_index
+from storage.samples.column_roles import Roles, described, pandas_index
+from storage.samples.columns import LABEL, SAMPLE_ID, Columns
 
 INPUTS_XXH3 = "inputs_xxh3"
 

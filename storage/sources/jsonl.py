@@ -11,14 +11,15 @@ import functools
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from storage.base.errors import SourceError
 from storage.objectstore.filesystem import open_filesystem
-from storage.samples.column_roles import Columns, Roles, is_writers_own
+from storage.samples.column_roles import Roles, is_writers_own
+from storage.samples.columns import Columns
 from storage.samples.pieces import concat_samples
 from storage.samples.samples import SourceFile, as_samples, sample_ids
 from storage.sources.files.compression import COMPRESSED_ENDINGS
@@ -111,7 +112,7 @@ class JsonlSource:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"jsonl": self.jsonl, "columns": asdict(self.columns)}
+        return {"jsonl": self.jsonl, "columns": self.columns.model_dump()}
 
     @functools.cached_property
     def _listed(self) -> FileList:

@@ -23,8 +23,8 @@ from storage.samples.columns import Columns
 from storage.samples.pieces import concat_samples
 from storage.samples.samples import SourceFile, as_samples, sample_ids
 from storage.sources.files.compression import COMPRESSED_ENDINGS
-from storage.sources.files.file_list import FileList, inside, list_files, root_of
-from storage.sources.files.located import Version, reading
+from storage.sources.files.file_list import FileList, list_files, root_of
+from storage.sources.files.located import Version, inside, reading
 from storage.sources.files.partitions import NO_PARTITIONS, Partitions
 from storage.sources.json_lines import Lines
 

@@ -17,7 +17,7 @@ from storage.cache.lineage import cache_lineage
 from storage.encodings import Encoding
 from storage.format.shard import row_bytes
 from storage.objectstore.folder import Folder
-from storage.samples.samples import described_columns
+from storage.samples.described_columns import described_columns
 from storage.sources import make_source
 from teacher_infer.planning.config import TeacherRecipe
 from teacher_infer.planning.miss import Miss, explain

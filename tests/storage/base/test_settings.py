@@ -48,7 +48,7 @@ def test_a_mapping_is_read_under_the_key_that_its_reader_knows() -> None:
     ):
         Outer.read({"inner": 3}, "this")
     with pytest.raises(RecipeError, match=r"^this: Input should be a valid dictionary \(found 3\)\.$"):
-        Outer.read(3, "this")  # pyright: ignore[reportArgumentType]
+        Outer.read(3, "this")
 
 
 def test_settings_are_values() -> None:
@@ -57,4 +57,4 @@ def test_settings_are_values() -> None:
         assert other == one and hash(other) == hash(one)
     assert one != Inner(count=2)
     with pytest.raises(ValidationError, match="frozen"):
-        one.count = 3  # pyright: ignore[reportAttributeAccessIssue]
+        one.count = 3

@@ -19,8 +19,9 @@ from storage.rows.row_groups import read_group
 from storage.rows.source_rows import SourceRows
 from storage.samples import tensor_columns
 from storage.samples.columns import Columns
+from storage.samples.inputs_digest import inputs_digests
 from storage.samples.rows_digest import rows_digest
-from storage.samples.samples import inputs_digests, kept_columns
+from storage.samples.samples import kept_columns
 from storage.sources import Source, make_source
 from storage.sources.packing.pack import Pack
 from storage.sources.packing.packed_rows import packed_rows

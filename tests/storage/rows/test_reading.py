@@ -13,7 +13,7 @@ from storage.base.errors import RecipeError
 @pytest.mark.parametrize(
     ("settings", "rule"),
     [
-        ({"prefetch_bytes": -1}, r"^Reading\.prefetch_bytes: .*at least|greater than or equal to 0 \(found -1\)\.$"),
+        ({"prefetch_bytes": -1}, r"^Reading\.prefetch_bytes: .*greater than or equal to 0 \(found -1\)\.$"),
         ({"threads": 0}, r"^Reading\.threads: .*greater than 0 \(found 0\)\.$"),
         ({"stall_s": 0.0}, r"^Reading\.stall_s: .*greater than 0 \(found 0\.0\)\.$"),
         ({"stall_s": float("inf")}, r"^Reading\.stall_s: .*finite"),

@@ -464,6 +464,7 @@ def test_a_section_gives_the_source_that_its_settings_give(settings: dict[str, A
     source = make_source(section)
     assert source == make_source(settings) == make_source(section.settings()) == make_source(source.to_dict())
     assert source.columns == section.columns
+    assert {**source.to_dict(), "columns": None} == {**settings, "columns": None}
     assert section.settings() == json.loads(json.dumps(section.settings()))  # as a cache's lineage has them
 
 

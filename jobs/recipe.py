@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from jobs.recipe_errors import explain
 from storage.base import yaml12
 from storage.base.digest import sha256_of
 from storage.base.errors import RecipeError
+from storage.base.section_errors import explain
 from storage.base.settings import Section
 from storage.objectstore.location import ON_CLUSTER
 
@@ -41,7 +41,7 @@ def read_recipe(path: str, overrides: Sequence[str], kind: type[RecipeType], *, 
     try:
         return kind.model_validate(tree, context=ON_CLUSTER if on_cluster else None)
     except ValidationError as error:
-        raise RecipeError(explain(path, error, kind)) from None
+        raise RecipeError(f"{path}: {explain(error, kind)}") from None
 
 
 def recipe_digest(recipe: Section, without: Sequence[str] = ()) -> str:

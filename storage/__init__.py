@@ -13,7 +13,7 @@ from storage.cache.cache import Cache, open_cache
 from storage.cache.catalog import list_caches, verify
 from storage.encodings.targets import DenseTargets, Targets, TopKTargets
 from storage.rows.open import open_rows
-from storage.rows.prefetch import Reading
+from storage.rows.reading import Reading
 from storage.rows.row_groups import RowGroups, first_rows
 from storage.sources import make_source
 from storage.stream.distributed import world

@@ -117,7 +117,7 @@ def _parts(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _plan_lines(part: dict[str, Any], columns: dict[str, Any]) -> str:
-    from storage.samples.samples import columns_line
+    from storage.samples.described_columns import columns_line
     from teacher_infer.planning.miss import Miss
 
     why = [f"  {Miss(**part['miss'])}"] if "miss" in part else []

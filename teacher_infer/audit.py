@@ -106,7 +106,7 @@ def _rows(recipe: TeacherRecipe, cache: Cache, shards: np.ndarray[Any, Any]) -> 
     held_out = recipe.held_out
     section = held_out.source if held_out is not None and cache.name == held_out.name else recipe.source
     referenced = INPUTS_XXH3 in CacheRows(cache, []).schema(0).names
-    groups = open_rows(cache.url, inputs=section.settings() if referenced else None)
+    groups = open_rows(cache.url, inputs=section if referenced else None)
     for group in np.flatnonzero(np.isin(cache.index.shard, shards)).tolist():
         yield read_group(groups, group)
 

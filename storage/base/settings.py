@@ -1,12 +1,15 @@
-"""Settings that a recipe's part is read into."""
+"""Settings: parts of a recipe, and the objects that code takes them as."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from storage.base.digest import canonical_json
+from storage.base.errors import RecipeError
+from storage.base.section_errors import explain
 
 
 def _json(value: dict[str, Any]) -> dict[str, Any]:
@@ -22,9 +25,31 @@ JsonDict = Annotated[dict[str, Any], AfterValidator(_json)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, and nothing changes once it was read."""
+    """Settings that are checked when they are made, from a recipe or by a call, and do not change afterwards.
+
+    Unknown keys are errors. A call such as `Reading(threads=0)` raises RecipeError; `model_validate` raises pydantic's
+    ValidationError, which `jobs.recipe` explains with the recipe's file.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __init__(self, /, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise RecipeError(explain(error, type(self), type(self).__name__)) from None
+
+    # pydantic's mark of BaseModel's own __init__: a section inside another one is validated without a call of it, so
+    # that its mistakes are reported with those of the outer one, under their whole keys.
+    __init__.__pydantic_base_init__ = True  # pyright: ignore[reportFunctionMemberAccess]
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any], key: str) -> Self:
+        """The section that a mapping describes. key: the section's own, for errors. Raises RecipeError."""
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            raise RecipeError(explain(error, cls, key)) from None
 
     @classmethod
     def more_keys(cls) -> list[str]:

@@ -15,7 +15,8 @@ from storage.format.shard import Rows
 from storage.rows.cache_rows import CacheRows
 from storage.rows.row_groups import Arrays, Column, Ints
 from storage.samples import tensor_columns
-from storage.samples.samples import INPUTS_XXH3, SAMPLE_ID, SourceFile, input_names, inputs_digests
+from storage.samples.inputs_digest import inputs_digests
+from storage.samples.samples import INPUTS_XXH3, SAMPLE_ID, SourceFile, input_names
 from storage.sources import Source, place_of
 
 # So many rows between two that are wanted are read along: of a sample that was quarantined the teacher left no row.

@@ -12,13 +12,14 @@ from storage.rows.joined_rows import JoinedRows
 from storage.rows.row_groups import RowGroups
 from storage.rows.selected_rows import Selected
 from storage.sources import Source, make_source, place_of
+from storage.sources.settings import SourceSection
 
 
 def open_rows(
     url: str,
     parts: Collection[str] = PARTS,
     where: str | None = None,
-    inputs: Source | dict[str, Any] | None = None,
+    inputs: Source | SourceSection | dict[str, Any] | None = None,
 ) -> RowGroups:
     """What a `Stream` reads of the cache at `url` (see `open_cache`).
 
@@ -33,7 +34,7 @@ def open_rows(
     if inputs is not None:
         if "inputs" not in parts:
             raise RecipeError("A source of inputs is named, and no inputs are asked for.", "Both are, or neither is.")
-        groups = JoinedRows(groups, make_source(inputs) if isinstance(inputs, dict) else inputs)
+        groups = JoinedRows(groups, make_source(inputs) if isinstance(inputs, dict | SourceSection) else inputs)
     elif "inputs" in parts and not cache.inputs:
         made_from = cache.lineage.get("source") or {}
         place = place_of(made_from) if made_from else None

@@ -21,7 +21,7 @@ from storage.cache.cache import Cache
 from storage.format.position_columns import ENTROPY, TOP1
 from storage.format.shard import METADATA_KEY
 from storage.rows.cache_rows import CacheRows
-from storage.rows.prefetch import Reading
+from storage.rows.reading import Reading
 from storage.samples import tensor_columns
 from storage.samples.samples import LABEL, SAMPLE_ID
 

@@ -4,43 +4,22 @@ from __future__ import annotations
 
 import heapq
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from storage.base.errors import RecipeError
 from storage.format.shard import Rows
 from storage.objectstore.filesystem import in_words
 from storage.order.schedule import Need
 from storage.rows.arena import Arena, Room
+from storage.rows.reading import Reading
 from storage.rows.row_groups import Arrays, Ints, RowGroups, empty, row_bytes
 
 log = logging.getLogger("stillhouse.stream")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How row groups are read; no setting changes what is read.
-
-    prefetch_bytes: how much of what is not needed yet is fetched, decoded. threads: how many row groups
-    are fetched at a time; by default one a processor, from 4 to 16, since some wait for the store while
-    others decode. stall_s: after how many seconds of waiting a row group is named in the log.
-    """
-
-    prefetch_bytes: int = 256 << 20
-    threads: int = field(default_factory=lambda: min(16, max(4, len(os.sched_getaffinity(0)))))
-    stall_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.prefetch_bytes < 0 or self.threads < 1 or self.stall_s <= 0:
-            raise RecipeError(
-                f"Reading with {self}.", "There is at least one thread, no negative budget and a time to wait."
-            )
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Which columns of a source are the id, the inputs and the label, and which are left out, and why."""
+"""The columns of a source by what they are: the id, the inputs, the label, and those that are left out, and why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SAMPLE_ID, LABEL = "sample_id", "label"
+from storage.samples.columns import LABEL, Columns
 
 PARTITION = "a partition: folders named key=value"
 _INDEX = "the index of a pandas data frame"
@@ -23,22 +23,6 @@ _WRITERS_OWN = re.compile(
     r"__.*|_corrupt_record|_rescued_data|_metadata|_change_type|_commit_(version|timestamp)|_hoodie_.*|Unnamed: \d.*",
     re.DOTALL,
 )
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a source are what.
-
-    sample_id: integers or text, unique in the whole source.
-    inputs: the columns that the model takes, in its argument order; None takes all that are left, but for what
-    programs write for themselves, as an index of pandas, and for partitions.
-    label: integer classes, one a sample or a list of equal length, as of a sequence's positions; None takes
-    'label' when there is one; False leaves labels out.
-    """
-
-    sample_id: str = SAMPLE_ID
-    inputs: tuple[str, ...] | None = None
-    label: str | bool | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,24 +9,18 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
-from storage.base.digest import canonical_json
 from storage.base.errors import SourceError
 from storage.base.names import nearest
 from storage.samples import tensor_columns
 from storage.samples.arrow_types import plain_table
-from storage.samples.column_roles import LABEL, SAMPLE_ID, Columns, Roles, described, pandas_index
+from storage.samples.column_roles import Roles, described, pandas_index
+from storage.samples.columns import LABEL, SAMPLE_ID, Columns
 
 INPUTS_XXH3 = "inputs_xxh3"
 
 # Whether a shard holds the inputs of its samples, or a digest of each sample's, by which to know them again.
 Inputs = Literal["stored", "referenced"]
-
-INPUTS_XXH3_FIELD = tensor_columns.tensor_field(INPUTS_XXH3, np.dtype(np.uint8), (16,), "xxh3-128 of the row's inputs")
-
-# Rows are hashed out of a block of this size: large enough to fill at once, small enough for a core's own cache.
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -196,48 +189,6 @@ def input_names(schema: pa.Schema) -> list[str]:
     return [name for name in schema.names if not is_own(name)]
 
 
-def described_columns(samples: pa.Schema, columns: Columns, left_out: dict[str, str]) -> dict[str, Any]:
-    """Which columns of a source are what, for JSON: inputs, label, sample_id and left_out.
-
-    samples: the schema that `as_samples` made. Each input has a dtype and the shape of a row; label and sample_id have
-    besides the column of the source that they are.
-    """
-    label = columns.label if isinstance(columns.label, str) else LABEL
-    has_label = LABEL in samples.names
-    return {
-        "inputs": {name: tensor_columns.dtype_and_shape(samples.field(name)) for name in input_names(samples)},
-        "label": {"column": label, **tensor_columns.dtype_and_shape(samples.field(LABEL))} if has_label else None,
-        "sample_id": {"column": columns.sample_id, **tensor_columns.dtype_and_shape(samples.field(SAMPLE_ID))},
-        "left_out": [{"column": name, "reason": why} for name, why in left_out.items()],
-    }
-
-
-def columns_line(facts: dict[str, Any]) -> str:
-    """`described_columns` as a line for people. Of packed documents, facts have their `preprocessing` besides.
-
-    >>> columns_line({"inputs": {"x": {"dtype": "float32", "shape": [2]}}, "label": None,
-    ...     "sample_id": {"column": "key", "dtype": "int64", "shape": []}, "left_out": []})
-    'inputs: x float32[2]; no label; sample_id: key int64'
-    """
-
-    def kind(of: dict[str, Any]) -> str:
-        return f"{of['dtype']}{of['shape'] or ''}"
-
-    inputs = ", ".join(f"{name} {kind(of)}" for name, of in facts["inputs"].items())
-    label, sample_id = facts["label"], facts["sample_id"]
-    said = f"inputs: {inputs}; " + (f"label: {label['column']} {kind(label)}" if label else "no label")
-    said += f"; sample_id: {sample_id['column']} {kind(sample_id)}"
-    if facts["left_out"]:
-        reasons = described({one["column"]: one["reason"] for one in facts["left_out"]})
-        unless = ", unless source.columns.inputs names them" if "preprocessing" not in facts else ""
-        said += f"; left out{unless}: {reasons}"
-    special = (facts.get("preprocessing") or {}).get("special_tokens")
-    if special is not None:
-        before, after = (" ".join(special[where]) or "nothing" for where in ("before", "after"))
-        said += f"; the tokenizer adds {before} before a document, {after} after it"
-    return said
-
-
 def is_own(name: str) -> bool:
     """Whether a column is the store's, and so no input."""
     return name in (SAMPLE_ID, LABEL, INPUTS_XXH3) or name.startswith("soft_")
@@ -247,28 +198,3 @@ def kept_columns(schema: pa.Schema, inputs: Inputs) -> pa.Schema:
     """The columns of samples that a shard holds: all of them, or all but the inputs."""
     left_out = input_names(schema) if inputs == "referenced" else []
     return pa.schema([field for field in schema if field.name not in left_out])
-
-
-def inputs_digests(samples: pa.Table) -> np.ndarray[Any, Any]:
-    """[P] of dtype V16: the xxh3-128 of each row's inputs, as its canonical (big-endian) bytes.
-
-    The bytes that are hashed are, for each input in the model's argument order, the canonical JSON of
-    [name, dtype, shape of a row], and the row's values: little-endian, in C order, a bool as one byte.
-    Of a number the shape is []. The id and the label have no part in it.
-    """
-    rows, pieces = samples.num_rows, list[np.ndarray[Any, Any]]()
-    for name in input_names(samples.schema):
-        values = tensor_columns.unpack(samples.column(name), samples.schema.field(name))
-        values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
-        head = canonical_json([name, values.dtype.name, list(values.shape[1:])])
-        pieces.append(np.broadcast_to(np.frombuffer(head, np.uint8), (rows, len(head))))
-        pieces.append(values.reshape(rows, math.prod(values.shape[1:])).view(np.uint8))
-    width = sum(piece.shape[1] for piece in pieces)
-    block = np.empty((max(1, min(rows, _BLOCK_BYTES // width)), width), np.uint8)
-    data, digests = block.data.cast("B"), bytearray()
-    for start in range(0, rows, len(block)):
-        count = min(len(block), rows - start)
-        np.concatenate([piece[start : start + count] for piece in pieces], axis=1, out=block[:count])
-        for at in range(0, count * width, width):
-            digests += xxhash.xxh3_128_digest(data[at : at + width])
-    return np.frombuffer(digests, "V16")

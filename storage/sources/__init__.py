@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
-from pydantic import ValidationError
 
-from storage.base.errors import RecipeError
-from storage.samples.samples import Columns, SourceFile
+from storage.samples.columns import Columns
+from storage.samples.samples import SourceFile
 from storage.sources.function import FunctionSource
 from storage.sources.jsonl import JsonlSource
 from storage.sources.packing.packed_labels import ATTENTION_MASK, USUAL
-from storage.sources.packing.packed_source import Pack, PackedSource
+from storage.sources.packing.packed_source import PackedSource
 from storage.sources.parquet import ParquetSource
-from storage.sources.settings import PackSection
+from storage.sources.settings import SourceSection
 
 
 class Source(Protocol):
@@ -23,6 +22,11 @@ class Source(Protocol):
 
     The kinds of SOURCES can be packed, too: they offer what `packed.Documents` asks for.
     """
+
+    @property
+    def columns(self) -> Columns:
+        """Which columns of its rows are what."""
+        ...
 
     def files(self) -> Sequence[SourceFile]:
         """The files in a stable order. Raises SourceError when there are none."""
@@ -58,51 +62,24 @@ class Source(Protocol):
 SOURCES: dict[str, Any] = {"parquet": ParquetSource, "jsonl": JsonlSource, "function": FunctionSource}
 
 
-def make_source(settings: dict[str, Any]) -> Source:
-    """The source that a recipe describes: one of SOURCES, as in {parquet: URL}, and `columns`; packed by `pack`."""
-    settings = dict(settings)
-    kinds = [name for name in SOURCES if settings.get(name) is not None]
-    if len(kinds) != 1:
-        raise RecipeError(
-            f"source names {' and '.join(kinds) or 'no kind'}.", f"It names exactly one of: {', '.join(SOURCES)}."
-        )
-    columns = dict(settings.pop("columns", None) or {})
-    pack = settings.pop("pack", None)
-    if pack is not None:
-        if columns.get("inputs") is not None:
-            raise RecipeError(
-                "source names columns.inputs beside pack.",
-                "What is packed has the inputs input_ids and position_ids.",
-                "Name the column of documents in source.pack.column.",
-            )
-        packing = _pack_of(pack)
-        # Columns that a source does not have are not read.
-        labels = USUAL if columns.get("label") is None else ()
-        mask = () if packing.tokenizer else (ATTENTION_MASK,)
-        columns["inputs"] = tuple(dict.fromkeys((packing.column, *labels, *mask)))
-        return PackedSource(SOURCES[kinds[0]](**settings, columns=Columns(**columns)), packing)
-    return SOURCES[kinds[0]](**settings, columns=columns_of({"columns": columns}))
+def make_source(settings: SourceSection | Mapping[str, Any]) -> Source:
+    """The source that a recipe's section describes, or a mapping of the same keys, as in {"parquet": URL}.
 
-
-def _pack_of(settings: dict[str, Any]) -> Pack:
-    try:
-        return Pack(**PackSection.model_validate(settings).model_dump())
-    except ValidationError as error:
-        faults = [(".".join(map(str, ("pack", *fault["loc"]))), fault["msg"]) for fault in error.errors()]
-        raise RecipeError(
-            " ".join(f"source.{key}: {text.removeprefix('Value error, ')}." for key, text in faults),
-            f"The keys of source.pack are: {', '.join(PackSection.model_fields)}.",
-        ) from None
-
-
-def columns_of(settings: dict[str, Any]) -> Columns:
-    """The columns that a source's settings name; of packed documents those that the rows have."""
-    columns: dict[str, Any] = dict(settings.get("columns") or {})
-    if settings.get("pack") is not None:
-        return Columns()
-    if columns.get("inputs") is not None:
-        columns["inputs"] = tuple(columns["inputs"])
-    return Columns(**columns)
+    Raises RecipeError.
+    """
+    section = settings if isinstance(settings, SourceSection) else SourceSection.read(settings, "source")
+    kind = next(name for name in SOURCES if getattr(section, name) is not None)
+    of_kind: dict[str, Any] = {kind: getattr(section, kind)}
+    if section.arguments is not None:
+        of_kind["arguments"] = section.arguments
+    columns, pack = section.columns, section.pack
+    if pack is None:
+        return SOURCES[kind](**of_kind, columns=columns)
+    # Columns that a source does not have are not read.
+    labels = USUAL if columns.label is None else ()
+    mask = () if pack.tokenizer else (ATTENTION_MASK,)
+    inputs = tuple(dict.fromkeys((pack.column, *labels, *mask)))
+    return PackedSource(SOURCES[kind](**of_kind, columns=columns.model_copy(update={"inputs": inputs})), pack)
 
 
 def place_of(settings: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +13,8 @@ import pyarrow as pa
 from storage.base.errors import SourceError
 from storage.base.functions import call, find_function, guarded
 from storage.samples.arrow_types import plain_table
-from storage.samples.column_roles import Columns, Roles, add_ranges, pandas_index, pandas_ranges
+from storage.samples.column_roles import Roles, add_ranges, pandas_index, pandas_ranges
+from storage.samples.columns import Columns
 from storage.samples.pieces import concat_samples, row_ranges
 from storage.samples.samples import SourceFile, as_samples, sample_ids
 
@@ -93,7 +94,7 @@ class FunctionSource:
             ) from None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"function": self.function, "arguments": self.arguments, "columns": asdict(self.columns)}
+        return {"function": self.function, "arguments": self.arguments, "columns": self.columns.model_dump()}
 
 
 def _with_index(table: pa.Table) -> pa.Table:

@@ -17,19 +17,20 @@ import functools
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from storage.base.errors import SourceError
 from storage.objectstore.filesystem import open_filesystem
-from storage.samples.column_roles import Columns, Roles, is_writers_own
+from storage.samples.column_roles import Roles, is_writers_own
+from storage.samples.columns import Columns
 from storage.samples.pieces import concat_samples
 from storage.samples.samples import SourceFile, as_samples, sample_ids
 from storage.sources.files.compression import COMPRESSED_ENDINGS
-from storage.sources.files.file_list import FileList, inside, list_files, root_of
-from storage.sources.files.located import Version, reading
+from storage.sources.files.file_list import FileList, list_files, root_of
+from storage.sources.files.located import Version, inside, reading
 from storage.sources.files.partitions import NO_PARTITIONS, Partitions
 from storage.sources.json_lines import Lines
 
@@ -117,7 +118,7 @@ class JsonlSource:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"jsonl": self.jsonl, "columns": asdict(self.columns)}
+        return {"jsonl": self.jsonl, "columns": self.columns.model_dump()}
 
     @functools.cached_property
     def _listed(self) -> FileList:

@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 
 from storage.objectstore.filesystem import open_filesystem
 from storage.samples.arrow_types import plain_table
-from storage.samples.column_roles import Columns, Roles, add_ranges, pandas_index, pandas_ranges
+from storage.samples.column_roles import Roles, add_ranges, pandas_index, pandas_ranges
+from storage.samples.columns import Columns
 from storage.samples.pieces import concat_samples
 from storage.samples.samples import SourceFile, as_samples, sample_ids
 from storage.sources.decoding import LastDecoded, decode
-from storage.sources.files.file_list import FileList, inside, list_files, root_of
-from storage.sources.files.located import Version, reading
+from storage.sources.files.file_list import FileList, list_files, root_of
+from storage.sources.files.located import Version, inside, reading
 from storage.sources.files.partitions import NO_PARTITIONS, Partitions
 
 KIND = "Parquet"
@@ -81,7 +82,7 @@ class ParquetSource:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"parquet": self.parquet, "columns": asdict(self.columns)}
+        return {"parquet": self.parquet, "columns": self.columns.model_dump()}
 
     def _rows(self, name: str, start: int, stop: int) -> Iterator[tuple[pa.Table, _Footer]]:
         """Rows [start, stop) of a file in tables of bounded memory, in the columns that are used, and its footer."""

@@ -21,7 +21,8 @@ from storage.order.rank_share import Share
 from storage.order.read_amplification import warn_of_reads
 from storage.order.sample_order import Order
 from storage.order.schedule import Need, held_rows, lookups, needs
-from storage.rows.prefetch import Reader, Reading
+from storage.rows.prefetch import Reader
+from storage.rows.reading import Reading
 from storage.rows.row_groups import Ints, RowGroups, row_bytes
 
 # Below this a cache is shuffled whole. Above it so many lanes are cut into windows that together hold about as much.

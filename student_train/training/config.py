@@ -14,7 +14,7 @@ from storage.base.errors import RecipeError
 from storage.base.names import NAME_PATTERN, nearest
 from storage.base.settings import JsonDict, Section
 from storage.objectstore.location import Location
-from storage.rows.prefetch import Reading
+from storage.rows.reading import Reading
 from storage.rows.selected_rows import parse
 from storage.sources.settings import SourceSection
 from student_train.losses import LOSSES
@@ -118,17 +118,6 @@ class OrderSection(Section):
     window: int | None = Field(default=None, gt=0)
 
 
-class ReadingSection(Section):
-    """How row groups are read: see `storage.stream.Reading`, whose defaults are those of the machine."""
-
-    prefetch_bytes: int | None = Field(default=None, ge=0)
-    threads: int | None = Field(default=None, gt=0)
-    stall_s: float | None = Field(default=None, gt=0)
-
-    def reading(self) -> Reading:
-        return Reading(**self.model_dump(exclude_none=True))
-
-
 class RaySection(Section):
     """Workers of one run, what each takes and on nodes of which labels, and how many runs go on at the same time.
 
@@ -172,7 +161,7 @@ class StudentRecipe(Section):
         | Annotated[None, Tag("NoSection")]
     ) = Field(default=None, discriminator=Discriminator(_section_of))
     order: OrderSection | None = None
-    reading: ReadingSection = ReadingSection()
+    reading: Reading = Reading()
     checkpoint_every: int = Field(default=1000, gt=0)
     log_every: int = Field(default=50, gt=0)
     resume: Literal["auto", "never"] = "auto"

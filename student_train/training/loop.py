@@ -18,7 +18,7 @@ from storage.base.digest import canonical_json, sha256_of
 from storage.base.errors import RecipeError, SourceChanged, TrainingError
 from storage.format.shard import Rows
 from storage.rows.open import open_rows
-from storage.rows.prefetch import Reading
+from storage.rows.reading import Reading
 from storage.rows.row_groups import RowGroups, first_rows
 from storage.rows.source_rows import SourceRows
 from storage.sources import make_source
@@ -94,9 +94,8 @@ def open_evaluation(recipe: StudentRecipe) -> RowGroups | None:
 
 def _open(section: CacheSection | SourceSection) -> RowGroups:
     if isinstance(section, SourceSection):
-        return SourceRows(make_source(section.settings()))
-    inputs = None if section.inputs is None else section.inputs.settings()
-    return open_rows(section.url, where=section.where, inputs=inputs)
+        return SourceRows(make_source(section))
+    return open_rows(section.url, where=section.where, inputs=section.inputs)
 
 
 def learning_rate(optimizer: OptimizerSection, step: int, steps: int) -> float:
@@ -150,7 +149,7 @@ def train(
     if held_out is not None:
         check_fit(model, held_out, place.device)
     optimizer = _optimizer(recipe.optimizer, model)
-    stream, reading = _stream(recipe, data, place, seed), recipe.reading.reading()
+    stream, reading = _stream(recipe, data, place, seed), recipe.reading
     first = 0
     if restored is not None:
         state = checkpoint.restore(restored, model, optimizer, recipe_digest=recipe.digest(), data_digest=data.digest)
@@ -217,7 +216,7 @@ def _stream(recipe: StudentRecipe, data: RowGroups, place: Place, seed: int) -> 
         world=place.world,
         lanes=order.lanes,
         window=order.window,
-        reading=recipe.reading.reading(),
+        reading=recipe.reading,
     )
 
 

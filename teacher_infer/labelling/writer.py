@@ -18,7 +18,8 @@ from storage.format.position_columns import ENTROPY, TOP1
 from storage.format.shard import write_shard
 from storage.objectstore.filesystem import in_words
 from storage.samples import tensor_columns
-from storage.samples.samples import INPUTS_XXH3, inputs_digests
+from storage.samples.inputs_digest import inputs_digests
+from storage.samples.samples import INPUTS_XXH3
 from teacher_infer.labelling.answers import Answers
 
 # Batches of softened logits that wait for the disk; then the teacher waits.

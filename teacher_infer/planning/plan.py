@@ -14,17 +14,10 @@ from storage.encodings import Encoding
 from storage.format.position_columns import summary_fields
 from storage.format.shard import FORMAT_VERSION
 from storage.samples import tensor_columns
+from storage.samples.inputs_digest import INPUTS_XXH3_FIELD
 from storage.samples.pieces import refuse_other_schema
 from storage.samples.rows_digest import RowsDigest
-from storage.samples.samples import (
-    INPUTS_XXH3_FIELD,
-    LABEL,
-    SAMPLE_ID,
-    Inputs,
-    SourceFile,
-    kept_columns,
-    refuse_duplicates,
-)
+from storage.samples.samples import LABEL, SAMPLE_ID, Inputs, SourceFile, kept_columns, refuse_duplicates
 from storage.sources import Source
 from teacher_infer.planning.span_size import MOST_ROWS, default_span_rows
 

@@ -17,8 +17,8 @@ from storage.cache.lineage import cache_lineage
 from storage.encodings import Encoding
 from storage.format.shard import row_bytes
 from storage.objectstore.folder import Folder
-from storage.samples.samples import described_columns
-from storage.sources import columns_of, make_source
+from storage.samples.described_columns import described_columns
+from storage.sources import make_source
 from teacher_infer.planning.config import TeacherRecipe
 from teacher_infer.planning.miss import Miss, explain
 from teacher_infer.planning.plan import Plan, Question, Span, added_fields, make_plan
@@ -118,7 +118,7 @@ def _part(
     asked = replace(question, preprocessing=source.preprocessing())
     plan = make_plan(source, span_rows, asked, refuse, partial(positions_of, spec))
     done = committed_keys(store, [span.shard_key for span in plan.spans])
-    columns = described_columns(plan.example.schema, columns_of(settings), source.left_out())
+    columns = described_columns(plan.example.schema, source.columns, source.left_out())
     if settings.get("pack") is not None:
         columns["preprocessing"] = asked.preprocessing
     missing = plan.missing(done)

@@ -72,7 +72,7 @@ def refused(read: Read, *overrides: str) -> str:
 def test_a_recipe_is_read_with_its_defaults(read: Read) -> None:
     recipe = read()
     assert (recipe.name, recipe.train.batch_size, recipe.train.learning_rate) == ("digits", 16, 1e-3)
-    assert recipe.source.columns.inputs == ["pixels"] and recipe.evaluate is None
+    assert recipe.source.columns.inputs == ("pixels",) and recipe.evaluate is None
     assert recipe.tracking.uri is None and recipe.tracking.experiment == "stillhouse"
 
 
@@ -210,7 +210,7 @@ def test_a_source_of_two_kinds_or_none_is_refused(read: Read, path: Path) -> Non
             ),
         ),
         ("source.columns.label=false", lambda r: r.source.columns.label is False),
-        ("source.columns.inputs=[a, b]", lambda r: r.source.columns.inputs == ["a", "b"]),
+        ("source.columns.inputs=[a, b]", lambda r: r.source.columns.inputs == ("a", "b")),
     ],
 )
 def test_an_override_is_a_key_and_a_yaml_value(read: Read, override: str, found: Callable[[Recipe], bool]) -> None:
@@ -243,7 +243,7 @@ def test_an_override_of_nothing_is_null(read: Read) -> None:
 def test_an_override_leaves_its_neighbours_alone_and_the_last_one_counts(read: Read) -> None:
     recipe = read("train.learning_rate=2", "train.learning_rate=4", "source.columns.sample_id=key")
     assert (recipe.train.batch_size, recipe.train.learning_rate) == (16, 4.0)
-    assert (recipe.source.columns.inputs, recipe.source.columns.sample_id) == (["pixels"], "key")
+    assert (recipe.source.columns.inputs, recipe.source.columns.sample_id) == (("pixels",), "key")
 
 
 @pytest.mark.parametrize("override", ["nonsense", "=3", "", "train.batch_size"])

@@ -21,7 +21,8 @@ from storage.encodings.dense import Dense
 from storage.encodings.targets import DenseTargets
 from storage.format.position_columns import summarise
 from storage.objectstore.folder import Folder
-from storage.samples.samples import Inputs, inputs_digests
+from storage.samples.inputs_digest import inputs_digests
+from storage.samples.samples import Inputs
 from storage.sources.function import FunctionSource
 from teacher_infer.__main__ import main
 from teacher_infer.labelling.label import Work, label_span

@@ -1,4 +1,4 @@
-"""The file system of a source, and which version of a file is there while it is read."""
+"""The file system of a source, the names of its files, and which version of a file is there while it is read."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ def opened(url: str) -> tuple[Any, str]:
         return open_filesystem(url)
     except (ValueError, ImportError) as error:
         raise SourceError(f"'{url}' cannot be opened: {error}.", "A source is at a URL that fsspec knows.") from None
+
+
+def inside(root: str, name: str) -> str:
+    """A file's name from its source's root on, which stays when all of it is moved."""
+    if not root:
+        return name.lstrip("/")  # in an archive
+    return name.removeprefix(f"{root}/") if name.startswith(f"{root}/") else name.rpartition("/")[2]
 
 
 class Version(NamedTuple):

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from storage.base.errors import SourceError
-from storage.sources.files.file_list import inside
+from storage.sources.files.located import inside
 
 # What Hive, Spark and Arrow write for a null.
 _NULL = "__HIVE_DEFAULT_PARTITION__"

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from storage.base.errors import SourceError
 from storage.encodings.targets import IGNORED
-from storage.samples.column_roles import LABEL, Columns
+from storage.samples.columns import LABEL, Columns
 from storage.sources.packing.documents import TokenDocuments
 
 # The usual names: ours, and that of Hugging Face's data collators.

@@ -6,10 +6,8 @@ span is read without tokenising what lies before it, and documents that are appe
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -18,9 +16,12 @@ import pyarrow as pa
 from storage.base.errors import SourceError
 from storage.base.names import nearest
 from storage.samples import tensor_columns
+from storage.samples.columns import LABEL, SAMPLE_ID, Columns
 from storage.samples.pieces import concat_samples, row_ranges
-from storage.samples.samples import LABEL, SAMPLE_ID, Columns, SourceFile, as_samples, sample_ids
+from storage.samples.samples import SourceFile, as_samples, sample_ids
+from storage.sources.packing.blocks import Block, Blocks
 from storage.sources.packing.documents import refuse_empty, token_documents
+from storage.sources.packing.pack import Pack
 from storage.sources.packing.packed_labels import (
     ATTENTION_MASK,
     label_column,
@@ -32,34 +33,6 @@ from storage.sources.packing.packed_rows import PackedRows, count_rows, insert_t
 from storage.sources.packing.tokenizer import TokenizerFile
 
 INPUT_IDS, POSITION_IDS = "input_ids", "position_ids"
-
-# Tokens of blocks that were made, kept for the spans beside the one that asked for them.
-_KEPT_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class Pack:
-    """How documents become rows.
-
-    column: the documents: text, or where there is no tokenizer, lists of token ids.
-    tokenizer: a tokenizer.json, or a folder that holds one.
-    special_tokens: True adds those that the tokenizer's post-processor adds, False none. None is as True, and
-    refuses a tokenizer_config.json that disagrees with the post-processor. A text that has them gets no second ones.
-    begin_token, end_token: precedes, follows every document that does not begin, end with it; a token of the
-    tokenizer, or without one an id.
-    block_documents: so many documents are packed together. Part of where rows, and so spans, lie.
-    empty_documents: whether a document that is null, or has no tokens before any are added, is an error, or is left
-    out and counted.
-    """
-
-    column: str
-    sequence_length: int
-    tokenizer: str | None = None
-    special_tokens: bool | None = None
-    begin_token: str | int | None = None
-    end_token: str | int | None = None
-    block_documents: int = 1024
-    empty_documents: Literal["error", "skip"] = "error"
 
 
 class Documents(Protocol):
@@ -92,42 +65,6 @@ class Documents(Protocol):
 
 
 @dataclass(frozen=True)
-class _Block:
-    """ids: the documents' own; starts_D: where each begins among the tokens; targets_N: see `packing.packed_rows`.
-
-    skipped: how many documents were left out, since they have no tokens.
-    """
-
-    ids: list[str]
-    tokens_N: np.ndarray[Any, Any]
-    starts_D: np.ndarray[Any, Any]
-    targets_N: np.ndarray[Any, Any] | None = None
-    skipped: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        return self.tokens_N.nbytes + (0 if self.targets_N is None else self.targets_N.nbytes)
-
-
-class _Blocks:
-    """The blocks that were made last, up to so many bytes. They stay behind when their source goes elsewhere."""
-
-    def __init__(self, limit: int = _KEPT_BYTES) -> None:
-        self._limit, self._lock, self._kept = limit, threading.Lock(), OrderedDict[Any, _Block]()
-
-    def __reduce__(self) -> Any:
-        return _Blocks, (self._limit,)
-
-    def get(self, key: Any, make: Callable[[], _Block]) -> _Block:
-        with self._lock:  # two spans may be read at the same time, by threads; a tokenizer uses all cores by itself
-            block = self._kept.pop(key, None) or make()
-            self._kept[key] = block
-            while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > self._limit:
-                self._kept.popitem(last=False)
-            return block
-
-
-@dataclass(frozen=True)
 class PackedSource:
     """Rows input_ids, position_ids and label, each [sequence_length]; see `packing.PackedRows`.
 
@@ -137,8 +74,13 @@ class PackedSource:
 
     documents: Documents
     pack: Pack
-    _blocks: _Blocks = field(default_factory=_Blocks, init=False, repr=False, compare=False)
+    _blocks: Blocks = field(default_factory=Blocks, init=False, repr=False, compare=False)
     _tokenizers: list[TokenizerFile] = field(default_factory=list[TokenizerFile], init=False, repr=False, compare=False)
+
+    @property
+    def columns(self) -> Columns:
+        """Those of the packed rows; `documents.columns` are those of the documents."""
+        return Columns()
 
     def files(self) -> Sequence[SourceFile]:
         """Every block as a file. Tokenises all documents, since nothing else tells how many rows they become.
@@ -178,7 +120,7 @@ class PackedSource:
             LABEL: self._tensor(LABEL, rows.label_RL),
         }
         schema = pa.schema([made for made, _ in table.values()])
-        return as_samples(pa.table([array for _, array in table.values()], schema=schema), Columns(), file.name)
+        return as_samples(pa.table([array for _, array in table.values()], schema=schema), self.columns, file.name)
 
     def ids(self, file: SourceFile) -> pa.ChunkedArray:
         block = self._block_of(file)
@@ -223,28 +165,28 @@ class PackedSource:
     def to_dict(self) -> dict[str, Any]:
         inner = self.documents.to_dict()
         columns = {"sample_id": self.documents.columns.sample_id, "label": self.documents.columns.label}
-        return {**inner, "columns": columns, "pack": asdict(self.pack)}
+        return {**inner, "columns": columns, "pack": self.pack.model_dump()}
 
     def _tensor(self, name: str, values_RL: np.ndarray[Any, Any]) -> tuple[pa.Field, pa.Array]:
         meaning = "label" if name == LABEL else "input"
         shape = (self.pack.sequence_length,)
         return tensor_columns.tensor_field(name, values_RL.dtype, shape, meaning), tensor_columns.pack(values_RL)
 
-    def _rows(self, block: _Block, start: int, stop: int) -> PackedRows:
+    def _rows(self, block: Block, start: int, stop: int) -> PackedRows:
         padding = self._id_of("end_token") or 0
         length = self.pack.sequence_length
         return packed_rows(block.tokens_N, block.starts_D, length, start, stop, padding, block.targets_N)
 
-    def _block_of(self, file: SourceFile) -> _Block:
+    def _block_of(self, file: SourceFile) -> Block:
         name, _, places = file.name.rpartition("#")
         start, _, stop = places.partition("-")
         return self._block(SourceFile(name, int(stop)), int(start), int(stop))
 
-    def _block(self, file: SourceFile, start: int, stop: int) -> _Block:
+    def _block(self, file: SourceFile, start: int, stop: int) -> Block:
         key = (file.name, self.documents.stamp(file), start, stop)
         return self._blocks.get(key, lambda: self._make(file, start, stop))
 
-    def _make(self, file: SourceFile, start: int, stop: int) -> _Block:
+    def _make(self, file: SourceFile, start: int, stop: int) -> Block:
         table = self.documents.raw(file, start, stop)
         if table.num_rows < stop - start:
             raise SourceError(f"{file.name} ends before row {stop:,}.", "It had more a moment ago.")
@@ -276,7 +218,7 @@ class PackedSource:
             targets_N, given_N = tokens_N.copy(), targets_N
             targets_N[~inserted_N] = given_N
         starts_D, skipped = np.cumsum(lengths_D) - lengths_D, len(names) - len(kept.names)
-        return _Block(kept.names, tokens_N.astype(np.int32, copy=False), starts_D, targets_N, skipped)
+        return Block(kept.names, tokens_N.astype(np.int32, copy=False), starts_D, targets_N, skipped)
 
     def _names(self, table: pa.Table, file: SourceFile, start: int) -> list[str]:
         columns = self.documents.columns
@@ -293,6 +235,6 @@ class PackedSource:
         return token if isinstance(token, int) else None
 
 
-def _row_ids(block: _Block, rows: PackedRows) -> pa.Array:
+def _row_ids(block: Block, rows: PackedRows) -> pa.Array:
     places = zip(rows.document_R.tolist(), rows.offset_R.tolist(), strict=True)
     return pa.array([f"{block.ids[document]}:{offset}" for document, offset in places], pa.string())

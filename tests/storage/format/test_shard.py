@@ -40,7 +40,9 @@ from storage.format.shard import (
     write_shard,
 )
 from storage.samples import tensor_columns
-from storage.samples.samples import INPUTS_XXH3_FIELD, Columns, as_samples
+from storage.samples.columns import Columns
+from storage.samples.inputs_digest import INPUTS_XXH3_FIELD
+from storage.samples.samples import as_samples
 from tests.storage.helpers import rows_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "shard-v1.parquet"

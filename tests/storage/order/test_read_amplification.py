@@ -12,7 +12,7 @@ import pytest
 from storage.order import read_amplification
 from storage.order.read_amplification import read_factor
 from storage.order.sample_order import Order
-from storage.rows.prefetch import Reading
+from storage.rows.reading import Reading
 from storage.stream.stream import Stream
 from tests.storage.stream.fakes import Fake, batches
 
@@ -29,7 +29,7 @@ def read_by_streams(batch_size: int, world: int, lanes: int = 16, epochs: int = 
     count = -(-total // batch_size)
     for rank in range(world):
         groups = Fake(ROWS, shape=(1,))
-        reading = Reading(4 * 16 * 12, 1)
+        reading = Reading(prefetch_bytes=4 * 16 * 12, threads=1)
         stream = Stream(groups, batch_size=batch_size, rank=rank, world=world, lanes=lanes, window=48, reading=reading)
         batches(stream, count)
         before = groups.reads.total()
@@ -108,7 +108,13 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_high_factor_is_logged_once_with_the_lanes_that_lower_it(
     caplog: pytest.LogCaptureFixture, world: int, batch_size: int, lanes: int, better: int, sentence: str
 ) -> None:
-    settings = {"batch_size": batch_size, "world": world, "lanes": lanes, "window": 48, "reading": Reading(0, 1)}
+    settings = {
+        "batch_size": batch_size,
+        "world": world,
+        "lanes": lanes,
+        "window": 48,
+        "reading": Reading(prefetch_bytes=0, threads=1),
+    }
     stream = Stream(Fake(ROWS), **settings)
     batches(stream, 3)
     stream.close()

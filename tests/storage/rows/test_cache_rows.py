@@ -38,7 +38,7 @@ from storage.format.shard import (
 from storage.objectstore.folder import Folder
 from storage.rows import cache_rows
 from storage.rows.cache_rows import PARTS, CacheRows
-from storage.rows.prefetch import Reading
+from storage.rows.reading import Reading
 from storage.rows.row_groups import read_group, row_bytes
 from storage.samples.samples import Columns, as_samples
 from storage.stream.stream import Stream, scan
@@ -176,7 +176,7 @@ def test_the_parts_together_are_little_more_than_the_whole(cache: Cache, request
     for parts in PARTED:
         groups = CacheRows(cache, parts)
         requests.ranges.clear()
-        for _ in scan(groups, 5, Reading(0, 1)):
+        for _ in scan(groups, 5, Reading(prefetch_bytes=0, threads=1)):
             pass
         footers = {(s.path, s.footer.start, s.footer.stop) for s in cache.shards}
         counts[parts] = sum(stop - start for path, start, stop in requests.ranges if (path, start, stop) not in footers)
@@ -466,7 +466,9 @@ def test_a_stream_goes_on_after_an_error_when_the_fault_is_mended(
     cache: Cache, requests: Requests, fault: Callable[[str, int, bytes], bytes]
 ) -> None:
     expected = ids_of(batches(Stream(CacheRows(cache), batch_size=4, seed=2, lanes=2, window=5), 12))
-    stream = Stream(CacheRows(cache), batch_size=4, seed=2, lanes=2, window=5, reading=Reading(0, 1))
+    stream = Stream(
+        CacheRows(cache), batch_size=4, seed=2, lanes=2, window=5, reading=Reading(prefetch_bytes=0, threads=1)
+    )
     start, _, _ = cache.index.range(4, PARTS)
     requests.fault = lambda path, at, data: (
         fault(path, at, data) if (path, at) == (cache.shards[2].path, start) else data
@@ -506,7 +508,7 @@ def test_a_store_that_is_slow_is_named_in_the_log(
         return data
 
     requests.fault = late
-    stream = Stream(groups, batch_size=N, reading=Reading(1 << 20, 4, stall_s=0.06))
+    stream = Stream(groups, batch_size=N, reading=Reading(prefetch_bytes=1 << 20, threads=4, stall_s=0.06))
     assert sorted(next(iter(stream)).sample_id.tolist()) == list(range(N))
     stream.close()
     told = warnings_of()

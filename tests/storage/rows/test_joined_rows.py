@@ -20,7 +20,7 @@ from storage.objectstore.folder import Folder
 from storage.rows import joined_rows as joining
 from storage.rows.cache_rows import CacheRows
 from storage.rows.joined_rows import JoinedRows
-from storage.rows.prefetch import Reading
+from storage.rows.reading import Reading
 from storage.rows.selected_rows import Selected
 from storage.samples.samples import SourceFile
 from storage.sources import make_source

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage.base.errors import CorruptShard, RecipeError, StoreLost
+from storage.base.errors import CorruptShard, StoreLost
 from storage.order import sample_order as ordering
 from storage.order.rank_share import Share
 from storage.order.sample_order import Order
 from storage.order.schedule import Need, held_rows, lookups, needs
-from storage.rows.prefetch import Reader, Reading
+from storage.rows.prefetch import Reader
+from storage.rows.reading import Reading
 from storage.rows.row_groups import Arrays
 from tests.storage.stream.fakes import Fake, grid, stream_threads
 
@@ -86,9 +87,14 @@ def test_the_rows_are_the_same_however_they_are_read(seed: int, texts: bool) -> 
     dice = random.Random(seed)
     for setting in grid(seed, 4):
         count = 2 * int(setting["sizes"].sum()) // setting["batch_size"] + 3
-        right = walk(setting, Reading(MANY, 1), texts=texts).take(count)
+        right = walk(setting, Reading(prefetch_bytes=MANY, threads=1), texts=texts).take(count)
         for budget, threads in ((0, 1), (100, 5), (MANY, 8), (0, 8)):
-            late = walk(setting, Reading(budget, threads), texts=texts, delay=lambda _: dice.choice([0, 0, 0.0005]))
+            late = walk(
+                setting,
+                Reading(prefetch_bytes=budget, threads=threads),
+                texts=texts,
+                delay=lambda _: dice.choice([0, 0, 0.0005]),
+            )
             assert late.take(count) == right, setting
 
 
@@ -96,7 +102,7 @@ def test_rows_that_are_left_out_are_loaded_and_not_given() -> None:
     for kept in ([3, 0, 1, 8, 2], [1] * 5):
         groups = Fake([8] * 5, kept=kept)
         order = Order(1, 4, 2)
-        seen = Walk(groups, order, Share(sum(kept)), Reading(0, 2)).take(4)
+        seen = Walk(groups, order, Share(sum(kept)), Reading(prefetch_bytes=0, threads=2)).take(4)
         right = [int(g) * 8 + 8 - k + r for g, k in enumerate(kept) for r in range(k)]
         assert [sorted(ids) for ids in seen] == [right] * 4
         assert set(groups.reads) == {g for g, k in enumerate(kept) if k}
@@ -122,7 +128,7 @@ def check_bound(walked: Walk, count: int) -> None:
 def test_no_more_is_held_than_the_windows_draw_from_and_the_budget_allows(seed: int, budget: int) -> None:
     for setting in grid(seed + 40, 8):
         count = 3 * int(setting["sizes"].sum()) // setting["batch_size"] + 4
-        check_bound(walk(setting, Reading(budget, 2)), count)
+        check_bound(walk(setting, Reading(prefetch_bytes=budget, threads=2)), count)
 
 
 @pytest.mark.parametrize("budget", [0, 400, MANY])
@@ -134,7 +140,7 @@ def test_row_groups_of_one_size_never_need_more_memory_than_was_made(
 ) -> None:
     order = Order(2, window, lanes)
     for rank in {0, world - 1}:
-        walked = Walk(Fake([8] * 50), order, Share(48, rank, world), Reading(budget, 2))
+        walked = Walk(Fake([8] * 50), order, Share(48, rank, world), Reading(prefetch_bytes=budget, threads=2))
         slab = walked.reader._arena._slabs[0]
         assert slab.rows <= min(walked.room + max(budget // 16, 0), 400) + 8
         for _ in itertools.islice(walked, 4 * 400 // 48):
@@ -149,7 +155,7 @@ def test_where_the_last_row_group_of_a_shard_is_short_a_quarter_more_is_enough(
 ) -> None:
     """Gaps of its size may lie between the others."""
     order = Order(2, window, lanes)
-    walked = Walk(Fake(([16] * 9 + [5]) * 8), order, Share(48, 0, world), Reading(budget, 2))
+    walked = Walk(Fake(([16] * 9 + [5]) * 8), order, Share(48, 0, world), Reading(prefetch_bytes=budget, threads=2))
     first = walked.reader._arena._slabs[0].rows
     for _ in itertools.islice(walked, 6 * 1192 // 48):
         all_there(walked.reader)
@@ -157,7 +163,7 @@ def test_where_the_last_row_group_of_a_shard_is_short_a_quarter_more_is_enough(
 
 
 def test_small_windows_hold_a_small_part_of_the_rows() -> None:
-    walked = Walk(Fake([8] * 200), Order(2, 16, 8), Share(32), Reading(0, 2))
+    walked = Walk(Fake([8] * 200), Order(2, 16, 8), Share(32), Reading(prefetch_bytes=0, threads=2))
     most = 0
     for _ in itertools.islice(walked, 150):
         all_there(walked.reader)
@@ -171,7 +177,7 @@ def test_what_is_fetched_ahead_is_the_budget_and_not_more() -> None:
     wanted = [Need(group, 4 * group, 4 * group + 3) for group in range(30)]
     for budget, ahead in ((0, 1), (63, 1), (64, 1), (127, 1), (128, 2), (640, 10), (MANY, 29)):
         groups = Fake([4] * 30)
-        reader = Reader(groups, iter(wanted), Reading(budget, 2), room=8, near=1)
+        reader = Reader(groups, iter(wanted), Reading(prefetch_bytes=budget, threads=2), room=8, near=1)
         reader.advance(0, 4)
         assert asked_for(reader) == set(range(1 + ahead))
         # A batch over two of them takes both from the budget.
@@ -183,7 +189,7 @@ def test_what_is_fetched_ahead_is_the_budget_and_not_more() -> None:
 def test_nothing_is_fetched_further_ahead_than_an_epoch() -> None:
     groups = Fake([4] * 5)
     endless = (Need(n % 5, 4 * n, 4 * n + 3) for n in itertools.count())
-    reader = Reader(groups, endless, Reading(MANY, 2), room=8, near=1)
+    reader = Reader(groups, endless, Reading(prefetch_bytes=MANY, threads=2), room=8, near=1)
     for first in range(0, 200, 4):
         reader.advance(first, first + 4)
         assert reader._next is not None and reader._next.first < first + 4 + 20 + 4
@@ -193,7 +199,7 @@ def test_nothing_is_fetched_further_ahead_than_an_epoch() -> None:
 def test_what_is_needed_no_more_is_let_go_of() -> None:
     groups = Fake([4] * 6)
     wanted = [Need(0, 0, 7), Need(1, 0, 3), Need(2, 4, 11), Need(0, 12, 15), Need(3, 20, 23)]
-    reader = Reader(groups, iter(wanted), Reading(0, 2), room=12, near=0)
+    reader = Reader(groups, iter(wanted), Reading(prefetch_bytes=0, threads=2), room=12, near=0)
     reader.advance(0, 4)
     assert asked_for(reader) == {0, 1, 2}
     all_there(reader)
@@ -211,7 +217,7 @@ def test_what_is_needed_no_more_is_let_go_of() -> None:
 def test_a_row_group_that_is_needed_again_soon_stays_beside_the_budget(near: int, kept: set[int]) -> None:
     """Group 0 is, two places after its last; so that the budget is free for group 1."""
     wanted = [Need(0, 0, 3), Need(1, 0, 3), Need(0, 5, 9), Need(1, 6, 9), Need(2, 6, 9)]
-    reader = Reader(Fake([4] * 3), iter(wanted), Reading(0, 2), room=12, near=near)
+    reader = Reader(Fake([4] * 3), iter(wanted), Reading(prefetch_bytes=0, threads=2), room=12, near=near)
     reader.advance(0, 4)
     assert len(reader._ahead) == 1 and reader._ahead[0][0] == (6 if near == 2 else 5)
     reader.advance(4, 5)
@@ -232,7 +238,7 @@ def test_memory_that_a_thread_still_writes_to_goes_to_nobody_else() -> None:
 
     groups = Slow([4] * 6)
     wanted = [Need(g, 4 * (g // 2), 4 * (g // 2) + 3) for g in range(6)]
-    reader = Reader(groups, iter(wanted), Reading(0, 4), room=8, near=0)
+    reader = Reader(groups, iter(wanted), Reading(prefetch_bytes=0, threads=4), room=8, near=0)
     try:
         reader.advance(0, 4)
         assert writing.wait(10)
@@ -271,7 +277,7 @@ def test_a_row_group_that_comes_again_while_it_is_let_go_of_is_read_anew() -> No
 
     groups = Slow([4] * 3)
     wanted = [Need(0, 0, 3), Need(1, 0, 3), Need(2, 4, 11), Need(0, 100, 103)]
-    reader = Reader(groups, iter(wanted), Reading(0, 4), room=8, near=0)
+    reader = Reader(groups, iter(wanted), Reading(prefetch_bytes=0, threads=4), room=8, near=0)
     try:
         for first in (0, 4, 8):
             reader.advance(first, first + 4)
@@ -292,7 +298,7 @@ def test_a_row_group_that_comes_again_while_it_is_let_go_of_is_read_anew() -> No
 @pytest.mark.parametrize("window", [1, 3, 8, 20, 96])
 def test_a_row_group_is_read_once_an_epoch(window: int) -> None:
     groups = Fake([4] * 24)
-    Walk(groups, Order(4, window), Share(6), Reading(0, 2)).take(16)
+    Walk(groups, Order(4, window), Share(6), Reading(prefetch_bytes=0, threads=2)).take(16)
     # The last batch has asked for one of the next epoch.
     assert groups.reads.total() <= 25 and set(groups.reads) == set(range(24))
 
@@ -303,7 +309,7 @@ def test_with_lanes_a_row_group_is_read_once_an_epoch_but_where_lanes_meet(windo
     reads = 0
     for rank in range(world):
         groups = Fake([4] * 96)
-        Walk(groups, Order(4, window, 4), Share(16, rank, world), Reading(0, 2)).take(24)
+        Walk(groups, Order(4, window, 4), Share(16, rank, world), Reading(prefetch_bytes=0, threads=2)).take(24)
         reads += groups.reads.total()
         assert max(groups.reads.values()) <= 2
     # Lanes of 96 rows meet between row groups; and the beginning of the next epoch, fetched ahead.
@@ -312,13 +318,13 @@ def test_with_lanes_a_row_group_is_read_once_an_epoch_but_where_lanes_meet(windo
 
 def test_what_fits_is_read_once_for_ever() -> None:
     groups = Fake([4] * 24)
-    Walk(groups, Order(4, 96), Share(6), Reading(0, 2)).take(4 * 16)
+    Walk(groups, Order(4, 96), Share(6), Reading(prefetch_bytes=0, threads=2)).take(4 * 16)
     assert set(groups.reads.values()) == {1}
 
 
 def test_row_groups_are_read_in_the_order_of_their_first_use() -> None:
     groups, order = Fake([4] * 30), Order(4, 30)
-    Walk(groups, order, Share(4), Reading(0, 1)).take(30)
+    Walk(groups, order, Share(4), Reading(prefetch_bytes=0, threads=1)).take(30)
     drawn, _ = ordering.epoch(order, groups.rows, 0).locate(np.arange(120))
     assert list(groups.reads) == list(dict.fromkeys(drawn.tolist()))
 
@@ -335,7 +341,7 @@ def reader_over(groups: Fake, reading: Reading) -> Reader:
 def test_what_reading_raised_is_raised_where_the_rows_are_asked_for(error: Exception) -> None:
     groups = Fake([4] * 6)
     groups.faults[2] = [error]
-    reader = reader_over(groups, Reading(MANY, 2, stall_s=0.05))
+    reader = reader_over(groups, Reading(prefetch_bytes=MANY, threads=2, stall_s=0.05))
     for group in (0, 1):
         reader.advance(4 * group, 4 * group + 4)
         assert len(reader.rows(np.full(4, group), np.arange(4))) == 4
@@ -355,7 +361,7 @@ def test_a_load_that_times_out_is_a_store_that_was_lost(error: Exception) -> Non
     """A socket's timeout is a TimeoutError, as is that of waiting for a load."""
     groups = Fake([4] * 6)
     groups.faults[0] = [error]
-    reader = reader_over(groups, Reading(MANY, 2, stall_s=0.05))
+    reader = reader_over(groups, Reading(prefetch_bytes=MANY, threads=2, stall_s=0.05))
     reader.advance(0, 4)
     with pytest.raises(
         StoreLost, match=rf"^group 0 did not answer as a store does: {error} \({type(error).__name__}\)"
@@ -382,7 +388,7 @@ def test_a_load_may_end_just_after_the_wait_for_it_did(error: Exception | None) 
             self.run_out(timeout)
             return super().exception()
 
-    reader = reader_over(Fake([4] * 3), Reading(0, 1))
+    reader = reader_over(Fake([4] * 3), Reading(prefetch_bytes=0, threads=1))
     reader.advance(0, 8)
     all_there(reader)
     reader._held[0].loaded = Late()
@@ -406,7 +412,7 @@ def test_a_row_group_that_does_not_come_is_named_in_the_log(caplog: pytest.LogCa
             return super().load(group, out)
 
     groups = Slow([4] * 3)
-    reader = reader_over(groups, Reading(MANY, 3, stall_s=0.04))
+    reader = reader_over(groups, Reading(prefetch_bytes=MANY, threads=3, stall_s=0.04))
     reader.advance(0, 8)
     timer = threading.Timer(0.15, gates[1].set)
     timer.start()
@@ -422,7 +428,7 @@ def test_a_row_group_that_does_not_come_is_named_in_the_log(caplog: pytest.LogCa
 
 def test_nothing_is_said_of_a_row_group_that_comes_in_time(caplog: pytest.LogCaptureFixture) -> None:
     groups = Fake([4] * 3, delay=lambda _: 0.01)
-    reader = reader_over(groups, Reading(0, 1, stall_s=30))
+    reader = reader_over(groups, Reading(prefetch_bytes=0, threads=1, stall_s=30))
     reader.advance(0, 12)
     reader.rows(np.array([0, 1, 2]), np.array([0, 0, 0]))
     reader.close()
@@ -437,22 +443,10 @@ def test_after_close_nothing_more_is_read_and_no_thread_is_left() -> None:
         return 0.0
 
     groups = Fake([4] * 20, delay=wait)
-    reader = reader_over(groups, Reading(MANY, 3))
+    reader = reader_over(groups, Reading(prefetch_bytes=MANY, threads=3))
     reader.advance(0, 4)
     assert len(asked_for(reader)) == 20
     reader.close()
     gate.set()
     assert stream_threads() == []
     assert groups.reads.total() <= 3
-
-
-@pytest.mark.parametrize(
-    "settings", [{"prefetch_bytes": -1}, {"threads": 0}, {"stall_s": 0.0}, {"stall_s": -1.0}], ids=str
-)
-def test_a_reading_that_cannot_be_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match=r"There is at least one thread, no negative budget and a time to wait\."):
-        Reading(**settings)
-
-
-def test_a_reading_says_nothing_of_what_is_read() -> None:
-    assert Reading(0, 1, 0.1).threads == 1 and Reading().threads >= 4

@@ -15,8 +15,9 @@ import pytest
 
 from storage.base.errors import SourceError
 from storage.samples.column_roles import PARTITION, Columns, Roles
+from storage.samples.described_columns import columns_line, described_columns
 from storage.samples.rows_digest import rows_digest
-from storage.samples.samples import columns_line, described_columns, input_names
+from storage.samples.samples import input_names
 from storage.sources import Source, make_source
 
 FRAME = pd.DataFrame({"sample_id": range(8), "x": np.arange(8, dtype=np.float32), "label": np.arange(8) % 3})

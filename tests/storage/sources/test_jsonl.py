@@ -18,8 +18,10 @@ from storage.rows.cache_rows import CacheRows
 from storage.rows.joined_rows import JoinedRows
 from storage.rows.source_rows import SourceRows
 from storage.samples import tensor_columns
+from storage.samples.columns import Columns
+from storage.samples.inputs_digest import inputs_digests
 from storage.samples.rows_digest import rows_digest
-from storage.samples.samples import Columns, as_samples, inputs_digests
+from storage.samples.samples import as_samples
 from storage.sources import jsonl, make_source
 from storage.sources.json_lines import Lines
 from storage.sources.jsonl import JsonlSource

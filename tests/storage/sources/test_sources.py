@@ -18,6 +18,7 @@ from storage.base.errors import RecipeError, SourceError
 from storage.samples import tensor_columns
 from storage.samples.rows_digest import rows_digest
 from storage.sources import SOURCES, Source, decoding, make_source
+from storage.sources.settings import SourceSection
 
 ROWS = 23
 MODULE = '''
@@ -428,8 +429,43 @@ def test_a_function_is_called_once(module: Callable[[str], str]) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"parquet": "a", "function": "b:c"}, {"parquet": None}])
 def test_a_source_is_of_exactly_one_kind(settings: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match=r"^source names .*It names exactly one of: parquet, jsonl, function\."):
+    with pytest.raises(RecipeError, match=r"^source: name exactly one of jsonl, parquet and function\.$"):
         make_source(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"colums": {}}, r"^unknown key 'source\.colums'\. Did you mean 'columns'\?"),
+        ({"columns": {"lable": "x"}}, r"^unknown key 'source\.columns\.lable'\. Did you mean 'label'\?"),
+        ({"columns": {"label": True}}, r"^source\.columns\.label: "),
+        ({"arguments": {}}, r"^source: arguments belong to a function\.$"),
+        (
+            {"parquet": None, "function": "a:b", "arguments": {"x": float("nan")}},
+            r"^source\.arguments: arguments are JSON",
+        ),
+    ],
+)
+def test_a_mapping_is_checked_as_a_recipe_is(settings: dict[str, Any], rule: str) -> None:
+    with pytest.raises(RecipeError, match=rule):
+        make_source({"parquet": "a", **settings})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"parquet": "/a", "columns": {"inputs": ["x", "y"], "label": False}},
+        {"jsonl": "s3://b/c", "columns": {"sample_id": "key"}},
+        {"function": "a:b", "arguments": {"n": 1, "of": [1, None]}},
+    ],
+)
+def test_a_section_gives_the_source_that_its_settings_give(settings: dict[str, Any]) -> None:
+    section = SourceSection.model_validate(settings)
+    source = make_source(section)
+    assert source == make_source(settings) == make_source(section.settings()) == make_source(source.to_dict())
+    assert source.columns == section.columns
+    assert {**source.to_dict(), "columns": None} == {**settings, "columns": None}
+    assert section.settings() == json.loads(json.dumps(section.settings()))  # as a cache's lineage has them
 
 
 def test_a_large_row_group_is_decoded_once_for_all_that_lies_in_it(

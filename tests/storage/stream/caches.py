@@ -21,8 +21,10 @@ from storage.format.position_columns import SUMMARY_FIELDS
 from storage.format.shard import FORMAT_VERSION, ROW_GROUP_BYTES, ShardHeader, shard_schema, write_shard
 from storage.objectstore.folder import Folder
 from storage.samples import tensor_columns
+from storage.samples.columns import Columns
+from storage.samples.inputs_digest import INPUTS_XXH3_FIELD, inputs_digests
 from storage.samples.rows_digest import rows_digest
-from storage.samples.samples import INPUTS_XXH3, INPUTS_XXH3_FIELD, Columns, as_samples, inputs_digests, kept_columns
+from storage.samples.samples import INPUTS_XXH3, as_samples, kept_columns
 
 CLASSES = 5
 GROUP_ROWS = 4

@@ -14,7 +14,7 @@ from typing import Any
 
 from storage.cache.cache import open_cache
 from storage.rows.cache_rows import CacheRows
-from storage.rows.prefetch import Reading
+from storage.rows.reading import Reading
 from storage.rows.row_groups import row_bytes
 from storage.stream.stream import Stream
 from tests.storage.stream.fakes import Fake
@@ -30,7 +30,11 @@ def rank(told: dict[str, Any], number: int) -> None:
     fatal = told["fatal"][number]
     groups = CacheRows(open_cache(told["url"]))
     stream = Stream(
-        groups, rank=number, world=len(told["fatal"]), reading=Reading(told["prefetch_bytes"], 2), **told["settings"]
+        groups,
+        rank=number,
+        world=len(told["fatal"]),
+        reading=Reading(prefetch_bytes=told["prefetch_bytes"], threads=2),
+        **told["settings"],
     )
     if told["state"] is not None:
         stream.load_state_dict(told["state"])
@@ -72,7 +76,7 @@ def resident() -> int:
 def memory(facts: str) -> None:
     """Stream row groups that are made as they are read; prints what was resident before, and after so many batches."""
     told = json.loads(facts)
-    reading = Reading(told["prefetch_bytes"], 2)
+    reading = Reading(prefetch_bytes=told["prefetch_bytes"], threads=2)
     # The same with hardly any bytes: threads, the places that are looked up ahead, and what is made once.
     streamed(Stream(Fake([told["group"]] * told["groups"], shape=(1,)), reading=reading, **told["settings"]), 2500)
     groups = Fake([told["group"]] * told["groups"], shape=(told["width"],))

@@ -25,7 +25,8 @@ from storage.objectstore.folder import Folder
 from storage.order import sample_order as ordering
 from storage.order.sample_order import Order
 from storage.rows.cache_rows import CacheRows
-from storage.rows.prefetch import Reader, Reading
+from storage.rows.prefetch import Reader
+from storage.rows.reading import Reading
 from storage.rows.row_groups import row_bytes
 from storage.stream import stream as streams
 from storage.stream.stream import Batch, Stream, default_order, scan
@@ -123,7 +124,7 @@ def test_worlds_from_1_to_128_share_the_same_global_batches(lanes: int, window: 
     for world in worlds:
         parts: list[list[Batch]] = [[], [], []]
         for rank in range(world):
-            stream = Stream(groups, **settings, rank=rank, world=world, reading=Reading(1000, 1))
+            stream = Stream(groups, **settings, rank=rank, world=world, reading=Reading(prefetch_bytes=1000, threads=1))
             for mine, batch in zip(parts, batches(stream, 3), strict=True):
                 mine.append(batch)
             stream.close()
@@ -141,7 +142,7 @@ def test_nothing_of_how_it_is_read_changes_what_comes(monkeypatch: pytest.Monkey
     for threads, budget, ahead in itertools.product((1, 3, 8), (0, 40, 1 << 40), (0, 1, 9)):
         monkeypatch.setattr(streams, "BATCHES_AHEAD", ahead)
         groups = Fake(AWKWARD, delay=lambda _: dice.choice([0, 0, 0.0003]))
-        stream = Stream(groups, **settings, reading=Reading(budget, threads))
+        stream = Stream(groups, **settings, reading=Reading(prefetch_bytes=budget, threads=threads))
         assert [values(batch.rows) for batch in batches(stream, 30)] == right
         stream.close()
 
@@ -311,7 +312,7 @@ def test_a_window_is_bounded_by_what_its_rows_take_in_memory_not_on_disk(
     groups = CacheRows(seal(local, "blank", [commit], {}))
     assert commit.bytes < 64 * width / 10 and len(groups.rows) == 16 and row_bytes(groups) == width
     monkeypatch.setattr(streams, "WHOLE_BYTES", 16 * width)
-    stream = Stream(groups, batch_size=4, seed=0, lanes=1, reading=Reading(0, 1))
+    stream = Stream(groups, batch_size=4, seed=0, lanes=1, reading=Reading(prefetch_bytes=0, threads=1))
     assert stream.order.window == 12
     assert stream.memory_bound < 48 * width
     assert sorted(ids(stream, 16)) == list(range(64))
@@ -760,7 +761,9 @@ def test_resident_memory_stays_flat_and_under_the_bound() -> None:
 @pytest.mark.parametrize("world", [1, 4])
 def test_the_bound_counts_windows_budget_threads_and_batches(world: int) -> None:
     groups, width = Fake([8] * 400, shape=(30,)), 8 + 4 * 30
-    stream = Stream(groups, batch_size=64, world=world, lanes=8, window=40, reading=Reading(1000 * width, 2))
+    stream = Stream(
+        groups, batch_size=64, world=world, lanes=8, window=40, reading=Reading(prefetch_bytes=1000 * width, threads=2)
+    )
     laid = ordering.epoch(stream.order, groups.rows, 0)
     rows = streams.held_rows(laid, groups.sizes, stream.share, 0)
     assert rows >= 8 // world * 40
@@ -772,7 +775,9 @@ def test_the_bound_counts_windows_budget_threads_and_batches(world: int) -> None
 @pytest.mark.parametrize("budget", [0, 3000])
 def test_no_more_memory_is_made_than_the_bound_tells(readers: list[Reader], world: int, budget: int) -> None:
     groups = Fake([8] * 100)
-    stream = Stream(groups, batch_size=32, world=world, lanes=8, window=24, reading=Reading(budget, 2))
+    stream = Stream(
+        groups, batch_size=32, world=world, lanes=8, window=24, reading=Reading(prefetch_bytes=budget, threads=2)
+    )
     assert stream.memory_bound < 800 * row_bytes(groups)
     batches(stream, 60)
     stream.close()
@@ -783,7 +788,7 @@ def test_no_more_memory_is_made_than_the_bound_tells(readers: list[Reader], worl
 def test_a_row_group_of_many_small_windows_is_not_read_for_each() -> None:
     """Eight lanes of eight row groups each; batches so small that a window ends before the next one is due."""
     groups = Fake([8] * 64)
-    stream = Stream(groups, batch_size=4, lanes=8, window=2, reading=Reading(4 * 128, 2))
+    stream = Stream(groups, batch_size=4, lanes=8, window=2, reading=Reading(prefetch_bytes=4 * 128, threads=2))
     assert len(list(stream)) == 128
     stream.close()
     # What was fetched of the next epoch is among them.
@@ -792,7 +797,7 @@ def test_a_row_group_of_many_small_windows_is_not_read_for_each() -> None:
 
 def test_what_fits_is_read_once_for_ever() -> None:
     groups = Fake([4] * 24)
-    stream = Stream(groups, batch_size=6, reading=Reading(0, 2))
+    stream = Stream(groups, batch_size=6, reading=Reading(prefetch_bytes=0, threads=2))
     batches(stream, 64)
     stream.close()
     assert set(groups.reads.values()) == {1}
@@ -842,7 +847,7 @@ def test_text_rows_are_the_batchs_own_too() -> None:
 def waited(budget: int, batch_s: float) -> float:
     """How long a consumer waits after its first batch, who takes its time for each and reads from a slow store."""
     groups = Fake([16] * 60, delay=lambda _: 0.2)
-    stream = Stream(groups, batch_size=8, lanes=2, window=32, reading=Reading(budget, 8))
+    stream = Stream(groups, batch_size=8, lanes=2, window=32, reading=Reading(prefetch_bytes=budget, threads=8))
     some = stream.endless()
     next(some)
     first = stream.waited
@@ -862,7 +867,7 @@ def test_a_slow_store_stalls_nobody_whom_the_budget_can_serve() -> None:
 def test_batches_are_put_together_while_the_consumer_works() -> None:
     """Two of them, each of a row group of its own, and a row group is fetched ahead whatever the budget."""
     groups = Fake([4] * 20)
-    stream = Stream(groups, batch_size=4, lanes=1, window=4, reading=Reading(0, 1))
+    stream = Stream(groups, batch_size=4, lanes=1, window=4, reading=Reading(prefetch_bytes=0, threads=1))
     next(iter(stream))
     deadline = time.monotonic() + 5
     while len(groups.reads) < 4 and time.monotonic() < deadline:
@@ -903,7 +908,7 @@ def test_what_was_ready_before_an_error_is_handed_out_before_it() -> None:
     clean = Stream(groups, batch_size=2, window=4, lanes=1)
     order = list(dict.fromkeys(i // 4 for i in ids(clean, 10)))
     groups.faults = {order[2]: [CorruptShard("It is damaged.")]}
-    stream = Stream(groups, batch_size=2, window=4, lanes=1, reading=Reading(1 << 20, 4))
+    stream = Stream(groups, batch_size=2, window=4, lanes=1, reading=Reading(prefetch_bytes=1 << 20, threads=4))
     some = iter(stream)
     assert [i // 4 for i in ids_of(itertools.islice(some, 4))] == [order[0]] * 4 + [order[1]] * 4
     with pytest.raises(CorruptShard):
@@ -952,7 +957,7 @@ def test_no_thread_is_left_after_an_error_or_a_part(readers: list[Reader]) -> No
 )
 def test_a_scan_gives_every_row_once_in_stored_order(cache: Cache, teacher: Make, batch_size: int, budget: int) -> None:
     seen: list[int] = []
-    for rows in scan(CacheRows(cache), batch_size, Reading(budget, 2)):
+    for rows in scan(CacheRows(cache), batch_size, Reading(prefetch_bytes=budget, threads=2)):
         assert 1 <= len(rows) <= batch_size
         check_rows(rows, teacher)
         seen += rows.sample_id.tolist()
@@ -963,7 +968,7 @@ def test_a_scan_gives_every_row_once_in_stored_order(cache: Cache, teacher: Make
 
 def test_a_scan_reads_every_row_group_once_and_holds_few(readers: list[Reader]) -> None:
     groups = Fake([4] * 30 + [0, 3])
-    lengths = [len(rows) for rows in scan(groups, 10, Reading(0, 2))]
+    lengths = [len(rows) for rows in scan(groups, 10, Reading(prefetch_bytes=0, threads=2))]
     assert lengths == [10] * 12 + [3]
     assert [slab.rows for slab in readers[0]._arena._slabs] == [2 * 4 + 10 + 4]
     assert set(groups.reads.values()) == {1} and set(groups.reads) == {*range(30), 31}
@@ -971,7 +976,7 @@ def test_a_scan_reads_every_row_group_once_and_holds_few(readers: list[Reader]) 
 
 def test_a_scan_of_no_rows_gives_nothing() -> None:
     assert list(scan(Fake([0, 0]), 4)) == []
-    [rows] = scan(Fake([8, 8], kept=[0, 3]), 4, Reading(0, 1))
+    [rows] = scan(Fake([8, 8], kept=[0, 3]), 4, Reading(prefetch_bytes=0, threads=1))
     assert rows.sample_id.tolist() == [13, 14, 15]
 
 

@@ -17,7 +17,7 @@ from storage.base.errors import ForeignState, RecipeError
 from storage.cache.cache import Cache
 from storage.objectstore.folder import Folder
 from storage.rows.cache_rows import CacheRows
-from storage.rows.prefetch import Reading
+from storage.rows.reading import Reading
 from storage.stream import torch_dataset as datasets
 from storage.stream.stream import Batch, Stream
 from storage.stream.torch_dataset import StreamDataset, TorchBatch

@@ -12,7 +12,7 @@ from jobs.cluster.portable import refuse_left_behind
 from jobs.cluster.shipped import Shipped
 from jobs.recipe import read_recipe, recipe_digest
 from storage.base.errors import RecipeError
-from storage.rows.prefetch import Reading
+from storage.rows.reading import Reading
 from storage.sources.settings import SourceSection
 from student_train.training.config import _PLACES, CacheSection, StudentRecipe
 from teacher_infer.planning.config import TeacherRecipe
@@ -335,11 +335,17 @@ def test_a_run_that_was_trained_without_its_power_of_the_temperature_is_another_
     assert (recipe.digest() != recipe_digest(recipe, without=without)) == moved
 
 
-def test_reading_is_the_machines_unless_it_is_said(read: Any) -> None:
-    assert read({}).reading.reading() == Reading()
-    said = {"prefetch_bytes": 0, "threads": 3, "stall_s": 2.5}
-    assert read({"reading": said}).reading.reading() == Reading(**said)
-    assert read({"reading": {"threads": 3}}).reading.reading() == Reading(threads=3)
+def test_reading_is_the_machines_unless_it_is_set(read: Any) -> None:
+    assert read({}).reading == Reading()
+    settings = {"prefetch_bytes": 0, "threads": 3, "stall_s": 2.5}
+    assert read({"reading": settings}).reading == Reading(**settings)
+    assert read({"reading": {"threads": 3, "stall_s": None}}).reading == Reading(threads=3)
+
+
+def test_the_machine_that_reads_a_recipe_leaves_no_default_in_it(read: Any) -> None:
+    nothing_set = {"prefetch_bytes": None, "threads": None, "stall_s": None}
+    assert read({}).model_dump(mode="json")["reading"] == nothing_set
+    assert read({"reading": {"threads": 3}}).model_dump(mode="json", exclude_unset=True)["reading"] == {"threads": 3}
 
 
 @pytest.mark.parametrize(

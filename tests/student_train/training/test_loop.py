@@ -36,7 +36,7 @@ from storage.format.shard import Rows
 from storage.rows.cache_rows import CacheRows
 from storage.rows.open import open_rows
 from storage.rows.plain_table import plain_table
-from storage.rows.prefetch import Reading
+from storage.rows.reading import Reading
 from storage.stream.stream import Stream, scan
 from storage.stream.torch_tensors import to_torch
 from student_train.losses.forward_kl import kl_divergence

@@ -17,7 +17,9 @@ import teacher_infer.labelling.writer
 from storage.base.errors import StoreFull
 from storage.encodings.dense import Dense
 from storage.format.shard import FORMAT_VERSION, ShardHeader, shard_schema
-from storage.samples.samples import Columns, Inputs, as_samples, inputs_digests, kept_columns
+from storage.samples.columns import Columns
+from storage.samples.inputs_digest import inputs_digests
+from storage.samples.samples import Inputs, as_samples, kept_columns
 from storage.samples.tensor_columns import pack
 from teacher_infer.labelling.answers import Answers
 from teacher_infer.labelling.writer import WAITING, Writer, record_batch

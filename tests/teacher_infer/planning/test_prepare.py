@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, processors
 
 from storage.base.errors import Mismatch, ModelError, RecipeError, SourceError
 from storage.objectstore.folder import Folder
-from storage.samples.samples import columns_line
+from storage.samples.described_columns import columns_line
 from storage.sources import make_source
 from teacher_infer.__main__ import _done_line, _plan_lines, main
 from teacher_infer.planning.config import TeacherRecipe

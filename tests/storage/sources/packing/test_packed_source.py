@@ -18,9 +18,12 @@ from storage.encodings.targets import IGNORED
 from storage.rows.row_groups import read_group
 from storage.rows.source_rows import SourceRows
 from storage.samples import tensor_columns
+from storage.samples.columns import Columns
+from storage.samples.inputs_digest import inputs_digests
 from storage.samples.rows_digest import rows_digest
-from storage.samples.samples import inputs_digests, kept_columns
+from storage.samples.samples import kept_columns
 from storage.sources import Source, make_source
+from storage.sources.packing.pack import Pack
 from storage.sources.packing.packed_rows import packed_rows
 from storage.sources.packing.packed_source import PackedSource
 from storage.sources.settings import SourceSection
@@ -344,7 +347,9 @@ def test_without_the_package_the_extra_is_named(
 
 
 def test_inputs_are_packs_own() -> None:
-    with pytest.raises(RecipeError, match="beside pack"):
+    with pytest.raises(
+        RecipeError, match=r"^source: with pack, the inputs are its own; columns says sample_id and label only\.$"
+    ):
         make_source({"jsonl": "x", "columns": {"inputs": ["text"]}, "pack": {"column": "text", "sequence_length": 8}})
 
 
@@ -354,7 +359,7 @@ def test_inputs_are_packs_own() -> None:
         ({"end_token": "<end>"}, "there is no tokenizer; give its id"),
         ({"end_token": 1, "tokenizer": "/t"}, "only without one it is an id"),
         ({"end_token": -1}, "from 0 on"),
-        ({"end_token": True}, "valid integer"),
+        ({"end_token": True}, "valid string"),
         ({"begin_token": "<begin>"}, "begin_token is a text, and there is no tokenizer; give its id"),
         ({"begin_token": 1, "tokenizer": "/t"}, "only without one it is an id"),
         ({"begin_token": -1}, "from 0 on"),
@@ -364,17 +369,22 @@ def test_inputs_are_packs_own() -> None:
     ],
 )
 def test_a_recipes_pack_is_checked(pack: dict[str, Any], found: str) -> None:
-    settings = {"jsonl": "x", "pack": {"column": "text", "sequence_length": 8, **pack}}
+    settings: dict[str, Any] = {"jsonl": "x", "pack": {"column": "text", "sequence_length": 8, **pack}}
     with pytest.raises(ValueError, match=found):
         SourceSection.model_validate(settings)
-    with pytest.raises(RecipeError, match=found):
+    with pytest.raises(RecipeError, match=rf"^source\.pack.*{found}"):
         make_source(settings)
+    with pytest.raises(RecipeError, match=rf"^Pack.*{found}"):
+        Pack(**settings["pack"])
 
 
 def test_a_recipes_source_with_pack_is_made(tmp_path: Path, tokenizer: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"body": "w1 w2", "url": "u"}\n')
     pack = {"column": "body", "sequence_length": L, "tokenizer": tokenizer}
     section = SourceSection.model_validate({"jsonl": str(tmp_path), "columns": {"sample_id": "url"}, "pack": pack})
-    assert rows_of(make_source(section.settings()))[0][0] == "u:0"
+    source = make_source(section)
+    assert rows_of(source)[0][0] == "u:0"
+    assert source == make_source(section.settings()) == make_source(source.to_dict())
+    assert source.columns == Columns()
     with pytest.raises(ValueError, match="with pack, the inputs are its own"):
         SourceSection.model_validate({"jsonl": "x", "columns": {"inputs": ["y"]}, "pack": pack})

@@ -1,4 +1,4 @@
-"""The mistakes of a recipe in one sentence each: the key as it was written, and the key that was probably meant."""
+"""The mistakes in settings in one sentence each: the key as it was written, and the key that was probably meant."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from pydantic import BaseModel, ValidationError
 from storage.base.names import nearest
 
 
-def explain(path: str, error: ValidationError, kind: type[BaseModel]) -> str:
-    """Every mistake of the recipe at `path`, each with its key."""
+def explain(error: ValidationError, kind: type[BaseModel], name: str = "") -> str:
+    """Every mistake in the settings of a section, each with its key. name: the key of the section itself, if any."""
     said: dict[str, str] = {}
+    above = [name] if name else []
     for fault in error.errors():
-        where = [str(part) for part in fault["loc"] if not _names_an_alternative(str(part))]
+        where = above + [str(part) for part in fault["loc"] if not _names_an_alternative(str(part))]
         if fault["type"] == "extra_forbidden":
             where = [*where[:-1], str(fault["loc"][-1])] if where else [str(fault["loc"][-1])]
             known = _known_keys(kind, where[:-1])
-            hint = _meant(where[-1], known, _dotted_keys(kind))
+            hint = _meant(where[-1], known, _dotted_keys(kind, f"{name}." if name else ""))
             text = f"unknown key '{'.'.join(where)}'.{hint} Known here: {', '.join(known)}."
         elif fault["type"] == "missing":
             text = f"the key '{'.'.join(where)}' is missing."
         else:
             found = f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else ""
-            text = f"{'.'.join(where) or 'the recipe'}: {fault['msg'].removeprefix('Value error, ')}{found}."
+            # pydantic says of a section "a valid dictionary or instance of" its class, which no user knows.
+            rule = fault["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
+            text = f"{'.'.join(where) or 'the recipe'}: {rule}{found}."
         said.setdefault(".".join(where), text)
     # Where one alternative failed deeper inside, what the others say of the whole value is noise.
     deepest = [key for key in said if not any(other.startswith(f"{key}.") for other in said)]
-    return f"{path}: " + " ".join(said[key] for key in deepest)
+    return " ".join(said[key] for key in deepest)
 
 
 def _meant(word: str, here: Sequence[str], everywhere: Sequence[str]) -> str:

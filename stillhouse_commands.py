@@ -1,0 +1,135 @@
+"""The installed commands: they look for modules in the working directory last.
+
+Recipes name functions of the working directory, so that it has to be on Python's path. `python -m` puts it first: a
+storage.py or a jobs/ there hides the package of that name. Here it comes last, in the driver and in Ray's workers.
+This file imports nothing but the standard library, because another `storage` may be in the way until it has run.
+`python -m stillhouse_commands teacher-infer ...` does what the script does, where scripts are not on the PATH.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+# The package whose `__main__` a command runs.
+COMMANDS = {"teacher-infer": "teacher_infer", "student-train": "student_train", "stillhouse-store": "storage"}
+OURS = ("jobs", "storage", "student_train", "teacher_infer", "stillhouse_commands")
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+# What a worker reads the driver's working directory from.
+FOLDER = "STILLHOUSE_WORKING_DIRECTORY"
+
+
+class WorkingDirectoryLast:
+    """A finder of top-level modules that gives ours first, and those of the working directory after all others.
+
+    It leaves sys.path as it is: Ray puts the working directory first there, later than any code of ours runs.
+    folders: the working directory, and in a worker also the driver's.
+    """
+
+    def __init__(self, folders: Sequence[str]) -> None:
+        self.folders = list(dict.fromkeys(folders))
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if path is not None:
+            return None  # a module inside a package
+        if name in OURS:
+            return PathFinder.find_spec(name, [HERE], target)
+        excluded = {*self.folders, *map(os.path.realpath, self.folders)}
+        spec = PathFinder.find_spec(
+            name, [place for place in sys.path if os.path.abspath(place) not in excluded], target
+        )
+        # A folder without `__init__` is a module only where nothing else has its name, the working directory included.
+        return spec if spec is not None and spec.loader is not None else None
+
+
+def put_last(*folders: str) -> None:
+    """Search these folders last, from now on and in this process."""
+    if _finder() is None:
+        place = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
+        sys.meta_path.insert(place, WorkingDirectoryLast(folders))
+
+
+def _finder() -> WorkingDirectoryLast | None:
+    return next((finder for finder in sys.meta_path if isinstance(finder, WorkingDirectoryLast)), None)
+
+
+def worker_environment() -> dict[str, Any] | None:
+    """Ray's `runtime_env` for workers that import as this process does; None where it was started by `python -m`."""
+    finder = _finder()
+    if finder is None:
+        return None
+    return {"worker_process_setup_hook": "stillhouse_commands.in_worker", "env_vars": {FOLDER: finder.folders[0]}}
+
+
+def in_worker() -> None:
+    """What Ray calls in each new worker."""
+    put_last(os.environ[FOLDER], os.getcwd())
+
+
+def refuse_shadows(file: str, *needed: str) -> None:
+    """Raises ImportError when another module is in the place of a package that one of ours needs; no code of it runs.
+
+    Under `python -m` the process ends with exit code 2 and a sentence instead.
+    file: that of the importing module, which lies directly in its package.
+    """
+    package = os.path.dirname(os.path.abspath(file))
+    for name in needed:
+        expected = os.path.join(os.path.dirname(package), name)
+        spec = importlib.util.find_spec(name)
+        places = [] if spec is None else [*(spec.submodule_search_locations or []), *filter(None, [spec.origin])]
+        if places and os.path.realpath(places[0]) != os.path.realpath(expected):
+            script = next(script for script, module in COMMANDS.items() if module == os.path.basename(package))
+            text = (
+                f"'{places[0]}' is in the place of stillhouse's own package '{name}'. That one is expected, at "
+                f"{expected}; Python looks into the working directory first. Run the command {script}, which looks "
+                "there last, or give your module another name."
+            )
+            # While Python imports the package of `python -m PACKAGE`, this is "-m".
+            if sys.argv[:1] == ["-m"] or os.path.basename((sys.argv or [""])[0]) == "__main__.py":
+                print(f"ImportError: {text}", file=sys.stderr)
+                raise SystemExit(2)
+            raise ImportError(text)
+
+
+def run(command: str, arguments: Sequence[str] | None = None) -> int:
+    """Run one of COMMANDS, with the working directory last on the path; the exit code."""
+    folder = os.getcwd()
+    put_last(folder)
+    if folder not in map(os.path.abspath, sys.path):
+        sys.path.append(folder)
+    program = importlib.import_module(f"{COMMANDS[command]}.__main__")
+    console = importlib.import_module("jobs.console")
+    return console.last(program.main(arguments, prog=command))
+
+
+def teacher_infer() -> int:
+    return run("teacher-infer")
+
+
+def student_train() -> int:
+    return run("student-train")
+
+
+def stillhouse_store() -> int:
+    return run("stillhouse-store")
+
+
+def main() -> int:
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        print(f"usage: python -m stillhouse_commands {{{','.join(COMMANDS)}}} ...", file=sys.stderr)
+        return 2
+    return run(sys.argv[1], sys.argv[2:])
+
+
+if __name__ == "__main__":
+    # The module that others import, not the copy of it that Python runs under the name __main__.
+    sys.exit(importlib.import_module("stillhouse_commands").main())

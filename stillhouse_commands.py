@@ -43,12 +43,8 @@ class WorkingDirectoryLast:
             return None  # a module inside a package
         if name in OURS:
             return PathFinder.find_spec(name, [HERE], target)
-        excluded = {*self.folders, *map(os.path.realpath, self.folders)}
-        spec = PathFinder.find_spec(
-            name, [place for place in sys.path if os.path.abspath(place) not in excluded], target
-        )
-        # A folder without `__init__` is a module only where nothing else has its name, the working directory included.
-        return spec if spec is not None and spec.loader is not None else None
+        last = {*self.folders, *map(os.path.realpath, self.folders)}
+        return PathFinder.find_spec(name, sorted(sys.path, key=lambda place: os.path.abspath(place) in last), target)
 
 
 def put_last(*folders: str) -> None:
@@ -62,12 +58,13 @@ def _finder() -> WorkingDirectoryLast | None:
     return next((finder for finder in sys.meta_path if isinstance(finder, WorkingDirectoryLast)), None)
 
 
-def worker_environment() -> dict[str, Any] | None:
-    """Ray's `runtime_env` for workers that import as this process does; None where it was started by `python -m`."""
+def ray_settings() -> dict[str, Any]:
+    """What `ray.init` takes, so that workers import as this process does; nothing where `python -m` started it."""
     finder = _finder()
     if finder is None:
-        return None
-    return {"worker_process_setup_hook": "stillhouse_commands.in_worker", "env_vars": {FOLDER: finder.folders[0]}}
+        return {}
+    hook, variables = "stillhouse_commands.in_worker", {FOLDER: finder.folders[0]}
+    return {"runtime_env": {"worker_process_setup_hook": hook, "env_vars": variables}}
 
 
 def in_worker() -> None:
@@ -89,15 +86,15 @@ def refuse_shadows(file: str, *needed: str) -> None:
         if places and os.path.realpath(places[0]) != os.path.realpath(expected):
             script = next(script for script, module in COMMANDS.items() if module == os.path.basename(package))
             text = (
-                f"'{places[0]}' is in the place of stillhouse's own package '{name}'. That one is expected, at "
-                f"{expected}; Python looks into the working directory first. Run the command {script}, which looks "
-                "there last, or give your module another name."
+                f"'{places[0]}' is in the place of stillhouse's own package '{name}'. Expected is {expected}, but "
+                "Python finds the other one first."
             )
             # While Python imports the package of `python -m PACKAGE`, this is "-m".
             if sys.argv[:1] == ["-m"] or os.path.basename((sys.argv or [""])[0]) == "__main__.py":
-                print(f"ImportError: {text}", file=sys.stderr)
+                remedy = f"Run {script} instead of python -m, which looks into the working directory last"
+                print(f"ImportError: {text} {remedy}, or give your module another name.", file=sys.stderr)
                 raise SystemExit(2)
-            raise ImportError(text)
+            raise ImportError(f"{text} Give your module another name, or move its folder to the end of sys.path.")
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from ray.exceptions import AuthenticationError
 
 from jobs.cluster.resources import what_there_is
 from jobs.console import say
-from stillhouse_commands import worker_environment
+from stillhouse_commands import ray_settings
 from storage.base.errors import ClusterError, SubmissionError, TokenRefused
 
 ANSWER_S = 15.0
@@ -124,7 +124,7 @@ def _init(*address: str, **settings: Any) -> Any:
     """
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        return ray.init(*address, runtime_env=worker_environment(), **settings)
+        return ray.init(*address, **settings, **ray_settings())
     finally:
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)

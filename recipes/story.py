@@ -15,7 +15,7 @@ def tell(story: Sequence[Chapter]) -> int:
     """Run the commands, each after it was printed; the exit code of the first that fails, or 0."""
     started = time.monotonic()
     for number, (what, module, command, arguments) in enumerate(story, 1):
-        say(f"\n[{number}/{len(story)}] {what}\n$ python -m {module} {' '.join(arguments)}")
+        say(f"\n[{number}/{len(story)}] {what}\n$ {module.replace('_', '-')} {' '.join(arguments)}")
         begun = time.monotonic()
         code = command(arguments)
         say(f"({time.monotonic() - begun:.0f} s)")

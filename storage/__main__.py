@@ -1,4 +1,4 @@
-"""python -m storage ls STORE | show CACHE or STORE | verify or rm CACHE | derive CACHE --to ENCODING [--name NAME]
+"""stillhouse-store ls STORE | show CACHE or STORE | verify or rm CACHE | derive CACHE --to ENCODING [--name NAME]
 | gc STORE [--older-than 7d] [--dry-run]; each with [--json]"""
 
 from __future__ import annotations
@@ -9,52 +9,67 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.console import Progress, last, run_command, say, table
-from storage.base.errors import NoCache
-from storage.cache.cache import is_store, open_cache
-from storage.cache.catalog import list_caches, verify
-from storage.cache.gc import collect, forget
-from storage.objectstore.folder import Folder
-from storage.objectstore.location import absolute
+from stillhouse_commands import refuse_shadows
+
+refuse_shadows(__file__, "jobs")
+
+from jobs.command_line import Command, Program  # noqa: E402
+from jobs.console import Progress, last, say, table  # noqa: E402
+from storage.base.errors import NoCache  # noqa: E402
+from storage.cache.cache import is_store, open_cache  # noqa: E402
+from storage.cache.catalog import list_caches, verify  # noqa: E402
+from storage.cache.gc import collect, forget  # noqa: E402
+from storage.objectstore.folder import Folder  # noqa: E402
+from storage.objectstore.location import absolute  # noqa: E402
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m storage", description="Look after a store of caches.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, operand, text in (
-        ("ls", "store", "list the sealed caches of a store"),
-        (
-            "show",
-            "cache",
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m storage") -> int:
+    commands = {
+        "ls": Command("list the sealed caches of a store", _store, _ls),
+        "show": Command(
             "show what a cache is, where it came from and its first rows, decoded; of a store, list its caches",
+            _show_arguments,
+            _show,
         ),
-        ("verify", "cache", "hash every shard again; exit 3 when one differs from what was committed"),
-        ("rm", "cache", "forget a cache; its shards stay until gc finds that nothing needs them"),
-        ("derive", "cache", "seal a cache that keeps less of each position, without the teacher"),
-        ("gc", "store", "remove what no cache needs, no running job can want and is older than that"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        cache = "STORE/NAME, STORE/NAME@KEY8 or STORE/caches/KEY" + (", or a STORE" if name == "show" else "")
-        command.add_argument(operand, help=cache if operand == "cache" else "a folder URL")
-        command.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
-        if name == "gc":
-            command.add_argument(
-                "--older-than", type=_seconds, default="7d", help="spare what is younger: 30m, 12h, 7d (7d unless said)"
-            )
-            command.add_argument("--dry-run", action="store_true", help="say what would be removed; remove nothing")
-        if name == "show":
-            command.add_argument(
-                "--tokenizer", metavar="PATH", help="a tokenizer.json or its folder, where the teacher's is not at hand"
-            )
-        if name == "derive":
-            command.add_argument(
-                "--to", required=True, metavar="ENCODING", help="as in topk:k=16 or topk:k=32,temperatures=[1,2]"
-            )
-            command.add_argument("--name", help="what to call it; NAME-ENCODING unless said, as in corpus-topk16")
-    asked = parser.parse_args(arguments)
-    runs = {"ls": _ls, "show": _show, "verify": _verify, "rm": _rm, "derive": _derive, "gc": _gc}
-    run = runs[asked.command]
-    return run_command(lambda: run(asked), as_json=asked.json)
+        "verify": Command("hash every shard again; exit 3 when one differs from what was committed", _cache, _verify),
+        "rm": Command("forget a cache; its shards stay until gc finds that nothing needs them", _cache, _rm),
+        "derive": Command(
+            "seal a cache that keeps less of each position, without the teacher", _derive_arguments, _derive
+        ),
+        "gc": Command("remove what no cache needs, no running job can want and is older than that", _gc_arguments, _gc),
+    }
+    return Program(prog, "Look after a store of caches.", commands).run(arguments)
+
+
+def _store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", help="a folder URL")
+
+
+def _cache(parser: argparse.ArgumentParser, also: str = "") -> None:
+    parser.add_argument("cache", help=f"STORE/NAME, STORE/NAME@KEY8 or STORE/caches/KEY{also}")
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    _cache(parser, ", or a STORE")
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="a tokenizer.json or its folder, where the teacher's is not at hand"
+    )
+
+
+def _derive_arguments(parser: argparse.ArgumentParser) -> None:
+    _cache(parser)
+    parser.add_argument(
+        "--to", required=True, metavar="ENCODING", help="as in topk:k=16 or topk:k=32,temperatures=[1,2]"
+    )
+    parser.add_argument("--name", help="what to call it; NAME-ENCODING unless said, as in corpus-topk16")
+
+
+def _gc_arguments(parser: argparse.ArgumentParser) -> None:
+    _store(parser)
+    parser.add_argument(
+        "--older-than", type=_seconds, default="7d", help="spare what is younger: 30m, 12h, 7d (7d unless said)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be removed; remove nothing")
 
 
 def _ls(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:

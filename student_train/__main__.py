@@ -1,4 +1,4 @@
-"""python -m student_train [submit] RECIPE.yaml [a.b=c ...], and python -m student_train compare [CACHE]"""
+"""student-train [run | submit] RECIPE.yaml [a.b=c ...] | compare [CACHE]; each with [--json]"""
 
 from __future__ import annotations
 
@@ -7,32 +7,51 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.console import last, run_command
+from jobs.cluster.submit import add_arguments as submit_arguments
+from jobs.command_line import Command, Program
+from jobs.console import last
 from jobs.recipe import read_recipe
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["compare"]:
-        from student_train.compare import main as compare
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m student_train") -> int:
+    commands = {
+        "run": Command("train the model of a recipe; also what happens without a command", _run_arguments, _run),
+        "submit": Command(
+            "give a recipe to a Ray cluster, with the working directory, and show its log", submit_arguments, _submit
+        ),
+        "compare": Command(
+            "put a cache's students, baselines and teacher side by side: means and spread over seeds",
+            _compare_arguments,
+            _compare,
+        ),
+    }
+    description = "Train a recipe's model: from a cache of soft targets, or from labels."
+    return Program(prog, description, commands, default="run").run(arguments)
 
-        return compare(given[1:])
-    if given[:1] == ["submit"]:
-        from jobs.cluster.submission import Job
-        from jobs.cluster.submit import submit
-        from student_train.training.config import StudentRecipe
 
-        return submit(Job("student_train", "student", StudentRecipe), given[1:])
-    parser = argparse.ArgumentParser(
-        prog="python -m student_train",
-        description="Train a recipe's model: from a cache of soft targets, or from labels. "
-        "`python -m student_train submit` gives it to a Ray cluster, `... compare` puts the results side by side.",
-    )
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", help="key.subkey=value, in place of what the recipe says")
-    parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
-    asked = parser.parse_intermixed_args(given)
-    return run_command(lambda: _run(asked), as_json=asked.json)
+
+
+def _submit(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
+    from jobs.cluster.submission import Job
+    from jobs.cluster.submit import submit
+    from student_train.training.config import StudentRecipe
+
+    return submit(Job("student-train", "student", StudentRecipe), asked)
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    from student_train.compare import add_arguments
+
+    add_arguments(parser)
+
+
+def _compare(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
+    from student_train.compare import compare_runs
+
+    return compare_runs(asked)
 
 
 def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.console import run_command, say, table
+from jobs.console import say, table
 from jobs.tracking.settings import TrackingSection
 from jobs.tracking.sqlite_uri import sqlite_path
 from storage.base.digest import sha256_of
@@ -28,22 +28,15 @@ METRICS = {
 }
 
 
-def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m student_train compare",
-        description="Compare the students of a cache with their baselines and teacher: means and spread over seeds.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cache", nargs="?", help="a cache's URL; without it, the cache that was trained on last")
     parser.add_argument("--tracking", help="MLflow's tracking URI (else MLFLOW_TRACKING_URI, else ./runs/mlflow.db)")
     parser.add_argument(
         "--picture", default="runs/compare.png", help="where it goes; its numbers lie beside it as .csv"
     )
-    parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
-    asked = parser.parse_args(arguments)
-    return run_command(lambda: _compare(asked), as_json=asked.json)
 
 
-def _compare(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
+def compare_runs(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     from jobs.tracking.runs import finished_runs
 
     uri = asked.tracking or TrackingSection().resolved_uri()

@@ -1,4 +1,4 @@
-"""python -m teacher_infer [submit] RECIPE.yaml [a.b=c ...] [--plan] | audit RECIPE.yaml [CACHE]; each with [--json]"""
+"""teacher-infer [run | submit] RECIPE.yaml [a.b=c ...] [--plan] | audit RECIPE.yaml [CACHE]; each with [--json]"""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.console import last, run_command, say
+from jobs.cluster.submit import add_arguments as submit_arguments
+from jobs.command_line import Command, Program
+from jobs.console import last, say
 from jobs.recipe import read_recipe
 from storage.base.errors import RecipeError
 from storage.objectstore.folder import Folder
@@ -19,21 +21,28 @@ from teacher_infer.planning.config import TeacherRecipe
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["submit"]:
-        from jobs.cluster.submission import Job
-        from jobs.cluster.submit import submit
-
-        return submit(Job("teacher_infer", "teacher", TeacherRecipe), given[1:])
-    if given[:1] == ["audit"]:
-        return _audit(given[1:])
-    parser = argparse.ArgumentParser(
-        prog="python -m teacher_infer",
-        description="Run a teacher over a source and seal a cache of its softened logits. "
-        "What is committed is not computed again. `python -m teacher_infer submit` gives the recipe to a Ray cluster, "
-        "`python -m teacher_infer audit` runs a recipe's teacher again.",
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m teacher_infer") -> int:
+    commands = {
+        "run": Command("seal the caches of a recipe; also what happens without a command", _run_arguments, _run),
+        "submit": Command(
+            "give a recipe to a Ray cluster, with the working directory, and show its log", submit_arguments, _submit
+        ),
+        "audit": Command(
+            "run a recipe's teacher again on a sample of a cache's spans, and compare",
+            _audit_arguments,
+            _audit,
+            "Run a recipe's teacher again on a seeded sample of a cache's spans, in this process. "
+            "Exit 3 where its answers are further from the stored ones than the tolerance, or where the cache is "
+            "another teacher's. Teacher and source are the recipe's: nothing that a cache names is run.",
+        ),
+    }
+    description = (
+        "Run a teacher over a source and seal a cache of its softened logits. What is committed is not computed again."
     )
+    return Program(prog, description, commands, default="run").run(arguments)
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", help="key.subkey=value, in place of what the recipe says")
     parser.add_argument(
@@ -41,18 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="show spans and their size, positions, expected bytes, reuse and which columns are inputs; run nothing",
     )
-    parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
-    asked = parser.parse_intermixed_args(given)
-    return run_command(lambda: _run(asked), as_json=asked.json)
 
 
-def _audit(given: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m teacher_infer audit",
-        description="Run a recipe's teacher again on a seeded sample of a cache's spans, in this process. "
-        "Exit 3 where its answers are further from the stored ones than the tolerance, or where the cache is another "
-        "teacher's. Teacher and source are the recipe's: nothing that a cache names is run.",
-    )
+def _submit(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
+    from jobs.cluster.submission import Job
+    from jobs.cluster.submit import submit
+
+    return submit(Job("teacher-infer", "teacher", TeacherRecipe), asked)
+
+
+def _audit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="the teacher's recipe, a YAML file")
     parser.add_argument(
         "rest",
@@ -66,30 +73,27 @@ def _audit(given: Sequence[str]) -> int:
     parser.add_argument(
         "--tolerance", type=float, help="how far a probability may be; 0.001 for float32, more for 16 bits, unless said"
     )
-    parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
-    asked = parser.parse_intermixed_args(given)
 
-    def run() -> tuple[dict[str, Any], str, int]:
-        from storage.cache.cache import open_cache
-        from storage.objectstore.location import absolute
 
-        if not os.path.isfile(asked.recipe):
-            raise RecipeError(
-                f"'{asked.recipe}' is no recipe file.",
-                "An audit takes the teacher's recipe, since nothing that a cache names is run.",
-                "python -m teacher_infer audit RECIPE.yaml [key=value ...] [CACHE]",
-            )
-        caches = [text for text in asked.rest if not _OVERRIDE.match(text)]
-        if len(caches) > 1:
-            raise RecipeError(f"Two caches are named: {caches[0]} and {caches[1]}.", "An audit looks at one.")
-        recipe = read_recipe(asked.recipe, [text for text in asked.rest if text not in caches], TeacherRecipe)
-        from teacher_infer.audit import Settings, audit, told
+def _audit(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
+    from storage.cache.cache import open_cache
+    from storage.objectstore.location import absolute
 
-        cache = open_cache(absolute(caches[0]) if caches else f"{recipe.store}/{recipe.name}")
-        answer = audit(recipe, cache, Settings(asked.fraction, asked.seed, asked.batch_size, asked.tolerance))
-        return answer, told(answer), 0 if answer["ok"] else 3
+    if not os.path.isfile(asked.recipe):
+        raise RecipeError(
+            f"'{asked.recipe}' is no recipe file.",
+            "An audit takes the teacher's recipe, since nothing that a cache names is run.",
+            "teacher-infer audit RECIPE.yaml [key=value ...] [CACHE]",
+        )
+    caches = [text for text in asked.rest if not _OVERRIDE.match(text)]
+    if len(caches) > 1:
+        raise RecipeError(f"Two caches are named: {caches[0]} and {caches[1]}.", "An audit looks at one.")
+    recipe = read_recipe(asked.recipe, [text for text in asked.rest if text not in caches], TeacherRecipe)
+    from teacher_infer.audit import Settings, audit, told
 
-    return run_command(run, as_json=asked.json)
+    cache = open_cache(absolute(caches[0]) if caches else f"{recipe.store}/{recipe.name}")
+    answer = audit(recipe, cache, Settings(asked.fraction, asked.seed, asked.batch_size, asked.tolerance))
+    return answer, told(answer), 0 if answer["ok"] else 3
 
 
 def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:

@@ -184,6 +184,16 @@ def bucket(seaweed_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
+def shadowing(tmp_path: Path) -> Path:
+    """A working directory whose modules have the names of our packages."""
+    folder = tmp_path / "shadowing"
+    for file in ("storage.py", "jobs/__init__.py", "teacher_infer.py", "student_train/__init__.py"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("raise RuntimeError('a module of the working directory was imported')")
+    return folder
+
+
+@pytest.fixture
 def write_yaml(tmp_path: Path) -> Callable[..., str]:
     """Write a recipe under tmp_path and give its path."""
     import yaml

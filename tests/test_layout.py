@@ -6,6 +6,7 @@ A file imports its own package and packages of lower levels. Two packages of one
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -145,6 +146,10 @@ def test_imports_that_point_down_are_no_faults() -> None:
         ("teacher_infer/job.py", "jobs.cluster.connect"),
     ):
         assert faults(file, {name}) == []
+
+
+def test_the_scripts_import_nothing_before_they_have_set_the_path() -> None:
+    assert {name.partition(".")[0] for name in imports("stillhouse_commands.py")} <= sys.stdlib_module_names
 
 
 def test_no_file_imports_itself_through_others() -> None:

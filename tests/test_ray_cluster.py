@@ -310,7 +310,8 @@ def commands() -> list[list[str]]:
     """The `submit` lines at the head of the file, their $S put in, as words."""
     head = TEXT.split("\n\n")[0].replace("\\\n", " ").replace("# ", " ").splitlines()
     folder = next(line.strip().removeprefix("S=") for line in head if line.strip().startswith("S="))
-    return [shlex.split(line.replace("$S", folder)) for line in head if line.strip().startswith("python -m ")]
+    lines = [line for line in head if re.match(r" *(teacher-infer|student-train) ", line)]
+    return [shlex.split(line.replace("$S", folder)) for line in lines]
 
 
 def test_the_head_of_the_file_says_how_it_is_used() -> None:
@@ -324,22 +325,22 @@ def test_the_head_of_the_file_says_how_it_is_used() -> None:
         "ray down",
     ):
         assert command in TEXT.split("\n\n")[0]
-    assert [words[:4] for words in commands()] == [
-        ["python", "-m", "student_train", "submit"],
-        ["python", "-m", "teacher_infer", "submit"],
-        ["python", "-m", "student_train", "submit"],
+    assert [words[:2] for words in commands()] == [
+        ["student-train", "submit"],
+        ["teacher-infer", "submit"],
+        ["student-train", "submit"],
     ]
 
 
-@pytest.mark.parametrize("words", commands(), ids=lambda words: Path(words[4]).stem)
+@pytest.mark.parametrize("words", commands(), ids=lambda words: Path(words[2]).stem)
 def test_its_commands_are_recipes_that_can_be_submitted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    kind = {"student_train": StudentRecipe, "teacher_infer": TeacherRecipe}[words[2]]
-    assert prepare(Job(words[2], words[2], kind), words[4], words[5:]).notes == ()
-    recipe: Any = read_recipe(words[4], words[5:], kind, on_cluster=True)
+    kind = {"student-train": StudentRecipe, "teacher-infer": TeacherRecipe}[words[0]]
+    assert prepare(Job(words[0], words[0], kind), words[2], words[3:]).notes == ()
+    recipe: Any = read_recipe(words[2], words[3:], kind, on_cluster=True)
     assert recipe.tracking.resolved_uri() is None
     # Wherever the job writes or reads, every machine sees it.
-    shared = [recipe.output] if words[2] == "student_train" else [recipe.store, recipe.teacher.path]
+    shared = [recipe.output] if words[0] == "student-train" else [recipe.store, recipe.teacher.path]
     shared += [
         url for url in (getattr(recipe, "cache", None), getattr(recipe, "evaluate", None)) if isinstance(url, str)
     ]

@@ -17,6 +17,7 @@ from ray.exceptions import AuthenticationError
 
 from jobs.cluster.resources import what_there_is
 from jobs.console import say
+from stillhouse_commands import ray_settings
 from storage.base.errors import ClusterError, SubmissionError, TokenRefused
 
 ANSWER_S = 15.0
@@ -117,10 +118,13 @@ def _start(num_cpus: int | None) -> Any:
 
 
 def _init(*address: str, **settings: Any) -> Any:
-    """`ray.init` that keeps a handler of SIGTERM: Ray's own ends the process with exit code 1 and no sentence."""
+    """`ray.init` with workers that import as this process does, and that keeps a handler of SIGTERM.
+
+    Ray's own handler ends the process with exit code 1 and no sentence.
+    """
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        return ray.init(*address, **settings)
+        return ray.init(*address, **settings, **ray_settings())
     finally:
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)

@@ -22,9 +22,9 @@ _ELSEWHERE = ("ray", "tracking")
 
 @dataclass(frozen=True)
 class Job:
-    """A command that runs recipes: `python -m MODULE`, its jobs' ids begin with ROLE."""
+    """command: the script that runs its recipes, such as teacher-infer. role: what the ids of its jobs begin with."""
 
-    module: str
+    command: str
     role: str
     kind: type[Section]
 
@@ -66,16 +66,18 @@ def prepare(job: Job, recipe_path: str, overrides: Sequence[str]) -> Submission:
     notes = refuse_left_behind(recipe_path, recipe, files)
     digest = recipe_digest(recipe, without=_ELSEWHERE)
     base = f"{job.role}-{recipe.name}-{digest[:12]}"
-    return Submission(base, digest, entrypoint(job.module, inside, overrides), files, tuple(notes))
+    return Submission(base, digest, entrypoint(job.command, inside, overrides), files, tuple(notes))
 
 
-def entrypoint(module: str, recipe: str, overrides: Sequence[str]) -> str:
+def entrypoint(command: str, recipe: str, overrides: Sequence[str]) -> str:
     """The command line, which the cluster gives to a shell.
 
-    >>> entrypoint("teacher_infer", "a b.yaml", ["source.arguments={n: 1}"])
-    "python -m teacher_infer 'a b.yaml' 'source.arguments={n: 1}'"
+    Not the script: where the project goes along in the working directory, none is installed.
+
+    >>> entrypoint("teacher-infer", "a b.yaml", ["source.arguments={n: 1}"])
+    "python -m stillhouse_commands teacher-infer 'a b.yaml' 'source.arguments={n: 1}'"
     """
-    return shlex.join(["python", "-m", module, recipe, *overrides])
+    return shlex.join(["python", "-m", "stillhouse_commands", command, recipe, *overrides])
 
 
 def next_id(base: str, jobs: Iterable[tuple[str | None, bool]]) -> tuple[str, str | None]:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from jobs.cluster.follow import Fate, Follower, fate
 from jobs.cluster.submission import Job, Submission, next_id, prepare
-from jobs.console import run_command, say
+from jobs.console import say
 from storage.base.errors import ClusterError, StillhouseError, SubmissionError
 from storage.base.redact import redact
 
 
-def submit(job: Job, arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {job.module} submit",
-        description="Give a recipe to a Ray cluster, with the working directory as it is here, and show its log. "
-        "What is committed is not computed again.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML file in the working directory, see recipes/")
     parser.add_argument("overrides", nargs="*", help="key.subkey=value, in place of what the recipe says")
     parser.add_argument(
@@ -30,12 +24,9 @@ def submit(job: Job, arguments: Sequence[str]) -> int:
         "if it is not given, RAY_API_SERVER_ADDRESS or RAY_ADDRESS",
     )
     parser.add_argument("--no-wait", action="store_true", help="return once the cluster has the job")
-    parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout, and nothing else there")
-    asked = parser.parse_intermixed_args(arguments)
-    return run_command(lambda: _submit(job, asked), as_json=asked.json)
 
 
-def _submit(job: Job, asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
+def submit(job: Job, asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     # Imported once the command line is known to be right: a typing error should not wait for ray.
     from jobs.cluster.head import Head, resolve_address
 

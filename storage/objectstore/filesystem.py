@@ -91,7 +91,7 @@ def in_words(url: str) -> Generator[None]:
             raise StoreFull(
                 f"{url} is full: {error.strerror}.",
                 "What was committed stays.",
-                "Make room (`python -m storage gc`, or another disk) and run the same command to go on.",
+                "Make room (`stillhouse-store gc`, or another disk) and run the same command to go on.",
             ) from error
         known = isinstance(error, TimeoutError | ConnectionError | socket.gaierror) or _is_clients(error)
         if _status_of(error) is None and not known and error.errno not in NETWORK_ERRNO:

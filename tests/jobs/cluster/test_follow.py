@@ -149,7 +149,9 @@ def test_the_job_may_go_on_where_the_head_is_lost(monkeypatch: pytest.MonkeyPatc
 
 
 def hand_over(head: FakeHead, tmp_path: Any) -> str:
-    return command._hand_over(head, Submission(ID, "0123", "python -m teacher_infer r.yaml", Shipped(tmp_path, {})))
+    return command._hand_over(
+        head, Submission(ID, "0123", "python -m stillhouse_commands teacher-infer r.yaml", Shipped(tmp_path, {}))
+    )
 
 
 def test_a_job_is_handed_over_once(tmp_path: Any, capfd: pytest.CaptureFixture[str]) -> None:

@@ -119,7 +119,9 @@ def test_what_else_goes_wrong_is_a_sentence_without_a_traceback() -> None:
 
 
 def test_of_two_who_submit_the_same_one_is_told_so(tmp_path: Path) -> None:
-    submission = Submission("teacher-toy-01", "01", "python -m teacher_infer r.yaml", Shipped(tmp_path, {}))
+    submission = Submission(
+        "teacher-toy-01", "01", "python -m stillhouse_commands teacher-infer r.yaml", Shipped(tmp_path, {})
+    )
     taken = "Traceback:\nValueError: Job with submission_id teacher-toy-01 already exists. Please use another.\n."
 
     def answer(method: str, path: str) -> tuple[int, Any]:

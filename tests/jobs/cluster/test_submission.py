@@ -13,7 +13,7 @@ from jobs.cluster.submission import Job, Submission, entrypoint, next_id, prepar
 from storage.base.errors import RecipeError, SubmissionError
 from teacher_infer.planning.config import TeacherRecipe
 
-JOB = Job("teacher_infer", "teacher", TeacherRecipe)
+JOB = Job("teacher-infer", "teacher", TeacherRecipe)
 BASE = "teacher-toy-0123456789ab"
 
 
@@ -41,7 +41,8 @@ def prepared(*overrides: str) -> Submission:
     [["a b.yaml", "x={n: 1}"], ["r.yaml", "x='y'", "z=$HOME", "q=a;b", "p=`id`"], ["r.yaml", 'x="*"', "y=a\nb"]],
 )
 def test_a_shell_reads_the_command_line_as_it_was_meant(words: list[str]) -> None:
-    assert shlex.split(entrypoint("student_train", words[0], words[1:])) == ["python", "-m", "student_train", *words]
+    command = ["python", "-m", "stillhouse_commands", "student-train"]
+    assert shlex.split(entrypoint("student-train", words[0], words[1:])) == [*command, *words]
 
 
 def test_the_first_job_of_a_recipe_has_no_number() -> None:
@@ -64,7 +65,7 @@ def test_the_id_is_what_is_asked_and_not_where_or_who_is_told(recipe: dict[str, 
     assert prepared("max_bad_samples=0").base == made.base
     assert prepared("span_rows=7").base != made.base
     assert prepare(JOB, str(work / "recipes" / "r.yaml"), []) == made
-    assert made.entrypoint == "python -m teacher_infer recipes/r.yaml"
+    assert made.entrypoint == "python -m stillhouse_commands teacher-infer recipes/r.yaml"
     assert made.shipped.files.keys() == {"recipes/r.yaml"}
 
 
@@ -77,7 +78,8 @@ def test_the_submitters_tracker_stands_in_the_command_line(
     with pytest.raises(RecipeError, match=r"tracking\.uri is not set"):
         prepared()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker")
-    assert prepared("seed=1").entrypoint == "python -m teacher_infer recipes/r.yaml seed=1 tracking.uri=http://tracker"
+    command = "python -m stillhouse_commands teacher-infer"
+    assert prepared("seed=1").entrypoint == f"{command} recipes/r.yaml seed=1 tracking.uri=http://tracker"
 
 
 def test_a_recipe_that_does_not_travel_is_refused(recipe: dict[str, Any], work: Path, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from storage.cache.cache import open_cache
 from tests.jobs.conftest import TOKEN, LiveHead, ended
@@ -80,7 +83,8 @@ def test_a_recipe_is_run_by_the_cluster_and_its_log_is_shown(
     assert (answer["status"], answer["driver_exit_code"], answer["address"]) == ("SUCCEEDED", 0, head.address)
     submission_id = answer["submission_id"]
     assert submission_id.startswith("teacher-shown-") and len(submission_id) == len("teacher-shown-") + 12
-    assert f"Submitting {submission_id} to {head.address}: python -m teacher_infer shown.yaml span_rows=20" in said
+    command = "python -m stillhouse_commands teacher-infer shown.yaml span_rows=20"
+    assert f"Submitting {submission_id} to {head.address}: {command}" in said
     assert said.count("plan shown@") == 1 and said.count("sealed shown@") == 1
     assert open_cache(f"{folder}/store/shown").positions == 40
     assert head.ask(submission_id)["metadata"]["recipe_digest"].startswith(submission_id[-12:])
@@ -98,10 +102,28 @@ def test_a_student_is_submitted_without_waiting(head: LiveHead, submitted: dict[
     assert (code, answer["status"]) == (0, "PENDING")
     submission_id = answer["submission_id"]
     assert submission_id.startswith("student-pupil-") and FOLLOW.format(submission_id, head.address) in said
-    assert head.ask(submission_id)["entrypoint"] == "python -m student_train pupil.yaml"
+    assert head.ask(submission_id)["entrypoint"] == "python -m stillhouse_commands student-train pupil.yaml"
     head.wait_for(submission_id, "SUCCEEDED", "FAILED")
     assert head.ask(submission_id)["status"] == "SUCCEEDED"
     assert (folder / "models" / "pupil" / "seed-0" / "result.json").exists()
+
+
+def test_modules_of_the_shipped_folder_do_not_take_the_place_of_ours(
+    head: LiveHead, teacher: Callable[..., dict[str, Any]], shadowing: Path, folder: Path
+) -> None:
+    (shadowing / "recipe.yaml").write_text(yaml.safe_dump(teacher("shadowed")))
+    command = [sys.executable, "-m", "stillhouse_commands", "teacher-infer", "submit", "recipe.yaml", "--json"]
+    process = subprocess.Popen(
+        [*command, "--address", head.address],
+        cwd=shadowing,
+        env=head.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    code, answer, said = ended(process)
+    assert (code, answer and answer["status"]) == (0, "SUCCEEDED"), said
+    assert open_cache(f"{folder}/store/shadowed").positions == 40
 
 
 def test_one_at_a_time_stopped_taken_up_again_and_left(

@@ -250,7 +250,7 @@ def read_cache(store: Folder, key: str, known: tuple[str, Index] | None = None) 
             f"cache.json names {index_sha256[:16]}.",
             "Restore the file from a copy, or remove the cache's folder and run the teacher's recipe to seal it anew.",
         )
-    index = known[1] if known is not None and known[0] == found else read_index(data)
+    index = known[1] if known is not None and known[0] == found else read_index(data, f"{where}/index.parquet")
     digest = told.pop("cache_digest")
     if cache_digest(index) != digest or cache_key(name for (name,) in index.facts("shard_key")) != key:
         raise CorruptShard(f"The shards that {where} lists do not give its digest {digest[:16]}.")

@@ -67,9 +67,9 @@ class Commit:
         return Commit(
             *_plain(facts),
             key=facts.get("key") if with_key else None,
-            row_groups=tuple(map(ByteRange.from_dict, facts["row_groups"])),
+            row_groups=tuple(map(ByteRange.group_from_dict, facts["row_groups"])),
             footer=ByteRange.from_dict(facts["footer"]),
-            quarantined=tuple(Quarantined(q["sample_id"], q["reason"]) for q in facts.get("quarantined") or ()),
+            quarantined=tuple(Quarantined(q["sample_id"], q["reason"]) for q in facts["quarantined"]),
         )
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.base.digest import canonical_json
+from storage.base.errors import CorruptShard
 from storage.cache.commits import Commit, Quarantined, collector_at_rest
 from storage.format.sections import SECTIONS, ByteRange, Section
 from storage.format.shard import FORMAT_VERSION
@@ -26,7 +27,7 @@ _PLAIN = ("shard_key", "attempt", "path", "bytes", "sha256", "rows")
 
 _QUARANTINED = pa.struct([("sample_id", pa.string()), ("reason", pa.string())])
 _RANGE = pa.struct([("start", pa.int64()), ("stop", pa.int64()), ("rows", pa.int64()), ("xxh3", pa.string())])
-# The last section stops where its row group does. All are null in a row group without sections.
+# The last section stops where its row group does.
 _SECTIONS = [
     ("inputs_stop", pa.int64()),
     ("inputs_xxh3", pa.string()),
@@ -66,13 +67,11 @@ class Index:
         self.shard: Numbers = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         firsts = (np.cumsum(counts) - counts).astype(np.int32)
         self.within: Numbers = np.arange(len(self.rows), dtype=np.int32) - np.repeat(firsts, counts)
-        # -1 where there are no sections.
         self._stops = {"inputs": self._ints("inputs_stop"), "plain": self._ints("plain_stop"), "targets": self.stop}
         self._xxh3 = {name: self._groups.field(f"{name}_xxh3") for name in SECTIONS}
 
     def _ints(self, name: str) -> Ints:
-        column = self._groups.field(name)
-        return _numbers(column.fill_null(-1) if column.null_count else column, np.int64)
+        return _numbers(self._groups.field(name), np.int64)
 
     def __len__(self) -> int:
         """The number of shards."""
@@ -95,11 +94,9 @@ class Index:
         """The bytes [start, stop) of a row group that hold some of its SECTIONS, and what to check in them.
 
         That is a list of (stop, xxh3), each for the bytes from where the one before stops. Plain columns are
-        always among them, and of a row group without sections all that it has.
+        always among them.
         """
-        start, stop = int(self.start[group]), int(self.stop[group])
-        if self._stops["plain"][group] < 0:
-            return start, stop, [(stop, self._groups.field("xxh3")[group].as_py())]
+        start = int(self.start[group])
         wanted = [name for name in SECTIONS if name == "plain" or name in parts]
         checks = [(int(self._stops[name][group]), self._xxh3[name][group].as_py()) for name in wanted]
         return start if wanted[0] == "inputs" else int(self._stops["inputs"][group]), checks[-1][0], checks
@@ -181,7 +178,7 @@ def _section_arrays(sections: Sequence[tuple[Section, ...]]) -> list[pa.Array]:
     def facts(name: str) -> list[Any]:
         of, fact = name.split("_")
         number = SECTIONS.index(of)
-        return [getattr(some[number], fact) if some else None for some in sections]
+        return [getattr(some[number], fact) for some in sections]
 
     return [pa.array(facts(name), kind) for name, kind in _SECTIONS]
 
@@ -194,24 +191,29 @@ def is_index_of(data: bytes, index: Index) -> bool:
     """Whether some bytes are an index of the same shards; False also for what is no index."""
     try:
         return read_index(data) == index
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError):
+    except CorruptShard:
         return False
 
 
-def read_index(data: bytes) -> Index:
-    """The index in some bytes. Raises what pyarrow raises for bytes that are none."""
-    table = pq.ParquetFile(pa.BufferReader(data)).read()
-    columns = {name: table.column(name) for name in table.column_names}
-    # What earlier versions did not write is null, or an empty list; what later ones add is left alone.
-    lists: Any = _whole(columns["row_groups"])
-    known = {field.name for field in lists.type.value_type}
-    groups = lists.values
-    arrays = [groups.field(f.name) if f.name in known else pa.nulls(len(groups), f.type) for f in _GROUP]
-    whole = pa.StructArray.from_arrays(arrays, fields=list(_GROUP))
-    columns["row_groups"] = pa.chunked_array([pa.ListArray.from_arrays(lists.offsets, whole)])
-    if "quarantined" not in columns:
-        columns["quarantined"] = pa.chunked_array([pa.array([[]] * table.num_rows, pa.list_(_QUARANTINED))])
-    index = Index(pa.table(columns))
+def read_index(data: bytes, where: str = "index.parquet") -> Index:
+    """The index in some bytes. Raises CorruptShard, which names `where`, for bytes that are no index."""
+    try:
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
+        columns = {name: table.column(name) for name in INDEX_SCHEMA.names}
+        # What a later version added is left alone.
+        lists: Any = _whole(columns["row_groups"])
+        arrays = [lists.values.field(field.name) for field in _GROUP]
+        if any(array.null_count for array in arrays):
+            raise ValueError("a row group lacks a section")
+        whole = pa.StructArray.from_arrays(arrays, fields=list(_GROUP))
+        columns["row_groups"] = pa.chunked_array([pa.ListArray.from_arrays(lists.offsets, whole)])
+        index = Index(pa.table(columns))
+    except (ValueError, KeyError, TypeError, OSError) as error:  # pyarrow's errors are among them
+        raise CorruptShard(
+            f"{where} is no index of a cache ({type(error).__name__}: {error}).",
+            "It is a Parquet file with the columns that storage/FORMAT.md names.",
+            "Remove the cache's folder and run the teacher's recipe to seal it anew.",
+        ) from error
     # What decoding took is half as much again, and Arrow would keep it.
     pa.default_memory_pool().release_unused()
     return index
@@ -226,7 +228,7 @@ def _sections(structs: Any) -> list[tuple[Section, ...]]:
     columns = [structs.field(name).to_pylist() for name, _ in _SECTIONS]
     stops = structs.field("stop").to_pylist()
     return [
-        () if inputs is None else (Section(inputs, inputs_xxh3), Section(plain, plain_xxh3), Section(stop, xxh3))
+        (Section(inputs, inputs_xxh3), Section(plain, plain_xxh3), Section(stop, xxh3))
         for inputs, inputs_xxh3, plain, plain_xxh3, xxh3, stop in zip(*columns, stops, strict=True)
     ]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from storage.base.errors import CorruptShard
 from storage.samples.samples import is_own
 
 # What is read together lies together, in this order: plain columns go with either neighbour as one range of bytes.
@@ -26,7 +27,7 @@ class Section:
 class ByteRange:
     """Bytes [start, stop) of a shard, and their xxh3-128. A row group's, or the footer's (rows = 0).
 
-    sections: one for each of SECTIONS, or none where the columns lie in another order, as the first shards' did.
+    sections: of a row group one for each of SECTIONS; the footer has none.
     """
 
     start: int
@@ -42,13 +43,15 @@ class ByteRange:
         return facts
 
     @staticmethod
-    def from_dict(facts: dict[str, Any]) -> ByteRange:
-        """Raises ValueError, KeyError or TypeError for what is none."""
-        sections = facts.get("sections")
-        if sections:
-            inputs, plain, targets = sections
-            sections = (Section(*inputs), Section(*plain), Section(*targets))
-        return ByteRange(facts["start"], facts["stop"], facts["rows"], facts["xxh3"], sections or ())
+    def from_dict(facts: dict[str, Any], sections: tuple[Section, ...] = ()) -> ByteRange:
+        """Raises KeyError or TypeError for facts of another form."""
+        return ByteRange(facts["start"], facts["stop"], facts["rows"], facts["xxh3"], sections)
+
+    @staticmethod
+    def group_from_dict(facts: dict[str, Any]) -> ByteRange:
+        """A row group. Raises ValueError, KeyError or TypeError for facts of another form."""
+        inputs, plain, targets = facts["sections"]
+        return ByteRange.from_dict(facts, (Section(*inputs), Section(*plain), Section(*targets)))
 
 
 def section_of(name: str, targets: Collection[str]) -> str:
@@ -65,17 +68,19 @@ def section_of(name: str, targets: Collection[str]) -> str:
 def section_stops(places: Sequence[tuple[int, int]], kinds: Sequence[str]) -> list[int]:
     """Where the sections of a row group stop, whose columns lie at `places` and are of these `kinds`.
 
-    Empty where the columns do not lie one after another in the order of the sections.
+    Raises CorruptShard where the columns do not lie one after another in the order of the sections.
 
     >>> section_stops([(4, 9), (9, 12), (12, 20)], ["plain", "plain", "targets"])
     [4, 12, 20]
-    >>> section_stops([(4, 9), (9, 12), (12, 20)], ["plain", "inputs", "targets"])
-    []
     """
     ranks = [SECTIONS.index(kind) for kind in kinds]
     follows = all(before[1] == after[0] for before, after in pairwise(places))
-    if len(ranks) != len(places) or ranks != sorted(ranks) or not follows:
-        return []
+    if ranks != sorted(ranks) or not follows:
+        raise CorruptShard(
+            f"A row group has columns of the sections {', '.join(kinds)} at the bytes {places}.",
+            f"A shard's columns lie one after another, in the order {', '.join(SECTIONS)}.",
+            "Write shards with `write_shard` and the schema of `shard_schema`.",
+        )
     # A section without columns stops where it begins.
     ends = [start for start, _ in places] + [places[-1][1]]
     return [ends[bisect_right(ranks, rank)] for rank in range(len(SECTIONS))]

@@ -221,9 +221,14 @@ def _width(field: pa.Field) -> int:
 
 
 def byte_ranges(path: Path) -> tuple[list[ByteRange], ByteRange]:
-    """The row groups of a shard file, and its footer, with their digests; read back from the disk."""
+    """The row groups of a shard file, and its footer, with their digests; read back from the disk.
+
+    Raises CorruptShard for a Parquet file that is no shard.
+    """
     metadata = pq.read_metadata(path)
-    kinds = _kinds(metadata.schema.to_arrow_schema(), str(path))
+    schema = metadata.schema.to_arrow_schema()
+    targets = {field.name for field in read_header(schema, str(path)).fields()}
+    kinds = [section_of(name, targets) for name in schema.names]
     groups: list[ByteRange] = []
     with open(path, "rb") as file:
         for index in range(metadata.num_row_groups):
@@ -240,16 +245,6 @@ def byte_ranges(path: Path) -> tuple[list[ByteRange], ByteRange]:
         file.seek(start)
         rest = file.read()
     return groups, ByteRange(start, start + len(rest), 0, range_digest(rest))
-
-
-def _kinds(schema: pa.Schema, where: str) -> list[str]:
-    """The section of each column; none of a file that does not say which columns are its targets."""
-    try:
-        header = read_header(schema, where)
-    except CorruptShard:
-        return []
-    targets = {field.name for field in header.fields()}
-    return [section_of(name, targets) for name in schema.names]
 
 
 class RangeFile(io.RawIOBase):

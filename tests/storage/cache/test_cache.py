@@ -22,14 +22,14 @@ from storage.cache.catalog import list_caches, verify
 from storage.cache.checked_reads import read_checked, read_footer
 from storage.cache.commits import Commit
 from storage.cache.index import Index, index_of
-from storage.format.shard import ByteRange
+from storage.format.sections import ByteRange, Section
 from storage.objectstore.folder import Folder
 
 Make = Callable[..., Any]
 
 
 def commit(key: str, rows: int, sha256: str = "ee" * 32, attempt: str = "a1") -> Commit:
-    part = ByteRange(4, 9, rows, "00")
+    part = ByteRange(4, 9, rows, "00", (Section(4, "00"), Section(5, "00"), Section(9, "00")))
     return Commit(key, attempt, f"shards/{key[:2]}/{key}-{attempt}.parquet", 9, sha256, rows, (part,), part)
 
 
@@ -250,23 +250,16 @@ def without_sections(table: pa.Table) -> pa.Table:
     return table.set_column(at, "row_groups", pa.ListArray.from_arrays(lists.offsets, groups))
 
 
-def test_a_cache_from_before_there_were_sections_opens_and_is_sealed_again(folder: Folder, put_shard: Make) -> None:
-    shards = [
-        replace(shard, row_groups=tuple(replace(group, sections=()) for group in shard.row_groups))
-        for shard in (put_shard(folder, 4), put_shard(folder, 3, 4))
-    ]
-    cache = seal(folder, "digits", shards, {"by": "the first"})
+def test_a_cache_whose_index_lacks_the_sections_is_refused(folder: Folder, make_cache: Make) -> None:
+    cache = make_cache(folder, (4, 3))
     path, sink = f"caches/{cache.key}", io.BytesIO()
     pq.write_table(without_sections(pq.read_table(io.BytesIO(folder.read(f"{path}/index.parquet")))), sink)
     folder.write(f"{path}/index.parquet", sink.getvalue())
     facts = json.loads(folder.read(f"{path}/cache.json"))
     facts["index"] = {"path": "index.parquet", "sha256": sha256(sink.getvalue()).hexdigest()}
     folder.write(f"{path}/cache.json", json.dumps(facts).encode())
-    opened = open_cache(folder.url_of("digits"))
-    assert opened.shards == tuple(shards) and verify(opened)["ok"]
-    again = seal(folder, "digits", shards, {"by": "the second"})
-    assert again.index == opened.index and again.lineage == {"by": "the first"}
-    assert folder.read(f"{path}/index.parquet") == sink.getvalue()
+    with pytest.raises(CorruptShard, match=rf"{cache.key}/index.parquet is no index of a cache .*seal it anew"):
+        open_cache(folder.url_of("digits"))
 
 
 def test_opening_a_cache_makes_no_object_for_a_shard_or_a_row_group(

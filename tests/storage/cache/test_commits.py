@@ -350,21 +350,8 @@ def test_a_record_says_where_the_sections_of_each_row_group_stop(folder: Folder,
     assert "sections" not in commit.to_dict()["footer"]
 
 
-def test_the_golden_record_from_before_there_were_sections_is_read_with_its_exact_values() -> None:
+def test_the_golden_record_is_read_with_its_exact_values() -> None:
     record = (GOLDEN / "commit-v1.json").read_bytes()
-    commit = Commit.from_dict(json.loads(record))
-    assert commit.row_groups == (
-        ByteRange(4, 368, 4, "16333df6e2682258bcad57bcb93b2473"),
-        ByteRange(368, 738, 4, "5b0467150630aac75fb9a4551ab0bd4d"),
-        ByteRange(738, 1064, 2, "39c26f25731afb51bec6c67d3b19374b"),
-    )
-    assert commit.footer == ByteRange(1064, 3627, 0, "39085e7c6ad92aa30c6a76c32a1f677e")
-    assert (commit.shard_key, commit.attempt, commit.rows) == ("golden-key", "0123456789abcdef", 10)
-    assert canonical_json(commit.to_dict()) == record
-
-
-def test_the_golden_record_with_sections_is_read_with_its_exact_values() -> None:
-    record = (GOLDEN / "commit-v1-sections.json").read_bytes()
     commit = Commit.from_dict(json.loads(record))
     sections = (
         Section(132, "33ddb6a702496f0bda167a4e111d7738"),
@@ -373,10 +360,21 @@ def test_the_golden_record_with_sections_is_read_with_its_exact_values() -> None
     )
     assert commit.row_groups[0] == ByteRange(4, 368, 4, "7814f604c406fdbc0532c4b317ffad0e", sections)
     assert [len(group.sections) for group in commit.row_groups] == [3, 3, 3] and commit.footer.sections == ()
-    assert canonical_json(commit.to_dict()) == record
+    assert (commit.shard_key, commit.attempt, commit.rows) == ("golden-key", "00112233445566aa", 10)
+    assert commit.quarantined == () and canonical_json(commit.to_dict()) == record
 
 
-@pytest.mark.parametrize("sections", [[[9, "00"]], [[9, "00"]] * 4, [9, 9, 9], [[9]] * 3, 3])
+@pytest.mark.parametrize("name", ["quarantined", "row_groups", "footer"])
+def test_a_record_that_lacks_a_field_is_named(folder: Folder, attempt: Attempt, name: str) -> None:
+    attempt(folder, "a1")
+    record = json.loads(folder.read(commit_path(KEY)))
+    del record[name]
+    folder.write(commit_path(KEY), canonical_json(record))
+    with pytest.raises(CorruptShard, match=rf"{KEY}.json is no commit record \(KeyError: '{name}'\)"):
+        read_commit(folder, KEY)
+
+
+@pytest.mark.parametrize("sections", [[], None, [[9, "00"]], [[9, "00"]] * 4, [9, 9, 9], [[9]] * 3, 3])
 def test_a_record_with_other_sections_than_ours_is_named(folder: Folder, attempt: Attempt, sections: object) -> None:
     attempt(folder, "a1")
     record = json.loads(folder.read(commit_path(KEY)))

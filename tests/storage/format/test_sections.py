@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from storage.base.errors import CorruptShard
 from storage.format.sections import ByteRange, Section, section_of, section_stops
 
 
@@ -14,18 +15,29 @@ def test_a_column_belongs_to_one_section() -> None:
     assert [section_of(name, targets) for name in names] == sections
 
 
-def test_columns_that_do_not_lie_one_after_another_are_no_sections() -> None:
-    kinds = ["inputs", "plain", "targets"]
-    assert section_stops([(4, 9), (9, 12), (12, 20)], kinds) == [9, 12, 20]
-    assert section_stops([(4, 9), (10, 12), (12, 20)], kinds) == []
-    assert section_stops([(4, 9), (9, 12), (12, 20)], kinds[:2]) == []
+def test_a_section_stops_where_its_last_column_does() -> None:
+    assert section_stops([(4, 9), (9, 12), (12, 20)], ["inputs", "plain", "targets"]) == [9, 12, 20]
     assert section_stops([(4, 9), (9, 12)], ["plain", "plain"]) == [4, 12, 12]
     assert section_stops([(4, 9), (9, 12)], ["inputs", "inputs"]) == [12, 12, 12]
 
 
-@pytest.mark.parametrize("sections", [(), (Section(4, "i"), Section(6, "p"), Section(9, "t"))])
-def test_a_range_comes_back_from_its_facts(sections: tuple[Section, ...]) -> None:
-    group = ByteRange(4, 9, 2, "whole", sections)
-    assert ByteRange.from_dict(group.to_dict()) == group
-    facts = {"start": 4, "stop": 9, "rows": 2, "xxh3": "whole"}
-    assert group.to_dict() == ({**facts, "sections": [[4, "i"], [6, "p"], [9, "t"]]} if sections else facts)
+@pytest.mark.parametrize(
+    "places, kinds",
+    [
+        ([(4, 9), (10, 12), (12, 20)], ["inputs", "plain", "targets"]),
+        ([(4, 9), (9, 12), (12, 20)], ["plain", "inputs", "targets"]),
+    ],
+    ids=["a gap", "another order"],
+)
+def test_columns_that_do_not_lie_one_after_another_are_refused(places: list[tuple[int, int]], kinds: list[str]) -> None:
+    with pytest.raises(CorruptShard, match="in the order inputs, plain, targets"):
+        section_stops(places, kinds)
+
+
+def test_a_range_comes_back_from_its_facts() -> None:
+    footer = ByteRange(4, 9, 2, "whole")
+    assert footer.to_dict() == {"start": 4, "stop": 9, "rows": 2, "xxh3": "whole"}
+    assert ByteRange.from_dict(footer.to_dict()) == footer
+    group = ByteRange(4, 9, 2, "whole", (Section(4, "i"), Section(6, "p"), Section(9, "t")))
+    assert group.to_dict() == {**footer.to_dict(), "sections": [[4, "i"], [6, "p"], [9, "t"]]}
+    assert ByteRange.group_from_dict(group.to_dict()) == group

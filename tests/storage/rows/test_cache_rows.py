@@ -569,21 +569,20 @@ def test_columns_that_may_be_null_are_read_by_pyarrow(
     assert np.isnan(rows.inputs["n"][20 - nulls :]).all() and rows.sample_id.tolist() == list(range(20))
 
 
-def golden_cache(local: Folder, name: str) -> Cache:
+def golden_cache(local: Folder) -> Cache:
     staged = local.stage()
-    shutil.copy(GOLDEN / f"shard-{name}.parquet", staged)
+    shutil.copy(GOLDEN / "shard-v1.parquet", staged)
     commit = commit_shard(local, "golden-key", new_attempt(), staged, 10)
-    facts = json.loads((GOLDEN / f"commit-{name}.json").read_bytes())
+    facts = json.loads((GOLDEN / "commit-v1.json").read_bytes())
     assert [group.to_dict() for group in commit.row_groups] == facts["row_groups"]
     return seal(local, "golden", [commit], {})
 
 
-@pytest.mark.parametrize("name", ["v1", "v1-sections"])
 @parted
-def test_the_golden_shards_are_read_with_their_exact_values(local: Folder, name: str, parts: Collection[str]) -> None:
-    """Also the first ones, whose row groups have no sections, and whose ids are text."""
-    path = GOLDEN / f"shard-{name}.parquet"
-    groups = CacheRows(golden_cache(local, name), parts)
+def test_the_golden_shard_is_read_with_its_exact_values(local: Folder, parts: Collection[str]) -> None:
+    """Its ids are text."""
+    path = GOLDEN / "shard-v1.parquet"
+    groups = CacheRows(golden_cache(local), parts)
     header = read_header(pq.read_schema(path), "golden")
     assert groups.rows.tolist() == [4, 4, 2]
     for group in range(3):
@@ -603,32 +602,8 @@ def test_the_golden_shards_are_read_with_their_exact_values(local: Folder, name:
         assert read_group(groups, 1).inputs["pixels"][0].tolist() == [[96, 102], [108, 114]]
 
 
-@pytest.mark.parametrize("name", ["v1", "v1-sections"])
-@parted
-def test_a_row_group_without_sections_is_read_and_checked_whole(
-    local: Folder, monkeypatch: pytest.MonkeyPatch, flip: Make, name: str, parts: Collection[str]
-) -> None:
-    cache = golden_cache(local, name)
-    part = cache.shards[0].row_groups[1]
-    groups = CacheRows(cache, parts)
-    requests = Requests(cache.store, monkeypatch)
-    read_group(groups, 1)
-    [(_, start, stop)] = requests.ranges
-    if name == "v1":
-        assert (start, stop) == (part.start, part.stop)
-        for at in (part.start, part.stop - 1):
-            flip(cache.store, cache.shards[0].path, at)
-            with pytest.raises(CorruptShard, match=rf"row group 1 \(bytes {part.start} to {part.stop}\)"):
-                read_group(groups, 1)
-            flip(cache.store, cache.shards[0].path, at)
-        read_group(groups, 1)
-    elif parts != PARTS:
-        assert stop - start < part.stop - part.start
-
-
-@pytest.mark.parametrize("name", ["v1", "v1-sections"])
-def test_texts_stay_with_their_rows_in_a_stream(local: Folder, name: str) -> None:
-    groups = CacheRows(golden_cache(local, name))
+def test_texts_stay_with_their_rows_in_a_stream(local: Folder) -> None:
+    groups = CacheRows(golden_cache(local))
     right = {
         str(sample): label
         for group in range(3)
@@ -685,28 +660,6 @@ def test_shards_of_other_columns_are_refused(local: Folder, make_samples: Make) 
     assert caught.value.args[1].startswith(f"The first one of {cache.url} has x float32, ")
     # Without inputs they are alike.
     assert ids_of(batches(Stream(CacheRows(cache, ["targets"]), batch_size=8), 1)) != []
-
-
-def test_shards_whose_columns_lie_in_another_order_go_together(
-    local: Folder, make_samples: Make, make_batch: Make, teacher: Make
-) -> None:
-    """As those of the first version and later ones do."""
-    commits: list[Commit] = []
-    for first in (0, 6):
-        batch = make_batch(make_samples(6, first), "k")
-        names = batch.schema.names if first else ["sample_id", "label", *batch.schema.names[:2], "soft_logits"]
-        schema = pa.schema([batch.schema.field(name) for name in names], metadata=batch.schema.metadata)
-        staged = local.stage()
-        rows = write_shard(staged, schema, [batch])
-        commits.append(commit_shard(local, sha256_of(first), new_attempt(), staged, rows))
-    assert not commits[0].row_groups[0].sections and commits[1].row_groups[0].sections
-    for parts in PARTED:
-        groups = CacheRows(seal(local, "both", commits, {}), parts)
-        seen: list[int] = []
-        for rows in scan(groups, 5):
-            check_rows(rows, teacher)
-            seen += rows.sample_id.tolist()
-        assert seen == list(range(12))
 
 
 def test_a_store_that_lies_anywhere_gives_the_same(folder: Folder, make_cache: Make, teacher: Make) -> None:

@@ -27,8 +27,7 @@ from storage.samples.samples import INPUTS_XXH3, INPUTS_XXH3_FIELD, Columns, as_
 CLASSES = 5
 GROUP_ROWS = 4
 
-# older: as the first shards were, plain columns first, without summaries.
-Kind = Literal["stored", "referenced", "older"]
+Kind = Literal["stored", "referenced"]
 
 
 def raw_rows(ids: Sequence[int], *, texts: bool = False, label: bool = True) -> pa.Table:
@@ -58,11 +57,8 @@ def put_rows(store: Folder, ids: Sequence[int], kind: Kind = "stored", **rows: b
     key = sha256_of(["shard", list(map(int, ids)), kind, *sorted(rows.items())])
     header = ShardHeader(FORMAT_VERSION, key, encoding, CLASSES, "teacher", rows_digest(samples))
     extras = [*SUMMARY_FIELDS, *([INPUTS_XXH3_FIELD] if kind == "referenced" else [])]
-    kept = kept_columns(samples.schema, "referenced" if kind == "referenced" else "stored")
+    kept = kept_columns(samples.schema, kind)
     schema = shard_schema(kept, header, extras)
-    if kind == "older":
-        names = [*samples.schema.names, *(f.name for f in encoding.fields(CLASSES))]
-        schema = pa.schema([schema.field(name) for name in names], metadata=schema.metadata)
     soft_PV = (-(at[:, None] * 7 + np.arange(CLASSES) * 13) % 29 / 4).astype(np.float32)
     arrays: dict[str, Any] = {name: samples.column(name).combine_chunks() for name in samples.schema.names}
     arrays |= {"soft_entropy": pa.array(entropy_of(at)), "soft_top1": pa.array(top1_of(at))}

@@ -14,43 +14,19 @@ from storage.base.errors import CorruptShard, NoCache, RecipeError
 from storage.base.names import NAME_PATTERN, nearest
 from storage.cache.checked_reads import read_footer
 from storage.cache.commits import Commit, commit_path
+from storage.cache.facts import CacheFacts
 from storage.cache.index import Index, cache_digest, cache_key, index_of, is_index_of, read_index
-from storage.format.shard import FORMAT_VERSION, stored_inputs
+from storage.format.shard import FORMAT_VERSION
 from storage.objectstore.folder import Folder
-from storage.samples.samples import LABEL
-
-# What `cache.json` says of a cache, field by field.
-_TOLD = (
-    "name",
-    "encoding",
-    "classes",
-    "samples",
-    "positions",
-    "bytes",
-    "quarantined",
-    "inputs",
-    "labelled",
-    "lineage",
-)
 
 
-@dataclass(frozen=True)
-class Cache:
-    """What `cache.json` says, and the shards that the index lists, in their order."""
+@dataclass(frozen=True, kw_only=True)
+class Cache(CacheFacts):
+    """A sealed cache: what `cache.json` says, and the shards that the index lists, in their order."""
 
     store: Folder
     key: str
     digest: str
-    name: str
-    encoding: dict[str, Any]
-    classes: int
-    samples: int
-    positions: int
-    bytes: int
-    quarantined: int
-    inputs: list[str]
-    labelled: bool
-    lineage: dict[str, Any]
     index: Index
 
     @cached_property
@@ -70,20 +46,11 @@ class Cache:
     def facts(self) -> dict[str, Any]:
         """The answer of `storage show`, without the shards."""
         return {
-            "name": self.name,
+            **self.to_dict(),
             "url": self.url,
             "cache_key": self.key,
             "cache_digest": self.digest,
-            "encoding": self.encoding,
-            "classes": self.classes,
             "shards": len(self.index),
-            "samples": self.samples,
-            "positions": self.positions,
-            "bytes": self.bytes,
-            "quarantined": self.quarantined,
-            "inputs": self.inputs,
-            "labelled": self.labelled,
-            "lineage": self.lineage,
         }
 
 
@@ -107,22 +74,12 @@ def seal(store: Folder, name: str, shards: Sequence[Commit], lineage: dict[str, 
             if not is_index_of(store.read(index_path), index):
                 store.write(index_path, data)
             data = store.read(index_path)
-        rows = sum(shard.rows for shard in shards)
         facts = {
             "format_version": FORMAT_VERSION,
             "cache_key": key,
             "cache_digest": cache_digest(index),
-            "name": name,
             "index": {"path": "index.parquet", "bytes": len(data), "sha256": _sha256(data)},
-            "encoding": header.encoding.to_dict(),
-            "classes": header.classes,
-            "samples": rows,
-            "positions": rows * (header.positions or 1),
-            "bytes": sum(shard.bytes for shard in shards),
-            "quarantined": sum(len(shard.quarantined) for shard in shards),
-            "inputs": stored_inputs(schema, header),
-            "labelled": LABEL in schema.names,
-            "lineage": lineage,
+            **CacheFacts.of(index, header, schema, name, lineage).to_dict(),
         }
         store.create(f"caches/{key}/cache.json", json.dumps(facts, indent=1, sort_keys=True).encode())
     known = (_sha256(data), index)
@@ -227,7 +184,7 @@ def read_cache(store: Folder, key: str, known: tuple[str, Index] | None = None) 
     try:
         facts = json.loads(store.read(f"caches/{key}/cache.json"))
         version, index_sha256 = facts["format_version"], facts["index"]["sha256"]
-        told = {name: facts[name] for name in ("cache_digest", *_TOLD)}
+        digest, described = facts["cache_digest"], CacheFacts.from_dict(facts)
     except (FileNotFoundError, NotADirectoryError):
         raise NoCache(
             f"The cache {where} is not sealed: it has no cache.json.",
@@ -251,10 +208,9 @@ def read_cache(store: Folder, key: str, known: tuple[str, Index] | None = None) 
             "Restore the file from a copy, or remove the cache's folder and run the teacher's recipe to seal it anew.",
         )
     index = known[1] if known is not None and known[0] == found else read_index(data, f"{where}/index.parquet")
-    digest = told.pop("cache_digest")
     if cache_digest(index) != digest or cache_key(name for (name,) in index.facts("shard_key")) != key:
         raise CorruptShard(f"The shards that {where} lists do not give its digest {digest[:16]}.")
-    return Cache(store=store, key=key, digest=digest, index=index, **told)
+    return Cache(store=store, key=key, digest=digest, index=index, **described.to_dict())
 
 
 def _sha256(data: bytes) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from storage.base.errors import CorruptShard
 from storage.samples.samples import is_own
@@ -15,43 +14,63 @@ from storage.samples.samples import is_own
 SECTIONS = ("inputs", "plain", "targets")
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A part of a row group, from where the one before it stops, and its xxh3-128."""
+class ByteRange(NamedTuple):
+    """Bytes [start, stop) of a shard, and their xxh3-128. Of the footer rows is 0."""
 
+    start: int
     stop: int
+    rows: int
     xxh3: str
 
 
-@dataclass(frozen=True, slots=True)
-class ByteRange:
-    """Bytes [start, stop) of a shard, and their xxh3-128. A row group's, or the footer's (rows = 0).
+class RowGroup(NamedTuple):
+    """A row group: bytes [start, stop) of its shard, where its sections stop, and the xxh3-128 of all and of each.
 
-    sections: of a row group one for each of SECTIONS; the footer has none.
+    The first section begins at start, each other one where the section before it stops, and the targets stop at stop.
+    The fields are those of a row group in the index, which keeps them as columns.
     """
 
     start: int
     stop: int
     rows: int
     xxh3: str
-    sections: tuple[Section, ...] = ()
+    inputs_stop: int
+    inputs_xxh3: str
+    plain_stop: int
+    plain_xxh3: str
+    targets_xxh3: str
+
+    @property
+    def sections(self) -> dict[str, tuple[int, str]]:
+        """Of each of SECTIONS where it stops, and its xxh3-128."""
+        return {
+            "inputs": (self.inputs_stop, self.inputs_xxh3),
+            "plain": (self.plain_stop, self.plain_xxh3),
+            "targets": (self.stop, self.targets_xxh3),
+        }
+
+    def part(self, parts: Collection[str]) -> tuple[int, int, list[tuple[int, str]]]:
+        """The bytes [start, stop) that hold some of SECTIONS, and the digests that check them.
+
+        The digests are a list of (stop, xxh3), each of the bytes from where the one before stops. Plain columns are
+        always among the bytes.
+        """
+        checks = [check for name, check in self.sections.items() if name == "plain" or name in parts]
+        return self.start if "inputs" in parts else self.inputs_stop, checks[-1][0], checks
 
     def to_dict(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {"start": self.start, "stop": self.stop, "rows": self.rows, "xxh3": self.xxh3}
-        if self.sections:
-            facts["sections"] = [[section.stop, section.xxh3] for section in self.sections]
-        return facts
+        """The row group as a commit record has it."""
+        facts = {name: getattr(self, name) for name in ByteRange._fields}
+        return {**facts, "sections": [list(check) for check in self.sections.values()]}
 
     @staticmethod
-    def from_dict(facts: dict[str, Any], sections: tuple[Section, ...] = ()) -> ByteRange:
-        """Raises KeyError or TypeError for facts of another form."""
-        return ByteRange(facts["start"], facts["stop"], facts["rows"], facts["xxh3"], sections)
-
-    @staticmethod
-    def group_from_dict(facts: dict[str, Any]) -> ByteRange:
-        """A row group. Raises ValueError, KeyError or TypeError for facts of another form."""
-        inputs, plain, targets = facts["sections"]
-        return ByteRange.from_dict(facts, (Section(*inputs), Section(*plain), Section(*targets)))
+    def from_dict(facts: dict[str, Any]) -> RowGroup:
+        """Raises ValueError, KeyError or TypeError for facts of another form."""
+        (inputs_stop, inputs_xxh3), (plain_stop, plain_xxh3), (stop, targets_xxh3) = facts["sections"]
+        if stop != facts["stop"]:
+            raise ValueError(f"the last section stops at {stop}, and its row group at {facts['stop']}")
+        checks = inputs_stop, inputs_xxh3, plain_stop, plain_xxh3, targets_xxh3
+        return RowGroup(facts["start"], facts["stop"], facts["rows"], facts["xxh3"], *checks)
 
 
 def section_of(name: str, targets: Collection[str]) -> str:

@@ -19,7 +19,7 @@ from storage.base.digest import canonical_json, range_digest
 from storage.base.errors import CorruptShard, RecipeError
 from storage.encodings import Encoding, make_encoding
 from storage.encodings.targets import Targets, with_mask
-from storage.format.sections import ByteRange, Section, section_of, section_stops
+from storage.format.sections import ByteRange, RowGroup, section_of, section_stops
 from storage.samples import tensor_columns
 from storage.samples.samples import LABEL, SAMPLE_ID
 
@@ -220,7 +220,7 @@ def _width(field: pa.Field) -> int:
         return 32  # text
 
 
-def byte_ranges(path: Path) -> tuple[list[ByteRange], ByteRange]:
+def byte_ranges(path: Path) -> tuple[list[RowGroup], ByteRange]:
     """The row groups of a shard file, and its footer, with their digests; read back from the disk.
 
     Raises CorruptShard for a Parquet file that is no shard.
@@ -229,7 +229,7 @@ def byte_ranges(path: Path) -> tuple[list[ByteRange], ByteRange]:
     schema = metadata.schema.to_arrow_schema()
     targets = {field.name for field in read_header(schema, str(path)).fields()}
     kinds = [section_of(name, targets) for name in schema.names]
-    groups: list[ByteRange] = []
+    groups: list[RowGroup] = []
     with open(path, "rb") as file:
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
@@ -239,8 +239,9 @@ def byte_ranges(path: Path) -> tuple[list[ByteRange], ByteRange]:
             file.seek(start)
             data = memoryview(file.read(stop - start))
             cuts = [start, *section_stops(places, kinds)]
-            sections = (Section(b, range_digest(data[a - start : b - start])) for a, b in pairwise(cuts))
-            groups.append(ByteRange(start, stop, group.num_rows, range_digest(data), tuple(sections)))
+            inputs, plain, targets = (range_digest(data[a - start : b - start]) for a, b in pairwise(cuts))
+            whole = ByteRange(start, stop, group.num_rows, range_digest(data))
+            groups.append(RowGroup(*whole, cuts[1], inputs, cuts[2], plain, targets))
         start = groups[-1].stop if groups else 4
         file.seek(start)
         rest = file.read()

@@ -77,7 +77,7 @@ class CacheRows:
 
     def name_of(self, group: int) -> str:
         index = self.cache.index
-        start, stop, _ = index.range(group, self.parts)
+        start, stop, _ = index.group(group).part(self.parts)
         return f"row group {index.within[group]} (bytes {start} to {stop}) of {self._url(int(index.shard[group]))}"
 
     def _url(self, shard: int) -> str:
@@ -90,7 +90,7 @@ class CacheRows:
         """Raises CorruptShard, which names the shard and the row group, and StoreLost."""
         index = self.cache.index
         footer, within = self._footer(int(index.shard[group])), int(index.within[group])
-        start, stop, _ = index.range(group, self.parts)
+        start, stop, _ = index.group(group).part(self.parts)
         landing = Landing(footer.chunks(within), start, stop, out, self._scratch(stop - start))
         self._fetch_twice(group, landing.pieces)
         others = [c.name for c in self.columns if c.dtype is None or not landing.decode(c.name, out[c.name])]
@@ -108,7 +108,7 @@ class CacheRows:
 
     def table(self, group: int, names: Sequence[str]) -> pa.Table:
         """Columns of a row group as Arrow has them; they lie in what `parts` says. Raises as `load` does."""
-        start, stop, _ = self.cache.index.range(group, self.parts)
+        start, stop, _ = self.cache.index.group(group).part(self.parts)
         data = self._scratch(stop - start)
         self._fetch_twice(group, [data])
         footer, within = self._footer(int(self.cache.index.shard[group])), int(self.cache.index.within[group])
@@ -120,7 +120,7 @@ class CacheRows:
 
     def _fetch(self, group: int, pieces: Sequence[memoryview]) -> None:
         index = self.cache.index
-        start, stop, checks = index.range(group, self.parts)
+        start, stop, checks = index.group(group).part(self.parts)
         shard, where = int(index.shard[group]), f"row group {index.within[group]} (bytes {start} to {stop})"
         path, url = index.path(shard), self._url(shard)
         try:

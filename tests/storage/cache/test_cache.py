@@ -22,15 +22,15 @@ from storage.cache.catalog import list_caches, verify
 from storage.cache.checked_reads import read_checked, read_footer
 from storage.cache.commits import Commit
 from storage.cache.index import Index, index_of
-from storage.format.sections import ByteRange, Section
+from storage.format.sections import ByteRange, RowGroup
 from storage.objectstore.folder import Folder
 
 Make = Callable[..., Any]
 
 
 def commit(key: str, rows: int, sha256: str = "ee" * 32, attempt: str = "a1") -> Commit:
-    part = ByteRange(4, 9, rows, "00", (Section(4, "00"), Section(5, "00"), Section(9, "00")))
-    return Commit(key, attempt, f"shards/{key[:2]}/{key}-{attempt}.parquet", 9, sha256, rows, (part,), part)
+    group, footer = RowGroup(4, 9, rows, "00", 4, "00", 5, "00", "00"), ByteRange(9, 12, 0, "00")
+    return Commit(key, attempt, f"shards/{key[:2]}/{key}-{attempt}.parquet", 9, sha256, rows, (group,), footer)
 
 
 def digest_of(shards: Sequence[Commit]) -> str:
@@ -561,7 +561,16 @@ def test_a_name_that_could_be_no_file_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("samples", 999), ("bytes", 1), ("classes", 77), ("encoding", {"encoding": "dense"}), ("labelled", 3)],
+    [
+        ("samples", 999),
+        ("positions", 1),
+        ("bytes", 1),
+        ("classes", 77),
+        ("encoding", {"encoding": "dense"}),
+        ("quarantined", 5),
+        ("inputs", ["other"]),
+        ("labelled", 3),
+    ],
 )
 def test_verify_finds_a_cache_json_that_says_what_the_shards_do_not(
     folder: Folder, make_cache: Make, name: str, value: Any

@@ -18,7 +18,7 @@ from storage.base.errors import CorruptShard
 from storage.cache.cache import seal
 from storage.cache.commits import Commit, Quarantined
 from storage.cache.index import INDEX_SCHEMA, index_of, is_index_of, read_index
-from storage.format.sections import SECTIONS, ByteRange, Section
+from storage.format.sections import SECTIONS, ByteRange, RowGroup
 from storage.objectstore.folder import Folder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -37,10 +37,10 @@ def random_commit(dice: random.Random) -> Commit:
         start = dice.randrange(2**40)
         return ByteRange(start, start + dice.randrange(2**24), dice.randrange(2**20), digest())
 
-    def some_group() -> ByteRange:
-        group = some_range()
-        stops = [*sorted(dice.randint(group.start, group.stop) for _ in range(2)), group.stop]
-        return replace(group, sections=tuple(Section(stop, digest()) for stop in stops))
+    def some_group() -> RowGroup:
+        whole = some_range()
+        inputs, plain = sorted(dice.randint(whole.start, whole.stop) for _ in range(2))
+        return RowGroup(*whole, inputs, digest(), plain, digest(), digest())
 
     key, attempt = f"{dice.getrandbits(256):064x}", f"{dice.getrandbits(64):016x}"
     reasons = ["", "NaN in class 3", "zu groß: 9×9 \U0001f9ea", 'a "quoted" line\nand another']
@@ -131,23 +131,10 @@ def test_row_groups_are_numbered_through_all_shards(read: bool) -> None:
     places = [(number, within) for number, shard in enumerate(shards) for within in range(len(shard.row_groups))]
     groups = [group for shard in shards for group in shard.row_groups]
     assert list(zip(index.shard.tolist(), index.within.tolist(), strict=True)) == places
-    found = zip(index.start.tolist(), index.stop.tolist(), index.rows.tolist(), strict=True)
-    assert list(found) == [(group.start, group.stop, group.rows) for group in groups]
-    kinds = {name: getattr(index, name).dtype.name for name in ("rows", "start", "stop", "shard", "within")}
-    assert kinds == {"rows": "int64", "start": "int64", "stop": "int64", "shard": "int32", "within": "int32"}
-
-
-def test_a_range_is_the_smallest_that_holds_what_is_asked_for_with_a_digest_for_all_of_it() -> None:
-    three = (Section(40, "i"), Section(50, "p"), Section(90, "t"))
-    [shard] = commits(0, 1)
-    group = ByteRange(10, 90, 7, "whole", three)
-    index = index_of([shard, replace(shard, row_groups=(group,))])
-    last = len(index.rows) - 1
-    assert index.range(last, {"inputs"}) == (10, 50, [(40, "i"), (50, "p")])
-    assert index.range(last, {"targets"}) == (40, 90, [(50, "p"), (90, "t")])
-    assert index.range(last, {"targets", "inputs"}) == (10, 90, [(40, "i"), (50, "p"), (90, "t")])
-    assert index.range(last, {"plain", "inputs"}) == index.range(last, {"inputs"})
-    assert index.range(last, ()) == index.range(last, {"plain"}) == (40, 50, [(50, "p")])
+    assert [index.group(number) for number in range(len(groups))] == groups
+    assert index.rows.tolist() == [group.rows for group in groups]
+    kinds = {name: getattr(index, name).dtype.name for name in ("rows", "shard", "within")}
+    assert kinds == {"rows": "int64", "shard": "int32", "within": "int32"}
 
 
 @pytest.mark.parametrize("parts", [(), ("inputs",), ("targets",), SECTIONS])
@@ -155,9 +142,11 @@ def test_the_bytes_of_a_range_are_those_that_its_digests_name(
     local: Folder, put_shard: Any, parts: tuple[str, ...]
 ) -> None:
     index = index_of([put_shard(local, 9), put_shard(local, 5, 20)])
-    read, whole = 0, int((index.stop - index.start).sum())
+    read = whole = 0
     for group, shard in enumerate(index.shard.tolist()):
-        start, stop, checks = index.range(group, parts)
+        held = index.group(group)
+        start, stop, checks = held.part(parts)
+        whole += held.stop - held.start
         assert checks[-1][0] == stop
         data, at = local.read_range(index.path(shard), start, stop), start
         for end, xxh3 in checks:
@@ -173,18 +162,14 @@ def test_indexes_of_the_same_shards_are_equal_and_of_others_are_not() -> None:
     assert index == read_index(index.to_bytes()) and index != shards
     held = next(number for number, shard in enumerate(shards) if shard.row_groups)
     group = shards[held].row_groups[0]
-    inputs, plain, targets = group.sections
     for other in (
         replace(shards[held], path="elsewhere"),
         replace(shards[held], quarantined=(Quarantined("s", "another"),)),
-        replace(shards[held], footer=replace(shards[held].footer, xxh3="00")),
+        replace(shards[held], footer=shards[held].footer._replace(xxh3="00")),
         replace(shards[held], row_groups=shards[held].row_groups[1:]),
         *(
-            replace(shards[held], row_groups=(replace(group, sections=sections), *shards[held].row_groups[1:]))
-            for sections in (
-                (Section(inputs.stop, "00"), plain, targets),
-                (inputs, plain, Section(group.stop, "00")),
-            )
+            replace(shards[held], row_groups=(group._replace(**{name: "00"}), *shards[held].row_groups[1:]))
+            for name in ("inputs_xxh3", "targets_xxh3")
         ),
     ):
         assert index_of([*shards[:held], other, *shards[held + 1 :]]) != index
@@ -221,7 +206,7 @@ def test_the_golden_index_is_read_with_its_exact_values() -> None:
     assert (second.shard_key, second.row_groups, second.footer) == ("second-key", (), ByteRange(4, 10, 0, "cd" * 16))
     assert second.quarantined == (Quarantined("img-7-é", "NaN in class 3"),)
     assert index.rows.tolist() == [4, 4, 2] and index.shard.tolist() == [0, 0, 0] and index.within.tolist() == [0, 1, 2]
-    assert index.range(0, {"targets"}) == GOLDEN_TARGETS
+    assert index.group(0).part({"targets"}) == GOLDEN_TARGETS
     assert is_index_of(data, index_of([first, second]))
 
 

@@ -157,9 +157,8 @@ def test_only_the_bytes_of_the_parts_are_read(cache: Cache, requests: Requests, 
     groups = CacheRows(cache, parts)
     shard = cache.shards[1]
     [part] = shard.row_groups
-    inputs, plain, _ = part.sections
-    start = part.start if "inputs" in parts else inputs.stop
-    stop = part.stop if "targets" in parts else plain.stop
+    start = part.start if "inputs" in parts else part.inputs_stop
+    stop = part.stop if "targets" in parts else part.plain_stop
     first = cache.shards[0]
     assert requests.ranges == [(first.path, first.footer.start, first.footer.stop)]
     requests.ranges.clear()
@@ -214,8 +213,8 @@ def test_row_groups_are_named_for_people(cache: Cache) -> None:
     part = cache.shards[2].row_groups[1]
     url = cache.store.url_of(cache.shards[2].path)
     assert CacheRows(cache).name_of(5) == f"row group 1 (bytes {part.start} to {part.stop}) of {url}"
-    inputs = part.sections[0].stop
-    assert CacheRows(cache, ["targets"]).name_of(5) == f"row group 1 (bytes {inputs} to {part.stop}) of {url}"
+    targets = f"row group 1 (bytes {part.inputs_stop} to {part.stop}) of {url}"
+    assert CacheRows(cache, ["targets"]).name_of(5) == targets
 
 
 @parted
@@ -251,7 +250,7 @@ def test_rows_do_not_change_when_others_are_read(put: Make, compression: str) ->
 def regions(shard: Commit, parts: Collection[str]) -> dict[str, tuple[int, int, bool]]:
     """The bytes [start, stop) of each region of a shard of one row group, and whether they are read."""
     [part] = shard.row_groups
-    inputs, plain, targets = (section.stop for section in part.sections)
+    inputs, plain, targets = part.inputs_stop, part.plain_stop, part.stop
     return {
         "inputs": (part.start, inputs, "inputs" in parts),
         "plain": (inputs, plain, True),
@@ -322,7 +321,7 @@ def test_a_range_that_is_cut_off_is_named(cache: Cache, parts: Collection[str]) 
     """The file ends in the row group, whose footer is known."""
     groups = CacheRows(cache, parts)
     shard = cache.shards[0]
-    start, stop, _ = cache.index.range(2, parts)
+    start, stop, _ = cache.index.group(2).part(parts)
     whole = cache.store.read(shard.path)
     for kept in (stop - 1, (start + stop) // 2, start, 0):
         cache.store.write(shard.path, whole[:kept])
@@ -400,7 +399,7 @@ class Failing:
 
 
 def shard_range(cache: Cache, parts: Collection[str], footer: bool) -> tuple[int, int]:
-    start, stop, _ = cache.index.range(3, parts)
+    start, stop, _ = cache.index.group(3).part(parts)
     return (cache.shards[1].footer.start, cache.shards[1].footer.stop) if footer else (start, stop)
 
 
@@ -460,7 +459,7 @@ def test_a_stream_goes_on_after_an_error_when_the_fault_is_mended(
 ) -> None:
     expected = ids_of(batches(Stream(CacheRows(cache), batch_size=4, seed=2, lanes=2, window=5), 12))
     stream = Stream(CacheRows(cache), batch_size=4, seed=2, lanes=2, window=5, reading=Reading(0, 1))
-    start, _, _ = cache.index.range(4, PARTS)
+    start, _, _ = cache.index.group(4).part(PARTS)
     requests.fault = lambda path, at, data: (
         fault(path, at, data) if (path, at) == (cache.shards[2].path, start) else data
     )
@@ -481,7 +480,7 @@ def test_what_no_second_try_can_mend_is_not_tried_twice(cache: Cache, requests: 
         raise StoreError(f"{path}: access was refused.")
 
     groups = CacheRows(cache)
-    failing = requests.fault = Failing(refused, cache.index.range(3, PARTS)[0], 9)
+    failing = requests.fault = Failing(refused, cache.index.group(3).part(PARTS)[0], 9)
     with pytest.raises(StoreError):
         read_group(groups, 3)
     assert failing.asked == 1
@@ -491,7 +490,7 @@ def test_a_store_that_is_slow_is_named_in_the_log(
     cache: Cache, requests: Requests, warnings_of: Callable[[], list[str]]
 ) -> None:
     groups = CacheRows(cache)
-    start = cache.index.range(3, PARTS)[0]
+    start = cache.index.group(3).part(PARTS)[0]
 
     def late(path: str, at: int, data: bytes) -> bytes:
         if (path, at) == (cache.shards[1].path, start):

@@ -138,10 +138,10 @@ def test_a_range_that_comes_wrong_once_is_fetched_again(cache: Cache, caplog: py
 
 def test_damage_in_a_plain_section_is_an_error_and_elsewhere_it_is_not_seen(cache: Cache, flip: Make) -> None:
     group = cache.shards[1].row_groups[0]
-    flip(cache.store, cache.shards[1].path, group.sections[2].stop - 1)
+    flip(cache.store, cache.shards[1].path, group.stop - 1)
     check(plain_table(cache))
     cache.store.remove(f"caches/{cache.key}/{kept_names(cache)[0]}")
-    flip(cache.store, cache.shards[1].path, group.sections[1].stop - 1)
+    flip(cache.store, cache.shards[1].path, group.plain_stop - 1)
     with pytest.raises(CorruptShard, match=re.escape(cache.shards[1].path)):
         plain_table(cache)
     assert not kept_names(cache)

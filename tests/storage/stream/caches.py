@@ -18,6 +18,7 @@ from storage.cache.commits import Commit, commit_shard, new_attempt
 from storage.encodings.dense import Dense
 from storage.encodings.targets import DenseTargets
 from storage.format.position_columns import SUMMARY_FIELDS
+from storage.format.sections import SECTIONS
 from storage.format.shard import FORMAT_VERSION, ROW_GROUP_BYTES, ShardHeader, shard_schema, write_shard
 from storage.objectstore.folder import Folder
 from storage.samples import tensor_columns
@@ -118,10 +119,7 @@ def watch(store: Folder, spoil: Callable[[int], bool] = lambda _: False) -> Read
 
 def section_bytes(cache: Cache, section: str) -> int:
     """The bytes of one section of all row groups."""
-    before = {"inputs": None, "plain": 0, "targets": 1}[section]
-    at = {"inputs": 0, "plain": 1, "targets": 2}[section]
-    return sum(
-        group.sections[at].stop - (group.start if before is None else group.sections[before].stop)
-        for shard in cache.shards
-        for group in shard.row_groups
-    )
+    groups = [group for shard in cache.shards for group in shard.row_groups]
+    bounds = [(group.start, group.inputs_stop, group.plain_stop, group.stop) for group in groups]
+    at = SECTIONS.index(section)
+    return sum(stops[at + 1] - stops[at] for stops in bounds)

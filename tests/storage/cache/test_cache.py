@@ -516,16 +516,24 @@ def test_verify_names_every_damaged_shard_and_goes_on_after_one_that_is_gone(
     assert answer["problems"][0].endswith("is not there.")
 
 
-def test_a_checked_read_gives_the_bytes_or_names_shard_and_part(folder: Folder, make_cache: Make, flip: Make) -> None:
+def test_a_checked_read_gives_the_bytes_or_names_shard_and_part(
+    folder: Folder, make_cache: Make, flip: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     shard = make_cache(folder).shards[0]
     part = shard.row_groups[0]
     data = folder.read(shard.path)
-    assert read_checked(folder, shard, part.start, part.stop, part.xxh3, "row group 0") == data[part.start : part.stop]
+    start, stop, checks = part.part({"inputs", "targets"})
+    into = bytearray(stop - start)
+    pieces = [memoryview(into)[:7], memoryview(into)[7:]]
+    read_checked(folder, shard.path, start, pieces, checks, "row group 0")
+    assert into == data[part.start : part.stop] and not caplog.records
     flip(folder, shard.path, part.stop - 1)
     with pytest.raises(
         CorruptShard, match=rf"{shard.path} is damaged: row group 0 \(bytes {part.start} to {part.stop}\)"
     ):
-        read_checked(folder, shard, part.start, part.stop, part.xxh3, "row group 0")
+        read_checked(folder, shard.path, start, pieces, checks, "row group 0")
+    [line] = [record.getMessage() for record in caplog.records]
+    assert shard.path in line and line.endswith(" It is fetched again.")
     read_footer(folder, shard)
     folder.remove(shard.path)
     with pytest.raises(CorruptShard, match=rf"{shard.path} is not there"):

@@ -90,7 +90,7 @@ def write_source(folder: Path, files: dict[str, Sequence[int]], *, group_rows: i
 
 @dataclass
 class Reads:
-    """The ranges of shards that were read: path, start, stop. Footers are read by `read_range`, rows by pieces."""
+    """The ranges of row groups that were read: path, start, stop."""
 
     rows: list[tuple[str, int, int]] = field(default_factory=list[tuple[str, int, int]])
 
@@ -104,9 +104,12 @@ def watch(store: Folder, spoil: Callable[[int], bool] = lambda _: False) -> Read
     reads, really, turn = Reads(), store.read_pieces, threading.Lock()
 
     def read_pieces(path: str, start: int, pieces: Sequence[memoryview]) -> int:
+        stop = start + sum(map(len, pieces))
+        if stop == store.size(path):  # a footer
+            return really(path, start, pieces)
         # Several threads read; each range has a number of its own.
         with turn:
-            reads.rows.append((path, start, start + sum(map(len, pieces))))
+            reads.rows.append((path, start, stop))
             number = len(reads.rows)
         count = really(path, start, pieces)
         if spoil(number):

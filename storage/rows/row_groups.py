@@ -96,6 +96,12 @@ def empty(columns: Sequence[Column], rows: int) -> Arrays:
     return {c.name: np.empty((rows, *c.shape), c.dtype) for c in columns if c.dtype is not None}
 
 
+def evenly_spaced(groups: RowGroups, count: int) -> list[int]:
+    """Up to `count` of the row groups that have rows, evenly spaced from the first of them to the last."""
+    some = np.flatnonzero(groups.rows)
+    return some[np.linspace(0, len(some) - 1, min(count, len(some))).astype(int)].tolist()
+
+
 def first_rows(groups: RowGroups, count: int) -> Rows:
     """Up to `count` of the first rows, as many as the first row group with any has. Raises SourceError for no rows."""
     some = np.flatnonzero(groups.rows)

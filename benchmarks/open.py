@@ -67,7 +67,7 @@ def _in_a_process(folder: str) -> dict[str, dict[str, float]]:
 
 def stages(store: str) -> Iterator[str]:
     """What a reader does, with the name of each stage when it is done; the first one is not told of."""
-    from storage.cache.cache import open_cache
+    from storage.cache.open import open_cache
     from storage.stream.stream import Stream
 
     yield "imports"
@@ -135,10 +135,10 @@ def fill(folder: str, groups: int) -> int:
     import pyarrow as pa
 
     from storage.base.digest import sha256_file
-    from storage.cache.cache import cache_digest, cache_key
     from storage.cache.facts import CacheFacts
+    from storage.cache.keys import cache_digest, cache_key
     from storage.encodings.dense import Dense
-    from storage.format.shard import FORMAT_VERSION, ShardHeader
+    from storage.format.header import FORMAT_VERSION, ShardHeader
     from storage.objectstore.folder import Folder
 
     store, index = Folder(folder), made_index(groups)

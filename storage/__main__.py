@@ -11,9 +11,9 @@ from typing import Any
 
 from jobs.console import Progress, last, run_command, say, table
 from storage.base.errors import NoCache
-from storage.cache.cache import is_store, open_cache
 from storage.cache.catalog import list_caches, verify
 from storage.cache.gc import collect, forget
+from storage.cache.open import is_store, open_cache
 from storage.objectstore.folder import Folder
 from storage.objectstore.location import absolute
 

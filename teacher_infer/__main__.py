@@ -70,7 +70,7 @@ def _audit(given: Sequence[str]) -> int:
     asked = parser.parse_intermixed_args(given)
 
     def run() -> tuple[dict[str, Any], str, int]:
-        from storage.cache.cache import open_cache
+        from storage.cache.open import open_cache
         from storage.objectstore.location import absolute
 
         if not os.path.isfile(asked.recipe):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from storage.base.digest import pieces_digests
 from storage.base.errors import CorruptShard, StoreLost
 from storage.cache.commits import Commit
-from storage.format.shard import ShardHeader, read_header
+from storage.format.header import ShardHeader, read_header
 from storage.objectstore.folder import Folder
 
 log = logging.getLogger("stillhouse.stream")

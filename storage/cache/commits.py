@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from storage.base.digest import canonical_json, sha256_file
 from storage.base.errors import CorruptShard, StoreLost
+from storage.format.byte_ranges import byte_ranges
 from storage.format.sections import ByteRange, RowGroup
-from storage.format.shard import byte_ranges
-from storage.objectstore.filesystem import in_words
+from storage.objectstore.client_errors import in_words
 from storage.objectstore.folder import Folder
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from storage.cache.index import Index
-from storage.format.shard import ShardHeader, stored_inputs
+from storage.format.header import ShardHeader, stored_inputs
 from storage.samples.samples import LABEL
 
 

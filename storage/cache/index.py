@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice, pairwise
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.base.digest import canonical_json
 from storage.base.errors import CorruptShard
 from storage.cache.commits import PLAIN, Commit, Quarantined, collector_at_rest
 from storage.format.sections import ByteRange, RowGroup
-from storage.format.shard import FORMAT_VERSION
 
 T = TypeVar("T", ByteRange, RowGroup, Quarantined)
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -115,27 +112,6 @@ def _numbers(array: Any, dtype: Any) -> np.ndarray[Any, Any]:
 
 def _whole(column: pa.ChunkedArray) -> Any:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def cache_key(shard_keys: Iterable[str]) -> str:
-    """The name of the question: sha256 of {format version, the ordered shard keys}, known before any work."""
-    return _sha256_of(b'{"format_version":%d,"shards":[' % FORMAT_VERSION, shard_keys, b"]}")
-
-
-def cache_digest(index: Index) -> str:
-    """The name of the answer: sha256 of [format version, ordered (shard key, shard sha256, rows)]."""
-    return _sha256_of(b"[%d,[" % FORMAT_VERSION, index.facts("shard_key", "sha256", "rows"), b"]]")
-
-
-def _sha256_of(head: bytes, items: Iterable[Any], tail: bytes) -> str:
-    """sha256 of canonical JSON that has a list in it; some items at a time, since a cache may have 100,000 shards."""
-    digest, left = hashlib.sha256(head), iter(items)
-    comma = b""
-    while some := list(islice(left, _AT_ONCE)):
-        digest.update(comma + canonical_json(some)[1:-1])
-        comma = b","
-    digest.update(tail)
-    return digest.hexdigest()
 
 
 def index_of(shards: Sequence[Commit]) -> Index:

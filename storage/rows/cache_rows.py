@@ -18,7 +18,9 @@ from storage.cache.checked_reads import footer_metadata, read_checked
 from storage.cache.commits import Commit
 from storage.encodings import Encoding
 from storage.encodings.targets import Targets, with_mask
-from storage.format.shard import RangeFile, Rows, chunk_start, read_header
+from storage.format.byte_ranges import RangeFile, chunk_start
+from storage.format.header import read_header
+from storage.format.rows import Rows
 from storage.rows.landing import Chunk, Landing
 from storage.rows.row_groups import Arrays, Column, Ints, plain_rows
 from storage.samples import tensor_columns

@@ -19,8 +19,8 @@ from storage.base.digest import canonical_json, range_digest
 from storage.base.errors import RecipeError, StoreError, StoreFull, StoreLost
 from storage.base.names import nearest
 from storage.cache.cache import Cache
+from storage.format.header import METADATA_KEY
 from storage.format.position_columns import ENTROPY, TOP1
-from storage.format.shard import METADATA_KEY
 from storage.rows.cache_rows import CacheRows
 from storage.rows.prefetch import Reading
 from storage.samples import tensor_columns

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from storage.base.errors import RecipeError
-from storage.format.shard import Rows
-from storage.objectstore.filesystem import in_words
+from storage.format.rows import Rows
+from storage.objectstore.client_errors import in_words
 from storage.order.schedule import Need
 from storage.rows.arena import Arena, Room
 from storage.rows.row_groups import Arrays, Ints, RowGroups, empty, row_bytes

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.base.errors import SourceError
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.samples import tensor_columns
 from storage.samples.samples import LABEL, SAMPLE_ID
 

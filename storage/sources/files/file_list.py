@@ -20,7 +20,8 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.base.errors import SourceError
-from storage.objectstore.filesystem import in_words, is_there
+from storage.objectstore.client_errors import in_words
+from storage.objectstore.filesystem import is_there
 from storage.sources.files.compression import COMPRESSED_ENDINGS
 from storage.sources.files.linked_files import LinkedFiles
 from storage.sources.files.located import opened

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from storage.cache.cache import open_cache
+from storage.cache.open import open_cache
 from tests.jobs.conftest import TOKEN, LiveHead, ended
 
 FOLLOW = "ray job logs {} --follow --address {}"

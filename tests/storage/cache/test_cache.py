@@ -17,11 +17,14 @@ import pytest
 
 from storage.base.digest import sha256_of
 from storage.base.errors import CorruptShard, NoCache, RecipeError, StillhouseError, VerificationError
-from storage.cache.cache import Cache, cache_digest, cache_key, open_cache, read_cache, seal
+from storage.cache.cache import Cache, read_cache
 from storage.cache.catalog import list_caches, verify
 from storage.cache.checked_reads import read_checked, read_footer
 from storage.cache.commits import Commit
 from storage.cache.index import Index, index_of
+from storage.cache.keys import cache_digest, cache_key
+from storage.cache.open import open_cache
+from storage.cache.seal import seal
 from storage.format.sections import ByteRange, RowGroup
 from storage.objectstore.folder import Folder
 
@@ -52,7 +55,7 @@ def test_keys_and_digests_never_change() -> None:
 def test_keys_and_digests_are_of_one_canonical_json_however_it_is_made(
     monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    monkeypatch.setattr("storage.cache.index._AT_ONCE", 3)
+    monkeypatch.setattr("storage.cache.keys._AT_ONCE", 3)
     shards = [commit(f"k{index}", index, f"{index:064x}") for index in range(count)]
     keys = [shard.shard_key for shard in shards]
     assert cache_key(keys) == sha256_of({"format_version": 1, "shards": keys})

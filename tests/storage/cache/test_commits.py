@@ -27,8 +27,9 @@ from storage.cache.commits import (
     settle,
     shard_path,
 )
+from storage.format.byte_ranges import byte_ranges
 from storage.format.sections import ByteRange
-from storage.format.shard import byte_ranges, write_shard
+from storage.format.shard import write_shard
 from storage.objectstore.folder import Folder
 from tests.storage.helpers import files as all_files
 from tests.storage.helpers import race

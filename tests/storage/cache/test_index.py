@@ -15,9 +15,9 @@ import pytest
 
 from storage.base.digest import range_digest
 from storage.base.errors import CorruptShard
-from storage.cache.cache import seal
 from storage.cache.commits import Commit, Quarantined
 from storage.cache.index import INDEX_SCHEMA, index_of, is_index_of, read_index
+from storage.cache.seal import seal
 from storage.format.sections import SECTIONS, ByteRange, RowGroup
 from storage.objectstore.folder import Folder
 

@@ -24,20 +24,11 @@ from storage.base.digest import range_digest
 from storage.base.errors import CorruptShard, RecipeError
 from storage.encodings.dense import Dense
 from storage.format import shard as shards
+from storage.format.byte_ranges import RangeFile, byte_ranges
+from storage.format.header import FORMAT_VERSION, ShardHeader, read_header, shard_schema, stored_inputs
+from storage.format.rows import Rows, decode, sample_rows
 from storage.format.sections import SECTIONS
-from storage.format.shard import (
-    FORMAT_VERSION,
-    RangeFile,
-    Rows,
-    ShardHeader,
-    byte_ranges,
-    decode,
-    read_header,
-    sample_rows,
-    shard_schema,
-    stored_inputs,
-    write_shard,
-)
+from storage.format.shard import write_shard
 from storage.samples import tensor_columns
 from storage.samples.samples import INPUTS_XXH3_FIELD, Columns, as_samples
 from tests.storage.helpers import rows_of

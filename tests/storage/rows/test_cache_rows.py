@@ -22,19 +22,15 @@ import pytest
 
 from storage.base.digest import sha256_of
 from storage.base.errors import CorruptShard, Mismatch, RecipeError, StoreError, StoreLost
-from storage.cache.cache import Cache, open_cache, seal
+from storage.cache.cache import Cache
 from storage.cache.commits import Commit, commit_shard, new_attempt
+from storage.cache.open import open_cache
+from storage.cache.seal import seal
 from storage.encodings.dense import Dense
 from storage.format import shard as shards
-from storage.format.shard import (
-    COMPRESSIONS,
-    FORMAT_VERSION,
-    ShardHeader,
-    decode,
-    read_header,
-    shard_schema,
-    write_shard,
-)
+from storage.format.header import FORMAT_VERSION, ShardHeader, read_header, shard_schema
+from storage.format.rows import decode
+from storage.format.shard import COMPRESSIONS, write_shard
 from storage.objectstore.folder import Folder
 from storage.rows import cache_rows
 from storage.rows.cache_rows import PARTS, CacheRows

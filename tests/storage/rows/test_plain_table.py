@@ -15,7 +15,9 @@ import pytest
 
 from storage.base.digest import range_digest
 from storage.base.errors import CorruptShard, Mismatch, RecipeError, StoreError, StoreFull
-from storage.cache.cache import Cache, open_cache, seal
+from storage.cache.cache import Cache
+from storage.cache.open import open_cache
+from storage.cache.seal import seal
 from storage.encodings.topk import TopK
 from storage.objectstore.folder import Folder
 from storage.rows.plain_table import plain_table

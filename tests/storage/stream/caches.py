@@ -13,13 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.base.digest import sha256_of
-from storage.cache.cache import Cache, seal
+from storage.cache.cache import Cache
 from storage.cache.commits import Commit, commit_shard, new_attempt
+from storage.cache.seal import seal
 from storage.encodings.dense import Dense
 from storage.encodings.targets import DenseTargets
+from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
 from storage.format.position_columns import SUMMARY_FIELDS
 from storage.format.sections import SECTIONS
-from storage.format.shard import FORMAT_VERSION, ROW_GROUP_BYTES, ShardHeader, shard_schema, write_shard
+from storage.format.shard import ROW_GROUP_BYTES, write_shard
 from storage.objectstore.folder import Folder
 from storage.samples import tensor_columns
 from storage.samples.rows_digest import rows_digest

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from storage.base.errors import CorruptShard, ForeignState, RecipeError
-from storage.cache.cache import Cache, seal
+from storage.cache.cache import Cache
+from storage.cache.seal import seal
 from storage.format import shard as shards
 from storage.objectstore.folder import Folder
 from storage.order import sample_order as ordering

@@ -16,7 +16,7 @@ import torch
 import teacher_infer.labelling.writer
 from storage.base.errors import StoreFull
 from storage.encodings.dense import Dense
-from storage.format.shard import FORMAT_VERSION, ShardHeader, shard_schema
+from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
 from storage.samples.samples import Columns, Inputs, as_samples, inputs_digests, kept_columns
 from storage.samples.tensor_columns import pack
 from teacher_infer.labelling.answers import Answers

@@ -191,7 +191,7 @@ class Run:
 
     def go(self, expected: str | None) -> int:
         """Run to the end; 1 when the cache is not the expected one."""
-        from storage.cache.cache import open_cache
+        from storage.cache.open import open_cache
 
         dice = random.Random(self._generator.random())
         self._wait_for_old_workers()
@@ -297,7 +297,7 @@ class Run:
 
     def duplicates(self) -> int:
         """Keys with more than one record, and ids that are not exactly once in the cache."""
-        from storage.cache.cache import open_cache
+        from storage.cache.open import open_cache
         from storage.rows.cache_rows import CacheRows
         from storage.stream.stream import scan
 
@@ -314,7 +314,7 @@ class Run:
 
     def recomputed(self) -> int:
         """Forward passes that began on a span which was committed already."""
-        from storage.cache.cache import open_cache
+        from storage.cache.open import open_cache
 
         if not self.digest:
             return 0

@@ -124,7 +124,7 @@ def _bare(prepared: Any, samples: int) -> float:
 def _loop(spec: Any, source_settings: dict[str, Any], samples: int) -> float:
     import torch
 
-    from storage.format.shard import sample_rows
+    from storage.format.rows import sample_rows
     from storage.sources import make_source
     from teacher_infer.teachers.module import ModuleTeacher
 

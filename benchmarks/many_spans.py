@@ -101,7 +101,9 @@ def fill(folder: Path, spans: int) -> dict[str, Any]:
 
     from storage.base.digest import canonical_json, sha256_file
     from storage.cache.commits import Commit, commit_path
-    from storage.format.shard import FORMAT_VERSION, ShardHeader, byte_ranges, shard_schema, write_shard
+    from storage.format.byte_ranges import byte_ranges
+    from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
+    from storage.format.shard import write_shard
 
     begun = time.perf_counter()
     (folder / "source").mkdir()
@@ -159,7 +161,7 @@ def resume(folder: Path, spans: int) -> dict[str, Any]:
 
 
 def open_sealed(folder: Path, spans: int) -> dict[str, Any]:
-    from storage.cache.cache import open_cache
+    from storage.cache.open import open_cache
 
     begun = time.perf_counter()
     cache = open_cache(f"{folder}/store/many")

@@ -67,7 +67,7 @@ def _in_a_process(folder: str) -> dict[str, dict[str, float]]:
 
 def stages(store: str) -> Iterator[str]:
     """What a reader does, with the name of each stage when it is done; the first one is not told of."""
-    from storage.cache.cache import open_cache
+    from storage.cache.open import open_cache
     from storage.stream.stream import Stream
 
     yield "imports"
@@ -132,8 +132,13 @@ def _memory(name: str) -> int:
 
 def fill(folder: str, groups: int) -> int:
     """A sealed cache of so many row groups, without its shards; the bytes of its index."""
+    import pyarrow as pa
+
     from storage.base.digest import sha256_file
-    from storage.cache.cache import cache_digest, cache_key
+    from storage.cache.facts import CacheFacts
+    from storage.cache.keys import cache_digest, cache_key
+    from storage.encodings.dense import Dense
+    from storage.format.header import FORMAT_VERSION, ShardHeader
     from storage.objectstore.folder import Folder
 
     store, index = Folder(folder), made_index(groups)
@@ -142,22 +147,14 @@ def fill(folder: str, groups: int) -> int:
     store.write(f"caches/{key}/index.parquet", data)
     with store.open(f"caches/{key}/index.parquet") as file:
         facts = {"path": "index.parquet", "bytes": len(data), "sha256": sha256_file(file)}
-    rows, size = map(sum, zip(*index.facts("rows", "bytes"), strict=True))
+    dense = ShardHeader(FORMAT_VERSION, "", Dense(1.0), 1000, "", "")
+    schema = pa.schema([("image", pa.int64()), ("sample_id", pa.int64()), ("label", pa.int64())])
     sealed = {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "cache_key": key,
         "cache_digest": cache_digest(index),
-        "name": "many",
         "index": facts,
-        "encoding": {"encoding": "dense", "dtype": "float16", "temperature": 1.0},
-        "classes": 1000,
-        "samples": rows,
-        "positions": rows,
-        "bytes": size,
-        "quarantined": 0,
-        "inputs": ["image"],
-        "labelled": True,
-        "lineage": {},
+        **CacheFacts.of(index, dense, schema, "many", {}).to_dict(),
     }
     store.write(f"caches/{key}/cache.json", json.dumps(sealed).encode())
     store.write("names/many", key.encode())

@@ -29,8 +29,9 @@ import torch
 
 from jobs.cluster.connect import connect
 from jobs.console import say
-from storage.cache.cache import Cache, open_cache
-from storage.format.shard import sample_rows
+from storage.cache.cache import Cache
+from storage.cache.open import open_cache
+from storage.format.rows import sample_rows
 from storage.objectstore.folder import Folder
 from storage.rows.cache_rows import CacheRows
 from storage.sources import make_source

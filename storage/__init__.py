@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from storage.base.errors import JobError, StillhouseError, UsageError, VerificationError
-from storage.cache.cache import Cache, open_cache
+from storage.cache.cache import Cache
 from storage.cache.catalog import list_caches, verify
+from storage.cache.open import open_cache
 from storage.encodings.targets import DenseTargets, Targets, TopKTargets
 from storage.rows.open import open_rows
 from storage.rows.reading import Reading

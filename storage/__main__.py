@@ -16,9 +16,9 @@ refuse_shadows(__file__, "jobs")
 from jobs.command_line import Command, Program  # noqa: E402
 from jobs.console import Progress, last, say, table  # noqa: E402
 from storage.base.errors import NoCache  # noqa: E402
-from storage.cache.cache import is_store, open_cache  # noqa: E402
 from storage.cache.catalog import list_caches, verify  # noqa: E402
 from storage.cache.gc import collect, forget  # noqa: E402
+from storage.cache.open import is_store, open_cache  # noqa: E402
 from storage.objectstore.folder import Folder  # noqa: E402
 from storage.objectstore.location import absolute  # noqa: E402
 

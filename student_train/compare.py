@@ -14,7 +14,7 @@ from jobs.tracking.settings import TrackingSection
 from jobs.tracking.sqlite_uri import sqlite_path
 from storage.base.digest import sha256_of
 from storage.base.errors import TrackingError, UsageError
-from storage.cache.cache import open_cache
+from storage.cache.open import open_cache
 from storage.objectstore.location import absolute
 
 ROLES = ("teacher", "student", "baseline")

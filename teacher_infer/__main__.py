@@ -76,7 +76,7 @@ def _audit_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _audit(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
-    from storage.cache.cache import open_cache
+    from storage.cache.open import open_cache
     from storage.objectstore.location import absolute
 
     if not os.path.isfile(asked.recipe):

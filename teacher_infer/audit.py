@@ -13,7 +13,7 @@ from storage.base.digest import sha256_of
 from storage.base.errors import RecipeError
 from storage.cache.cache import Cache
 from storage.encodings.targets import IGNORED, TopKTargets
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.order.sample_order import permute
 from storage.rows.cache_rows import CacheRows
 from storage.rows.open import open_rows

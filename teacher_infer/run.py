@@ -9,7 +9,8 @@ from typing import Any
 from jobs.console import say
 from storage.base.errors import RecipeError, StoreError, TeacherError
 from storage.base.redact import redact
-from storage.cache import cache as caches
+from storage.cache import seal as sealing
+from storage.cache.cache import Cache
 from storage.cache.commits import Commit, read_commits
 from storage.cache.leases import lease, live_jobs
 from storage.objectstore.folder import Folder
@@ -43,7 +44,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
         held.check()
         _refuse_empty(prepared.parts, tally)
         sealed = [
-            caches.seal(store, part.name, [tally.commit(span) for span in part.plan.spans], lineage_of(prepared, part))
+            sealing.seal(store, part.name, [tally.commit(span) for span in part.plan.spans], lineage_of(prepared, part))
             for part in prepared.parts
         ]
     seconds = time.monotonic() - started
@@ -87,7 +88,7 @@ def _refuse_empty(parts: Sequence[Part], tally: Tally) -> None:
             raise TeacherError(f"The teacher could label no sample of '{part.name}'.", "A cache has at least one.")
 
 
-def _answers(parts: Sequence[Part], sealed: Sequence[caches.Cache], tally: Tally) -> list[dict[str, Any]]:
+def _answers(parts: Sequence[Part], sealed: Sequence[Cache], tally: Tally) -> list[dict[str, Any]]:
     answers: list[dict[str, Any]] = []
     counted: set[str] = set()
     for part, cache in zip(parts, sealed, strict=True):
@@ -109,7 +110,7 @@ def _answers(parts: Sequence[Part], sealed: Sequence[caches.Cache], tally: Tally
     return answers
 
 
-def _track(prepared: Prepared, sealed: Sequence[caches.Cache]) -> dict[str, Any] | None:
+def _track(prepared: Prepared, sealed: Sequence[Cache]) -> dict[str, Any] | None:
     uri = prepared.recipe.tracking.resolved_uri()
     if uri is None:
         return None

@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from storage.base.digest import sha256_of
-from storage.cache.cache import seal
 from storage.cache.commits import commit_shard, new_attempt
+from storage.cache.seal import seal
 from storage.encodings import Encoding
 from storage.encodings.convert import likeliest
 from storage.encodings.dense import Dense
 from storage.encodings.targets import DenseTargets, Targets
 from storage.encodings.topk import TopK
-from storage.format.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
+from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
+from storage.format.shard import write_shard
 from storage.objectstore.folder import Folder
 from storage.samples.rows_digest import rows_digest
 from storage.samples.samples import Columns, as_samples

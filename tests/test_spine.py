@@ -22,7 +22,7 @@ import yaml
 from jobs.tracking.client import connect
 from jobs.tracking.sqlite_uri import sqlite_uri
 from storage.__main__ import main as storage
-from storage.cache.cache import open_cache
+from storage.cache.open import open_cache
 from student_train.__main__ import main as student_train
 from teacher_infer.__main__ import main as teacher_infer
 

@@ -87,7 +87,7 @@ class OurLoader:
 
 
 def open_groups(home: Path) -> Any:
-    from storage.cache.cache import open_cache
+    from storage.cache.open import open_cache
     from storage.rows.cache_rows import CacheRows
 
     return CacheRows(open_cache(f"{home}/{NAME}"))
@@ -116,7 +116,7 @@ def batch_of(rows: Any) -> Batch:
 
 def write_cache(home: Path, arrays: Arrays, compression: str, times: int) -> None:
     """The rows `times` over, under ids of their own each time."""
-    from storage.cache.cache import seal
+    from storage.cache.seal import seal
     from storage.objectstore.folder import Folder
 
     store = Folder(str(home))
@@ -138,7 +138,8 @@ def _shard(store: Any, part: Arrays, compression: str, smaller: int) -> Any:
     from storage.cache.commits import commit_shard, new_attempt
     from storage.encodings.dense import Dense
     from storage.encodings.targets import DenseTargets
-    from storage.format.shard import FORMAT_VERSION, ShardHeader, row_bytes, shard_schema, write_shard
+    from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
+    from storage.format.shard import row_bytes, write_shard
 
     key = sha256_of(["benchmark", compression, int(part["sample_id"][0]), sorted(part)])
     samples, soft = _samples(part)
@@ -178,6 +179,6 @@ def _samples(part: Arrays) -> tuple[Any, Array]:
 
 def shard_files(home: Path) -> list[Path]:
     """The files of a cache in its order."""
-    from storage.cache.cache import open_cache
+    from storage.cache.open import open_cache
 
     return [home / shard.path for shard in open_cache(f"{home}/{NAME}").shards]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs.failures.device_lost import is_device_lost
 from jobs.failures.out_of_memory import chain, is_out_of_memory
 from storage.base.errors import ClusterError, DeviceLost, StoreLost
-from storage.objectstore.filesystem import NETWORK_ERRNO
+from storage.objectstore.client_errors import NETWORK_ERRNO
 
 PASSING_ERRORS = (StoreLost, DeviceLost, ClusterError)
 

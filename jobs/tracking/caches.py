@@ -20,19 +20,17 @@ from jobs.tracking.client import (
 from storage.base import yaml12
 from storage.cache.cache import Cache
 
+# Which facts of a cache its dataset in MLflow has.
+_PROFILE = ("samples", "shards", "bytes", "cache_digest", "encoding", "classes")
+
 
 def cache_dataset(cache: Cache) -> Any:
     """The cache as an MLflow dataset `logit-cache:<name>`, its digest the cache digest's first 32 digits."""
     from mlflow.data.dataset import Dataset
     from mlflow.data.dataset_source_registry import resolve_dataset_source
 
-    profile = {
-        "samples": cache.samples,
-        "shards": len(cache.index),
-        "bytes": cache.bytes,
-        "cache_digest": cache.digest,
-    }
-    profile |= {"encoding": cache.encoding, "classes": cache.classes}
+    facts = cache.facts()
+    profile = {name: facts[name] for name in _PROFILE}
 
     class LogitCache(Dataset):
         def __init__(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from storage.base.errors import Mismatch
 from storage.encodings.targets import IGNORED, Targets, TopKTargets
-from storage.rows.row_groups import RowGroups, read_group
+from storage.rows.row_groups import RowGroups, evenly_spaced, read_group
 
 Array = np.ndarray[Any, Any]
 
@@ -23,10 +23,8 @@ def unigram(groups: RowGroups) -> np.ndarray[Any, np.dtype[np.float32]]:
     tails' mass in proportion to how often each class is a label, one added for each. The same wherever it is
     worked out, since it follows from the row groups alone.
     """
-    some = np.flatnonzero(np.asarray(groups.rows))
-    some = some[np.linspace(0, len(some) - 1, min(GROUPS, len(some))).astype(int)] if len(some) else some
     counted = _Counted()
-    for group in some.tolist():
+    for group in evenly_spaced(groups, GROUPS):
         rows = read_group(groups, group)
         if rows.targets is None:
             raise Mismatch(f"{groups.where} has no soft targets.", "A mean is taken of a cache's.")

@@ -13,14 +13,16 @@ import yaml
 from storage.base import yaml12
 from storage.base.digest import sha256_of
 from storage.base.errors import RecipeError
-from storage.cache.cache import Cache, seal
+from storage.cache.cache import Cache
 from storage.cache.checked_reads import read_footer
 from storage.cache.commits import Commit, commit_shard, committed_keys, new_attempt, read_commit
 from storage.cache.leases import lease
 from storage.cache.lineage import derived_lineage
+from storage.cache.seal import seal
 from storage.encodings import Encoding, make_encoding
 from storage.encodings.convert import convert
-from storage.format.shard import FORMAT_VERSION, ROW_GROUP_BYTES, ShardHeader, write_shard
+from storage.format.header import FORMAT_VERSION, ShardHeader
+from storage.format.shard import ROW_GROUP_BYTES, write_shard
 from storage.rows.cache_rows import CacheRows
 from storage.samples import tensor_columns
 from storage.samples.samples import INPUTS_XXH3, LABEL

@@ -10,7 +10,7 @@ import numpy as np
 from storage.cache.cache import Cache
 from storage.encodings.targets import IGNORED, Targets, TopKTargets
 from storage.rows.cache_rows import CacheRows
-from storage.rows.row_groups import read_group
+from storage.rows.row_groups import evenly_spaced, read_group
 
 Array = np.ndarray[Any, Any]
 
@@ -66,10 +66,8 @@ def overview(cache: Cache) -> dict[str, Any]:
     hold. entropy: the mean and a histogram, in nats. With labels: the teacher's cross entropy and accuracy.
     """
     rows = CacheRows(cache, ["targets"])
-    some = np.flatnonzero(np.asarray(rows.rows))
-    some = np.unique(some[np.linspace(0, len(some) - 1, min(GROUPS, len(some))).astype(int)])
     seen, masked, right, log_probs = list[View](), 0, list[Array](), list[Array]()
-    for group in some.tolist():
+    for group in evenly_spaced(rows, GROUPS):
         found = read_group(rows, group)
         assert found.targets is not None
         label_P = None if found.label is None else found.label.reshape(-1)

@@ -26,6 +26,11 @@ def sha256_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
+def sha256_bytes(data: bytes) -> str:
+    """sha256, in hex, of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def sha256_file(file: BinaryIO, chunk: int = 1 << 22) -> str:
     """sha256, in hex, of everything from the file's place to its end."""
     digest = hashlib.sha256()

@@ -8,9 +8,11 @@ from storage.base.digest import sha256_file
 from storage.base.errors import CorruptShard, NoCache
 from storage.cache.cache import Cache, read_cache
 from storage.cache.checked_reads import read_footer
-from storage.format.shard import stored_inputs
+from storage.cache.facts import CacheFacts
 from storage.objectstore.folder import Folder
-from storage.samples.samples import LABEL
+
+# Which facts of a cache the answer of `verify` repeats.
+_COUNTS = ("url", "cache_key", "cache_digest", "shards", "samples", "positions", "bytes")
 
 
 def verify(cache: Cache) -> dict[str, Any]:
@@ -30,21 +32,19 @@ def verify(cache: Cache) -> dict[str, Any]:
                 f"The shard {where} has {found_size} bytes with the sha256 {found[:16]}; "
                 f"{size} bytes with {sha256[:16]} were committed."
             )
-    return {**_counts(cache), "ok": not problems, "problems": problems}
+    facts = cache.facts()
+    counts = {name: facts[name] for name in _COUNTS}
+    return {**counts, "ok": not problems, "problems": problems}
 
 
 def _lineage_problems(cache: Cache) -> list[str]:
     """What `cache.json` says that the index and the shards' own headers do not."""
-    said = {"samples": cache.samples, "positions": cache.positions, "bytes": cache.bytes}
-    rows, size = map(sum, zip(*cache.index.facts("rows", "bytes"), strict=True))
     try:
         header, schema = read_footer(cache.store, cache.index.commit(0))
     except CorruptShard:
         return []  # hashing that shard says what is wrong with it
-    found: dict[str, Any] = {"samples": rows, "positions": rows * (header.positions or 1), "bytes": size}
-    said |= {"classes": cache.classes, "encoding": cache.encoding, "inputs": cache.inputs, "labelled": cache.labelled}
-    found |= {"classes": header.classes, "encoding": header.encoding.to_dict(), "inputs": stored_inputs(schema, header)}
-    found["labelled"] = LABEL in schema.names
+    said = cache.to_dict()
+    found = CacheFacts.of(cache.index, header, schema, cache.name, cache.lineage).to_dict()
     if "digest" in cache.lineage.get("teacher", {}):
         said["teacher"], found["teacher"] = cache.lineage["teacher"]["digest"], header.teacher
     return [
@@ -52,13 +52,6 @@ def _lineage_problems(cache: Cache) -> list[str]:
         for name in said
         if said[name] != found[name]
     ]
-
-
-def _counts(cache: Cache) -> dict[str, Any]:
-    facts = cache.facts()
-    return {
-        name: facts[name] for name in ("url", "cache_key", "cache_digest", "shards", "samples", "positions", "bytes")
-    }
 
 
 def list_caches(store: Folder) -> tuple[list[dict[str, Any]], list[str]]:

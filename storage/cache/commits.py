@@ -11,27 +11,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from storage.base.digest import canonical_json, sha256_file
 from storage.base.errors import CorruptShard, StoreLost
-from storage.format.sections import ByteRange
-from storage.format.shard import byte_ranges
-from storage.objectstore.filesystem import in_words
+from storage.format.byte_ranges import byte_ranges
+from storage.format.sections import ByteRange, RowGroup
+from storage.objectstore.client_errors import in_words
 from storage.objectstore.folder import Folder
 
 
-@dataclass(frozen=True, slots=True)
-class Quarantined:
+class Quarantined(NamedTuple):
     """A sample of a span that the teacher could not label, and why; the shard has no row of it."""
 
     sample_id: str
     reason: str
 
     def to_dict(self) -> dict[str, str]:
-        return {"sample_id": self.sample_id, "reason": self.reason}
+        return self._asdict()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Commit:
     bytes: int
     sha256: str
     rows: int
-    row_groups: tuple[ByteRange, ...]
+    row_groups: tuple[RowGroup, ...]
     footer: ByteRange
     quarantined: tuple[Quarantined, ...] = ()
     # The readable parts of the shard key. The record has them; a commit that was read does not, so that 100,000 of
@@ -55,9 +54,9 @@ class Commit:
         # By hand: asdict copies field by field, which a cache of 100,000 shards feels.
         return {
             **({} if self.key is None else {"key": self.key}),
-            **{name: getattr(self, name) for name in _PLAIN},
+            **{name: getattr(self, name) for name in PLAIN},
             "row_groups": [group.to_dict() for group in self.row_groups],
-            "footer": self.footer.to_dict(),
+            "footer": self.footer._asdict(),
             "quarantined": [sample.to_dict() for sample in self.quarantined],
         }
 
@@ -67,14 +66,15 @@ class Commit:
         return Commit(
             *_plain(facts),
             key=facts.get("key") if with_key else None,
-            row_groups=tuple(map(ByteRange.from_dict, facts["row_groups"])),
-            footer=ByteRange.from_dict(facts["footer"]),
-            quarantined=tuple(Quarantined(q["sample_id"], q["reason"]) for q in facts.get("quarantined") or ()),
+            row_groups=tuple(map(RowGroup.from_dict, facts["row_groups"])),
+            footer=ByteRange(*(facts["footer"][name] for name in ByteRange._fields)),
+            quarantined=tuple(Quarantined(q["sample_id"], q["reason"]) for q in facts["quarantined"]),
         )
 
 
-_PLAIN = ("shard_key", "attempt", "path", "bytes", "sha256", "rows")
-_plain = itemgetter(*_PLAIN)
+# The fields that are a number or a text each.
+PLAIN = ("shard_key", "attempt", "path", "bytes", "sha256", "rows")
+_plain = itemgetter(*PLAIN)
 
 
 def new_attempt() -> str:
@@ -144,7 +144,7 @@ def settle(store: Folder, mine: Commit, tries: int = 3) -> Commit:
     return winner
 
 
-def _checked(staged: Path, shard_key: str, rows: int) -> tuple[list[ByteRange], ByteRange]:
+def _checked(staged: Path, shard_key: str, rows: int) -> tuple[list[RowGroup], ByteRange]:
     with open(staged, "rb+") as file:
         # What is read back and hashed must be what a crash leaves.
         os.fsync(file.fileno())

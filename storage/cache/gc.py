@@ -9,9 +9,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-
-from storage.base.errors import NoCache, StoreError
+from storage.base.errors import CorruptShard, NoCache, StoreError
 from storage.cache.cache import Cache, read_cache
 from storage.cache.commits import read_commit
 from storage.cache.index import read_index
@@ -157,9 +155,9 @@ def _listed_by(store: Folder, index: str) -> Iterable[tuple[Any, ...]]:
         return read_index(store.read(index)).facts("shard_key", "path")
     except FileNotFoundError:
         return ()  # another gc took it
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except (CorruptShard, OSError) as error:
         raise StoreError(
-            f"{store.url_of(index)} is no index of shards ({type(error).__name__}).",
+            f"{store.url_of(index)} is no index of shards ({type(error.__cause__ or error).__name__}).",
             "It lists what a cache needs that was forgotten, or is not sealed yet.",
             "Remove it and run gc again.",
         ) from None

@@ -14,7 +14,7 @@ from typing import Any
 
 from fsspec.spec import AbstractFileSystem
 
-from storage.objectstore.filesystem import is_contested, is_taken
+from storage.objectstore.client_errors import is_contested, is_taken
 
 _alone = threading.Lock()
 

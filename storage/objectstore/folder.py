@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.base.errors import StoreError, StoreLost
+from storage.objectstore.client_errors import in_words, is_past_the_end, unusable
 from storage.objectstore.conditional_put import (
     NoLinks,
     keeps_promise,
@@ -24,7 +25,7 @@ from storage.objectstore.conditional_put import (
     replace_if_absent,
     write_durably,
 )
-from storage.objectstore.filesystem import in_words, is_past_the_end, is_there, open_file, open_filesystem, unusable
+from storage.objectstore.filesystem import is_there, open_file, open_filesystem
 from storage.objectstore.listing import Entry, entry_of, list_folder, list_local
 from storage.objectstore.scatter import fill
 from storage.objectstore.staging import new_stage, this_machine

@@ -10,7 +10,7 @@ import time
 import uuid
 from pathlib import Path
 
-from storage.objectstore.filesystem import in_words
+from storage.objectstore.client_errors import in_words
 
 _HOMES = "stillhouse-stage-"
 

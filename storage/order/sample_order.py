@@ -24,8 +24,6 @@ from typing import Any
 import numpy as np
 
 VERSION = "feistel6-v2"
-# The first version had no lanes; its orders are those of one lane.
-_ONE_LANE = "feistel6-v1"
 ROUNDS = 6
 
 U64 = np.uint64
@@ -49,11 +47,13 @@ class Order:
 
     @staticmethod
     def from_dict(facts: dict[str, Any]) -> Order | None:
-        """The order that a state tells of; None for one that this version cannot give."""
-        version, lanes = facts.get("version"), facts.get("lanes", 1)
-        if version != VERSION and not (version == _ONE_LANE and lanes == 1):
+        """The order that `to_dict` describes; None for an order of another version.
+
+        Raises KeyError, TypeError, ValueError or OverflowError for what describes no order.
+        """
+        if facts.get("version") != VERSION:
             return None
-        return Order(int(facts["seed"]), int(facts["window"]), int(lanes))
+        return Order(int(facts["seed"]), int(facts["window"]), int(facts["lanes"]))
 
 
 def _mix(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.base.digest import pieces_digests
-from storage.base.errors import CorruptShard, Mismatch, RecipeError, StoreLost
+from storage.base.errors import Mismatch, RecipeError
 from storage.base.names import nearest
 from storage.cache.cache import Cache
-from storage.cache.checked_reads import footer_metadata
+from storage.cache.checked_reads import footer_metadata, read_checked
 from storage.cache.commits import Commit
 from storage.encodings import Encoding
 from storage.encodings.targets import Targets, with_mask
-from storage.format.shard import RangeFile, Rows, chunk_start, read_header
+from storage.format.byte_ranges import RangeFile, chunk_start
+from storage.format.header import read_header
+from storage.format.rows import Rows
 from storage.rows.landing import Chunk, Landing
 from storage.rows.row_groups import Arrays, Column, Ints, plain_rows
 from storage.samples import tensor_columns
 from storage.samples.samples import LABEL, SAMPLE_ID
 
-log = logging.getLogger("stillhouse.stream")
-T = TypeVar("T")
-
 PARTS = ("inputs", "targets")
 # Footers that are kept; a cache may have a hundred thousand, of ten kilobytes and more each.
 FOOTERS = 512
-
-_REMEDY = "Restore the file from a copy, or remove the cache, the shard and its commit and run the teacher's recipe."
 
 
 class CacheRows:
@@ -77,7 +72,7 @@ class CacheRows:
 
     def name_of(self, group: int) -> str:
         index = self.cache.index
-        start, stop, _ = index.range(group, self.parts)
+        start, stop, _ = index.group(group).part(self.parts)
         return f"row group {index.within[group]} (bytes {start} to {stop}) of {self._url(int(index.shard[group]))}"
 
     def _url(self, shard: int) -> str:
@@ -90,9 +85,9 @@ class CacheRows:
         """Raises CorruptShard, which names the shard and the row group, and StoreLost."""
         index = self.cache.index
         footer, within = self._footer(int(index.shard[group])), int(index.within[group])
-        start, stop, _ = index.range(group, self.parts)
+        start, stop, _ = index.group(group).part(self.parts)
         landing = Landing(footer.chunks(within), start, stop, out, self._scratch(stop - start))
-        self._fetch_twice(group, landing.pieces)
+        self._fetch(group, landing.pieces)
         others = [c.name for c in self.columns if c.dtype is None or not landing.decode(c.name, out[c.name])]
         if not others:
             return {}
@@ -108,36 +103,18 @@ class CacheRows:
 
     def table(self, group: int, names: Sequence[str]) -> pa.Table:
         """Columns of a row group as Arrow has them; they lie in what `parts` says. Raises as `load` does."""
-        start, stop, _ = self.cache.index.range(group, self.parts)
+        start, stop, _ = self.cache.index.group(group).part(self.parts)
         data = self._scratch(stop - start)
-        self._fetch_twice(group, [data])
+        self._fetch(group, [data])
         footer, within = self._footer(int(self.cache.index.shard[group])), int(self.cache.index.within[group])
         return _decoded(footer, within, names, {start: data.tobytes()})
 
-    def _fetch_twice(self, group: int, pieces: Sequence[memoryview]) -> None:
-        """Fill the pieces with a group's bytes and check them; once more where they are wrong."""
-        _twice(lambda: self._fetch(group, pieces))
-
     def _fetch(self, group: int, pieces: Sequence[memoryview]) -> None:
-        index = self.cache.index
-        start, stop, checks = index.range(group, self.parts)
-        shard, where = int(index.shard[group]), f"row group {index.within[group]} (bytes {start} to {stop})"
-        path, url = index.path(shard), self._url(shard)
-        try:
-            count = self.cache.store.read_pieces(path, start, pieces)
-        except FileNotFoundError:
-            raise CorruptShard(f"The shard {url} is not there.", "The cache lists it.", _REMEDY) from None
-        if count < stop - start:
-            found = f"{where} was cut off after {count} bytes"
-            raise CorruptShard(
-                f"The shard {url} is damaged: {found}.", f"{stop - start} bytes were committed.", _REMEDY
-            )
-        bounds = [start, *(end for end, _ in checks)]
-        digests = pieces_digests(pieces, np.diff(bounds).tolist())
-        for digest, (_, xxh3) in zip(digests, checks, strict=True):
-            if digest != xxh3:
-                found = f"{where} has the digest {digest[:16]}"
-                raise CorruptShard(f"The shard {url} is damaged: {found}.", f"{xxh3[:16]} was committed.", _REMEDY)
+        """Fill the pieces with a group's bytes, and check them."""
+        index, store = self.cache.index, self.cache.store
+        start, _, checks = index.group(group).part(self.parts)
+        part = f"row group {index.within[group]}"
+        read_checked(store, index.path(int(index.shard[group])), start, pieces, checks, part)
 
     def _scratch(self, size: int) -> memoryview:
         """Memory of this thread's own for bytes on their way."""
@@ -148,7 +125,7 @@ class CacheRows:
 
     def _read_footer(self, shard: int) -> _Footer:
         commit = self.cache.index.commit(shard)
-        footer = _twice(lambda: _Footer(self.cache, commit))
+        footer = _Footer(self.cache, commit)
         mine = self._columns_of(footer) if self.columns else ()
         # Bytes of another dtype or shape would be taken for what the first shard's are.
         if set(mine) != set(self.columns):
@@ -184,15 +161,6 @@ class CacheRows:
 
 def _told(columns: Sequence[Column]) -> str:
     return ", ".join(f"{c.name} {'text' if c.dtype is None else c.dtype}{list(c.shape) or ''}" for c in columns)
-
-
-def _twice(fetch: Callable[[], T]) -> T:
-    """What a fetch gives, or a second one where the bytes of the first were wrong or did not come."""
-    try:
-        return fetch()
-    except (CorruptShard, StoreLost) as error:
-        log.warning("%s It is fetched again.", error)
-        return fetch()
 
 
 def _decoded(footer: _Footer, within: int, names: Sequence[str], parts: dict[int, bytes]) -> pa.Table:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import xxhash
 
 from storage.base.errors import CorruptShard, Mismatch, RecipeError, SourceChanged, SourceError
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.rows.cache_rows import CacheRows
 from storage.rows.row_groups import Arrays, Column, Ints
 from storage.samples import tensor_columns

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from typing import Any
 
 from storage.base.errors import RecipeError
-from storage.cache.cache import Cache, open_cache
+from storage.cache.cache import Cache
+from storage.cache.open import open_cache
 from storage.rows.cache_rows import PARTS, CacheRows
 from storage.rows.joined_rows import JoinedRows
 from storage.rows.row_groups import RowGroups

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from storage.base.digest import canonical_json, range_digest
 from storage.base.errors import RecipeError, StoreError, StoreFull, StoreLost
 from storage.base.names import nearest
 from storage.cache.cache import Cache
+from storage.format.header import METADATA_KEY
 from storage.format.position_columns import ENTROPY, TOP1
-from storage.format.shard import METADATA_KEY
 from storage.rows.cache_rows import CacheRows
 from storage.rows.reading import Reading
 from storage.samples import tensor_columns
@@ -33,35 +34,29 @@ _NAME = re.compile(r"plain-([0-9a-f]{32})\.parquet")
 
 
 def plain_table(cache: Cache, columns: Sequence[str] | None = None) -> pa.Table:
-    """Those of COLUMNS that every shard of a cache has, or some of them; all rows, in stored order.
+    """Those of COLUMNS that the shards of a cache have, or some of them; all rows, in stored order.
 
     Taken from the store where somebody put it there; else made from the plain sections, and put there if
-    that may be written. Raises RecipeError for columns that are not there, CorruptShard and StoreLost.
+    that may be written. Raises RecipeError for columns that are not there, Mismatch where shards have
+    different ones, CorruptShard and StoreLost.
     """
     data = _kept(cache)
     if data is None:
         data = _to_bytes(cache, _read(cache))
         _keep(cache, data)
     file = pq.ParquetFile(pa.BufferReader(data))
-    told, there = _told(file), file.schema_arrow.names
+    there = file.schema_arrow.names
     for name in columns or ():
         if name not in there:
-            raise _no_column(cache, name, there, told["without"].get(name, 0))
+            raise _no_column(cache, name, there)
     return file.read(columns=None if columns is None else list(columns))
 
 
-def _no_column(cache: Cache, name: str, there: Sequence[str], without: int) -> RecipeError:
+def _no_column(cache: Cache, name: str, there: Sequence[str]) -> RecipeError:
     if name == TOP1 and cache.positions > cache.samples:
         return RecipeError(
             f"The cache {cache.url} holds sequences, which have a likeliest class a position and none as a whole.",
             f"Rows are chosen by: {', '.join(there)}.",
-        )
-    if without:
-        return RecipeError(
-            f"The cache {cache.url} cannot tell '{name}' of every row: {without} of its {len(cache.index)} shards "
-            "do not have it.",
-            f"Shards hold {ENTROPY} and {TOP1} since they lie in sections (storage/FORMAT.md); these are older.",
-            f"Choose rows by {', '.join(there)}, or label the samples anew, into another store.",
         )
     return RecipeError(
         f"The cache {cache.url} has no plain column '{name}'.{nearest(name, there)}",
@@ -99,11 +94,9 @@ def _told(file: pq.ParquetFile) -> dict[str, Any]:
     return json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
 
 
-def _to_bytes(cache: Cache, read: tuple[pa.Table, dict[str, int]]) -> bytes:
-    table, without = read
-    facts = {**_is_of(cache), "without": without}
-    sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({METADATA_KEY: canonical_json(facts)}), sink, compression="zstd")
+def _to_bytes(cache: Cache, table: pa.Table) -> bytes:
+    sink, facts = io.BytesIO(), canonical_json(_is_of(cache))
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: facts}), sink, compression="zstd")
     return sink.getvalue()
 
 
@@ -116,27 +109,21 @@ def _keep(cache: Cache, data: bytes) -> None:
         log.warning("The plain columns are not kept, so that every reader reads them again: %s", error)
 
 
-def _read(cache: Cache) -> tuple[pa.Table, dict[str, int]]:
-    """The columns that every shard has, and of the others that a shard may have how many have not."""
-    rows = CacheRows(cache, ())
+def _read(cache: Cache) -> pa.Table:
+    """The columns out of every shard's plain sections."""
+    rows = CacheRows(cache, (), (ENTROPY, TOP1))
+    # The labels of sequences are no property of a row to choose it by.
+    fields = {field.name: field for field in rows.schema(0) if not tensor_columns.is_tensor(field)}
+    names = [name for name in COLUMNS if name in fields]
     # Of each shard its first row group, and one past the last.
     bounds = np.searchsorted(cache.index.shard, np.arange(len(cache.index) + 1)).tolist()
 
-    def shard(number: int) -> pa.Table:
-        schema = rows.schema(number)
-        # The labels of sequences are no property of a row to choose it by.
-        names = [name for name in COLUMNS if name in schema.names and not tensor_columns.is_tensor(schema.field(name))]
-        tables = [rows.table(group, names) for group in range(bounds[number], bounds[number + 1])]
-        empty = pa.schema([schema.field(name) for name in names]).empty_table()
-        return pa.concat_tables([empty, *(table.select(names) for table in tables)])
+    def shard(number: int) -> list[pa.Table]:
+        return [rows.table(group, names) for group in range(bounds[number], bounds[number + 1])]
 
     with ThreadPoolExecutor(Reading().threads, thread_name_prefix="plain") as pool:
-        shards = list(pool.map(shard, range(len(cache.index))))
-    without = {name: sum(name not in table.column_names for table in shards) for name in COLUMNS}
-    common = [name for name in COLUMNS if not without[name]]
+        tables = list(chain.from_iterable(pool.map(shard, range(len(cache.index)))))
     columns = [
-        pa.chunked_array([c for t in shards for c in t.column(name).chunks], shards[0].schema.field(name).type)
-        for name in common
+        pa.chunked_array([c for t in tables for c in t.column(name).chunks], fields[name].type) for name in names
     ]
-    absent = {name: without[name] for name in (ENTROPY, TOP1) if without[name]}
-    return pa.Table.from_arrays(columns, names=common), absent
+    return pa.Table.from_arrays(columns, names=names)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.objectstore.filesystem import in_words
 from storage.order.schedule import Need
 from storage.rows.arena import Arena, Room

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.base.errors import SourceError
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.samples import tensor_columns
 from storage.samples.samples import LABEL, SAMPLE_ID
 
@@ -94,6 +94,12 @@ def row_bytes(groups: RowGroups) -> int:
 def empty(columns: Sequence[Column], rows: int) -> Arrays:
     """New memory for rows of the columns that have a dtype."""
     return {c.name: np.empty((rows, *c.shape), c.dtype) for c in columns if c.dtype is not None}
+
+
+def evenly_spaced(groups: RowGroups, count: int) -> list[int]:
+    """Up to `count` of the row groups that have rows, evenly spaced from the first of them to the last."""
+    some = np.flatnonzero(groups.rows)
+    return some[np.linspace(0, len(some) - 1, min(count, len(some))).astype(int)].tolist()
 
 
 def first_rows(groups: RowGroups, count: int) -> Rows:

@@ -11,7 +11,7 @@ import numpy as np
 from storage.base.digest import range_digest, sha256_of
 from storage.base.errors import RecipeError
 from storage.cache.cache import Cache
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.rows.cache_rows import CacheRows
 from storage.rows.joined_rows import JoinedRows
 from storage.rows.plain_table import plain_table

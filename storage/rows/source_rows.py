@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from storage.base.digest import sha256_of
 from storage.base.errors import SourceChanged, SourceError
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.rows.row_groups import Arrays, Column, Ints, plain_rows
 from storage.samples import tensor_columns
 from storage.samples.pieces import refuse_other_schema

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from storage.base.digest import canonical_json
 from storage.base.errors import SourceChanged
-from storage.objectstore.filesystem import in_words
+from storage.objectstore.client_errors import in_words
 from storage.objectstore.staging import this_machine
 from storage.samples import tensor_columns
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from storage.base.errors import ForeignState, RecipeError
 from storage.encodings.targets import Targets
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.order import sample_order as ordering
 from storage.order.rank_share import Share
 from storage.order.read_amplification import warn_of_reads

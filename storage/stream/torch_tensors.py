@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 
 
 def to_torch(rows: Rows, device: str | torch.device = "cpu") -> Rows:

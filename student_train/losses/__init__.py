@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from student_train.losses import cross_entropy, forward_kl
 from student_train.losses.asks import Output, Term, Unprojected
 from student_train.losses.chunks import Positions

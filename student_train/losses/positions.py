@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from storage.encodings.targets import IGNORED, Targets
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 
 # What a loss compares the student with.
 Needs = Literal["targets", "label"]

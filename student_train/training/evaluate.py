@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from storage.encodings.targets import IGNORED, DenseTargets, Targets
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from student_train.losses import Output
 from student_train.losses.chunks import logits
 from student_train.losses.cross_entropy import cross_entropy

@@ -12,7 +12,7 @@ from jobs.failures.out_of_memory import is_out_of_memory
 from jobs.models.model_call import apply_model
 from storage.base.errors import Mismatch, SourceError, StillhouseError
 from storage.encodings.targets import IGNORED
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.rows.row_groups import RowGroups, first_rows
 from storage.stream.torch_tensors import to_torch
 from student_train.losses import LOSSES, Output, Weighted, terms_of

@@ -16,7 +16,7 @@ import torch
 from jobs.models.model_call import apply_model
 from storage.base.digest import canonical_json, sha256_of
 from storage.base.errors import RecipeError, SourceChanged, TrainingError
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.rows.open import open_rows
 from storage.rows.reading import Reading
 from storage.rows.row_groups import RowGroups, first_rows

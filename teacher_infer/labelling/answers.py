@@ -18,7 +18,7 @@ from storage.base.redact import redact
 from storage.cache.commits import Quarantined
 from storage.encodings import Encoding
 from storage.encodings.targets import IGNORED
-from storage.format.shard import Rows, sample_rows
+from storage.format.rows import Rows, sample_rows
 from storage.samples.samples import SAMPLE_ID
 from teacher_infer.soften import Softened, soften
 from teacher_infer.teachers import Teacher

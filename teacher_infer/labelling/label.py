@@ -13,7 +13,8 @@ import pyarrow as pa
 from storage.base.errors import SourceChanged, SourceError, TeacherError
 from storage.cache.commits import Commit, new_attempt, publish_shard, read_commit, settle
 from storage.encodings import Encoding
-from storage.format.shard import FORMAT_VERSION, ShardHeader, row_bytes, shard_schema
+from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
+from storage.format.shard import row_bytes
 from storage.objectstore.folder import Folder
 from storage.samples.pieces import concat_samples
 from storage.samples.rows_digest import rows_digest

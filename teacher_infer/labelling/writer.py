@@ -16,7 +16,7 @@ from storage.base.errors import StillhouseError, TeacherError
 from storage.encodings import Encoding
 from storage.format.position_columns import ENTROPY, TOP1
 from storage.format.shard import write_shard
-from storage.objectstore.filesystem import in_words
+from storage.objectstore.client_errors import in_words
 from storage.samples import tensor_columns
 from storage.samples.inputs_digest import inputs_digests
 from storage.samples.samples import INPUTS_XXH3

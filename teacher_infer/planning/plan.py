@@ -11,8 +11,8 @@ import pyarrow as pa
 from storage.base.digest import sha256_of
 from storage.base.errors import SourceError
 from storage.encodings import Encoding
+from storage.format.header import FORMAT_VERSION
 from storage.format.position_columns import summary_fields
-from storage.format.shard import FORMAT_VERSION
 from storage.samples import tensor_columns
 from storage.samples.inputs_digest import INPUTS_XXH3_FIELD
 from storage.samples.pieces import refuse_other_schema

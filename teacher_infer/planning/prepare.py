@@ -11,8 +11,8 @@ from jobs.models.hugging_face import HuggingFaceSpec
 from jobs.recipe import recipe_digest
 from storage.base.digest import sha256_of
 from storage.base.redact import refuse_secrets
-from storage.cache.cache import cache_key
 from storage.cache.commits import committed_keys
+from storage.cache.keys import cache_key
 from storage.cache.lineage import cache_lineage
 from storage.encodings import Encoding
 from storage.format.shard import row_bytes

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pytest
 
 from storage.base.digest import sha256_of
-from storage.cache.cache import Cache, seal
+from storage.cache.cache import Cache
 from storage.cache.commits import Commit, commit_shard, new_attempt
+from storage.cache.seal import seal
 from storage.encodings.dense import Dense
-from storage.format.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
+from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
+from storage.format.shard import write_shard
 from storage.objectstore.folder import Folder
 from storage.samples.rows_digest import rows_digest
 from storage.samples.samples import Columns, as_samples

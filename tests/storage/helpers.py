@@ -19,12 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.base.digest import sha256_of
-from storage.cache.cache import Cache, seal
+from storage.cache.cache import Cache
 from storage.cache.commits import Commit, commit_path, commit_shard, committed_keys, new_attempt, read_commits
 from storage.cache.leases import lease
+from storage.cache.seal import seal
 from storage.encodings.dense import Dense
 from storage.encodings.targets import DenseTargets
-from storage.format.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
+from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
+from storage.format.shard import write_shard
 from storage.objectstore.folder import Folder
 from storage.objectstore.listing import Entry
 from storage.samples.samples import Columns, as_samples

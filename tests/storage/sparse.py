@@ -9,14 +9,16 @@ import numpy as np
 import pyarrow as pa
 
 from storage.base.digest import sha256_of
-from storage.cache.cache import Cache, seal
+from storage.cache.cache import Cache
 from storage.cache.commits import Commit, Quarantined, commit_shard, new_attempt
+from storage.cache.seal import seal
 from storage.encodings import Encoding
 from storage.encodings.convert import convert
 from storage.encodings.dense import Dense
 from storage.encodings.targets import IGNORED, DenseTargets, Targets
+from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
 from storage.format.position_columns import ENTROPY, SEQUENCE_FIELDS
-from storage.format.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
+from storage.format.shard import write_shard
 from storage.objectstore.folder import Folder
 from storage.samples.samples import Columns, as_samples
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from storage.cache.cache import open_cache
 from storage.cache.catalog import verify
 from storage.cache.commits import committed_keys
 from storage.cache.gc import collect
+from storage.cache.open import open_cache
 from storage.objectstore.folder import Folder
 from tests.storage.helpers import KEYS, commit, files, files_of, label, make_old
 

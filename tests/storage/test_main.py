@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from storage.__main__ import main
-from storage.cache.cache import Cache, seal
+from storage.cache.cache import Cache
 from storage.cache.catalog import verify
 from storage.cache.commits import Commit, Quarantined, commit_path
 from storage.cache.leases import lease
+from storage.cache.seal import seal
 from storage.objectstore.folder import Folder
 from tests.storage.helpers import files, files_of, make_old
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from jobs.models.model_spec import ModelSpec
-from storage.cache import cache as caches
 from storage.cache.lineage import cache_lineage
+from storage.cache.seal import seal
 from storage.encodings import make_encoding
 from storage.objectstore.folder import Folder
 from storage.samples.samples import Inputs
@@ -211,7 +211,7 @@ def make_cache(tmp_path: Path, nets: str, write_source: Any) -> Any:
         shards = [label_span(work, teacher, span).commit for span in plan.spans]
         facts = {"digest": digest, "factory": spec.factory, "arguments": spec.arguments, "weights_sha256": None}
         lineage = cache_lineage(teacher=facts, source=parquet.to_dict(), targets=encoding.to_dict(), recipe_digest="")
-        caches.seal(store, name, shards, lineage)
+        seal(store, name, shards, lineage)
         return f"{store.url}/{name}"
 
     return make

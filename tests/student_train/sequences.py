@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from storage.encodings.targets import IGNORED, DenseTargets, TopKTargets, with_mask
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.rows.row_groups import Arrays, Column, Ints
 from storage.samples.samples import LABEL, SAMPLE_ID
 from tests.student_train.sparse import GRID, top_k

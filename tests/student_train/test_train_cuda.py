@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from storage.encodings.targets import IGNORED
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from student_train.losses import Unprojected, factor, loss_parts
 from student_train.losses.positions import indices
 from student_train.training import checkpoint, loop

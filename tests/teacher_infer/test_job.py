@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from storage.cache.cache import open_cache
+from storage.cache.open import open_cache
 from storage.rows.cache_rows import CacheRows
 from storage.stream.stream import scan
 from teacher_infer.__main__ import main

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from jobs.console import Progress
-from storage.cache.cache import open_cache
+from storage.cache.open import open_cache
 from storage.rows.cache_rows import CacheRows
 from storage.stream.stream import scan
 from teacher_infer import job

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from storage.cache.cache import open_cache
 from storage.cache.catalog import verify
 from storage.cache.leases import lease
+from storage.cache.open import open_cache
 from storage.objectstore.folder import Folder
 from teacher_infer.__main__ import main
 from tests.servers import FAULTS, NOBODY, SECRET, Proxy, lead_to, make_bucket, rclone

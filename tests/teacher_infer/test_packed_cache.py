@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jobs.models.hugging_face import HuggingFaceSpec
-from storage.cache.cache import Cache, seal
+from storage.cache.cache import Cache
+from storage.cache.seal import seal
 from storage.encodings.dense import Dense
 from storage.objectstore.folder import Folder
 from storage.rows.cache_rows import CacheRows

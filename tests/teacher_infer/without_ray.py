@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from storage.cache.cache import Cache, seal
+from storage.cache.cache import Cache
+from storage.cache.seal import seal
 from storage.objectstore.folder import Folder
 from storage.sources import make_source
 from teacher_infer.labelling.label import Work, label_span

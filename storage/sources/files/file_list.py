@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.base.errors import SourceError
-from storage.objectstore.filesystem import in_words, is_there
+from storage.objectstore.client_errors import in_words
+from storage.objectstore.filesystem import is_there
 from storage.sources.files.compression import COMPRESSED_ENDINGS
 from storage.sources.files.file_search import FileSearch
 from storage.sources.files.located import opened

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from storage.base.errors import SourceChanged, SourceError
-from storage.objectstore.filesystem import in_words, open_filesystem
+from storage.objectstore.client_errors import in_words
+from storage.objectstore.filesystem import open_filesystem
 
 
 def opened(url: str) -> tuple[Any, str]:

@@ -14,7 +14,8 @@ import numpy as np
 
 from storage.base.errors import SourceError
 from storage.base.names import nearest
-from storage.objectstore.filesystem import in_words, open_filesystem
+from storage.objectstore.client_errors import in_words
+from storage.objectstore.filesystem import open_filesystem
 from storage.objectstore.folder import open_url
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from storage.cache.cache import open_cache
+from storage.cache.open import open_cache
 from tests.jobs.conftest import TOKEN, LiveHead, ended
 
 # They need a head of their own; test_submission, test_follow and test_head show the parts without one.

@@ -12,16 +12,17 @@ import pytest
 from storage.__main__ import main
 from storage.analysis.derive import derive, derived_encoding
 from storage.base.errors import RecipeError
-from storage.cache.cache import Cache, open_cache
+from storage.cache.cache import Cache
 from storage.cache.catalog import verify
 from storage.cache.commits import Quarantined
 from storage.cache.gc import collect
+from storage.cache.open import open_cache
 from storage.encodings import Encoding
 from storage.encodings.convert import convert
 from storage.encodings.dense import Dense
 from storage.encodings.targets import DenseTargets, TopKTargets
 from storage.encodings.topk import TopK
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.objectstore.folder import Folder
 from storage.rows.cache_rows import CacheRows
 from storage.stream.stream import scan

@@ -17,20 +17,23 @@ import pytest
 
 from storage.base.digest import sha256_of
 from storage.base.errors import CorruptShard, NoCache, RecipeError, StillhouseError, VerificationError
-from storage.cache.cache import Cache, cache_digest, cache_key, open_cache, read_cache, seal
+from storage.cache.cache import Cache, read_cache
 from storage.cache.catalog import list_caches, verify
 from storage.cache.checked_reads import read_checked, read_footer
 from storage.cache.commits import Commit
 from storage.cache.index import Index, index_of
-from storage.format.shard import ByteRange
+from storage.cache.keys import cache_digest, cache_key
+from storage.cache.open import open_cache
+from storage.cache.seal import seal
+from storage.format.sections import ByteRange, RowGroup
 from storage.objectstore.folder import Folder
 
 Make = Callable[..., Any]
 
 
 def commit(key: str, rows: int, sha256: str = "ee" * 32, attempt: str = "a1") -> Commit:
-    part = ByteRange(4, 9, rows, "00")
-    return Commit(key, attempt, f"shards/{key[:2]}/{key}-{attempt}.parquet", 9, sha256, rows, (part,), part)
+    group, footer = RowGroup(4, 9, rows, "00", 4, "00", 5, "00", "00"), ByteRange(9, 12, 0, "00")
+    return Commit(key, attempt, f"shards/{key[:2]}/{key}-{attempt}.parquet", 9, sha256, rows, (group,), footer)
 
 
 def digest_of(shards: Sequence[Commit]) -> str:
@@ -52,7 +55,7 @@ def test_keys_and_digests_never_change() -> None:
 def test_keys_and_digests_are_of_one_canonical_json_however_it_is_made(
     monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    monkeypatch.setattr("storage.cache.index._AT_ONCE", 3)
+    monkeypatch.setattr("storage.cache.keys._AT_ONCE", 3)
     shards = [commit(f"k{index}", index, f"{index:064x}") for index in range(count)]
     keys = [shard.shard_key for shard in shards]
     assert cache_key(keys) == sha256_of({"format_version": 1, "shards": keys})
@@ -250,23 +253,16 @@ def without_sections(table: pa.Table) -> pa.Table:
     return table.set_column(at, "row_groups", pa.ListArray.from_arrays(lists.offsets, groups))
 
 
-def test_a_cache_from_before_there_were_sections_opens_and_is_sealed_again(folder: Folder, put_shard: Make) -> None:
-    shards = [
-        replace(shard, row_groups=tuple(replace(group, sections=()) for group in shard.row_groups))
-        for shard in (put_shard(folder, 4), put_shard(folder, 3, 4))
-    ]
-    cache = seal(folder, "digits", shards, {"by": "the first"})
+def test_a_cache_whose_index_lacks_the_sections_is_refused(folder: Folder, make_cache: Make) -> None:
+    cache = make_cache(folder, (4, 3))
     path, sink = f"caches/{cache.key}", io.BytesIO()
     pq.write_table(without_sections(pq.read_table(io.BytesIO(folder.read(f"{path}/index.parquet")))), sink)
     folder.write(f"{path}/index.parquet", sink.getvalue())
     facts = json.loads(folder.read(f"{path}/cache.json"))
     facts["index"] = {"path": "index.parquet", "sha256": sha256(sink.getvalue()).hexdigest()}
     folder.write(f"{path}/cache.json", json.dumps(facts).encode())
-    opened = open_cache(folder.url_of("digits"))
-    assert opened.shards == tuple(shards) and verify(opened)["ok"]
-    again = seal(folder, "digits", shards, {"by": "the second"})
-    assert again.index == opened.index and again.lineage == {"by": "the first"}
-    assert folder.read(f"{path}/index.parquet") == sink.getvalue()
+    with pytest.raises(CorruptShard, match=rf"{cache.key}/index.parquet is no index of a cache .*seal it anew"):
+        open_cache(folder.url_of("digits"))
 
 
 def test_opening_a_cache_makes_no_object_for_a_shard_or_a_row_group(
@@ -523,16 +519,24 @@ def test_verify_names_every_damaged_shard_and_goes_on_after_one_that_is_gone(
     assert answer["problems"][0].endswith("is not there.")
 
 
-def test_a_checked_read_gives_the_bytes_or_names_shard_and_part(folder: Folder, make_cache: Make, flip: Make) -> None:
+def test_a_checked_read_gives_the_bytes_or_names_shard_and_part(
+    folder: Folder, make_cache: Make, flip: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     shard = make_cache(folder).shards[0]
     part = shard.row_groups[0]
     data = folder.read(shard.path)
-    assert read_checked(folder, shard, part.start, part.stop, part.xxh3, "row group 0") == data[part.start : part.stop]
+    start, stop, checks = part.part({"inputs", "targets"})
+    into = bytearray(stop - start)
+    pieces = [memoryview(into)[:7], memoryview(into)[7:]]
+    read_checked(folder, shard.path, start, pieces, checks, "row group 0")
+    assert into == data[part.start : part.stop] and not caplog.records
     flip(folder, shard.path, part.stop - 1)
     with pytest.raises(
         CorruptShard, match=rf"{shard.path} is damaged: row group 0 \(bytes {part.start} to {part.stop}\)"
     ):
-        read_checked(folder, shard, part.start, part.stop, part.xxh3, "row group 0")
+        read_checked(folder, shard.path, start, pieces, checks, "row group 0")
+    [line] = [record.getMessage() for record in caplog.records]
+    assert shard.path in line and line.endswith(" It is fetched again.")
     read_footer(folder, shard)
     folder.remove(shard.path)
     with pytest.raises(CorruptShard, match=rf"{shard.path} is not there"):
@@ -568,7 +572,16 @@ def test_a_name_that_could_be_no_file_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("samples", 999), ("bytes", 1), ("classes", 77), ("encoding", {"encoding": "dense"}), ("labelled", 3)],
+    [
+        ("samples", 999),
+        ("positions", 1),
+        ("bytes", 1),
+        ("classes", 77),
+        ("encoding", {"encoding": "dense"}),
+        ("quarantined", 5),
+        ("inputs", ["other"]),
+        ("labelled", 3),
+    ],
 )
 def test_verify_finds_a_cache_json_that_says_what_the_shards_do_not(
     local: Folder, make_cache: Make, name: str, value: Any

@@ -27,8 +27,9 @@ from storage.cache.commits import (
     settle,
     shard_path,
 )
-from storage.format.sections import ByteRange, Section
-from storage.format.shard import byte_ranges, write_shard
+from storage.format.byte_ranges import byte_ranges
+from storage.format.sections import ByteRange
+from storage.format.shard import write_shard
 from storage.objectstore.folder import Folder
 from tests.storage.helpers import files as all_files
 from tests.storage.helpers import race
@@ -341,42 +342,40 @@ def test_a_commit_comes_back_from_its_record(folder: Folder, attempt: Attempt) -
 def test_a_record_says_where_the_sections_of_each_row_group_stop(folder: Folder, attempt: Attempt) -> None:
     commit = attempt(folder, "a1")
     [group] = json.loads(folder.read(commit_path(KEY)))["row_groups"]
-    assert group["sections"] == [[section.stop, section.xxh3] for section in commit.row_groups[0].sections]
+    assert group["sections"] == [list(section) for section in commit.row_groups[0].sections.values()]
     data, start = folder.read(commit.path), group["start"]
     for stop, xxh3 in group["sections"]:
         assert range_digest(data[start:stop]) == xxh3
         start = stop
     assert start == group["stop"] and len(group["sections"]) == 3
-    assert "sections" not in commit.to_dict()["footer"]
+    assert set(commit.to_dict()["footer"]) == {"start", "stop", "rows", "xxh3"}
 
 
-def test_the_golden_record_from_before_there_were_sections_is_read_with_its_exact_values() -> None:
+def test_the_golden_record_is_read_with_its_exact_values() -> None:
     record = (GOLDEN / "commit-v1.json").read_bytes()
     commit = Commit.from_dict(json.loads(record))
-    assert commit.row_groups == (
-        ByteRange(4, 368, 4, "16333df6e2682258bcad57bcb93b2473"),
-        ByteRange(368, 738, 4, "5b0467150630aac75fb9a4551ab0bd4d"),
-        ByteRange(738, 1064, 2, "39c26f25731afb51bec6c67d3b19374b"),
-    )
-    assert commit.footer == ByteRange(1064, 3627, 0, "39085e7c6ad92aa30c6a76c32a1f677e")
-    assert (commit.shard_key, commit.attempt, commit.rows) == ("golden-key", "0123456789abcdef", 10)
-    assert canonical_json(commit.to_dict()) == record
+    assert commit.row_groups[0].sections == {
+        "inputs": (132, "33ddb6a702496f0bda167a4e111d7738"),
+        "plain": (310, "3369794ba43ae6abeca243231c35ee82"),
+        "targets": (368, "36a8a40e39763f8367a3ca1d87265f88"),
+    }
+    assert commit.row_groups[0][:4] == (4, 368, 4, "7814f604c406fdbc0532c4b317ffad0e")
+    assert commit.footer == ByteRange(1064, 3626, 0, "455b8323819951c507ddb710dae6163a")
+    assert (commit.shard_key, commit.attempt, commit.rows) == ("golden-key", "00112233445566aa", 10)
+    assert commit.quarantined == () and canonical_json(commit.to_dict()) == record
 
 
-def test_the_golden_record_with_sections_is_read_with_its_exact_values() -> None:
-    record = (GOLDEN / "commit-v1-sections.json").read_bytes()
-    commit = Commit.from_dict(json.loads(record))
-    sections = (
-        Section(132, "33ddb6a702496f0bda167a4e111d7738"),
-        Section(310, "3369794ba43ae6abeca243231c35ee82"),
-        Section(368, "36a8a40e39763f8367a3ca1d87265f88"),
-    )
-    assert commit.row_groups[0] == ByteRange(4, 368, 4, "7814f604c406fdbc0532c4b317ffad0e", sections)
-    assert [len(group.sections) for group in commit.row_groups] == [3, 3, 3] and commit.footer.sections == ()
-    assert canonical_json(commit.to_dict()) == record
+@pytest.mark.parametrize("name", ["quarantined", "row_groups", "footer"])
+def test_a_record_that_lacks_a_field_is_named(folder: Folder, attempt: Attempt, name: str) -> None:
+    attempt(folder, "a1")
+    record = json.loads(folder.read(commit_path(KEY)))
+    del record[name]
+    folder.write(commit_path(KEY), canonical_json(record))
+    with pytest.raises(CorruptShard, match=rf"{KEY}.json is no commit record \(KeyError: '{name}'\)"):
+        read_commit(folder, KEY)
 
 
-@pytest.mark.parametrize("sections", [[[9, "00"]], [[9, "00"]] * 4, [9, 9, 9], [[9]] * 3, 3])
+@pytest.mark.parametrize("sections", [[], None, [[9, "00"]], [[9, "00"]] * 4, [9, 9, 9], [[9]] * 3, 3, [[4, "00"]] * 3])
 def test_a_record_with_other_sections_than_ours_is_named(folder: Folder, attempt: Attempt, sections: object) -> None:
     attempt(folder, "a1")
     record = json.loads(folder.read(commit_path(KEY)))

@@ -12,11 +12,14 @@ import pytest
 
 from storage.base.digest import sha256_of
 from storage.base.errors import CorruptShard, NoCache, StoreError
-from storage.cache.cache import Cache, cache_key, open_cache, seal
+from storage.cache.cache import Cache
 from storage.cache.catalog import list_caches, verify
 from storage.cache.commits import Commit, commit_path, committed_keys, shard_path
 from storage.cache.gc import collect, forget
+from storage.cache.keys import cache_key
 from storage.cache.leases import lease
+from storage.cache.open import open_cache
+from storage.cache.seal import seal
 from storage.objectstore.folder import Folder
 from tests.storage.helpers import DAY, KEYS, commit, files, files_of, label, make_old, race
 

@@ -1,4 +1,4 @@
-"""The shards of a cache as columns and as one file: what is written comes back, by older versions too."""
+"""The shards of a cache as columns and as one file: what is written comes back; what later versions add is ignored."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.base.digest import range_digest
-from storage.cache.cache import seal
+from storage.base.errors import CorruptShard
 from storage.cache.commits import Commit, Quarantined
 from storage.cache.index import INDEX_SCHEMA, index_of, is_index_of, read_index
-from storage.format.sections import SECTIONS, ByteRange, Section
+from storage.cache.seal import seal
+from storage.format.sections import SECTIONS, ByteRange, RowGroup
 from storage.objectstore.folder import Folder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -36,13 +37,10 @@ def random_commit(dice: random.Random) -> Commit:
         start = dice.randrange(2**40)
         return ByteRange(start, start + dice.randrange(2**24), dice.randrange(2**20), digest())
 
-    def some_group() -> ByteRange:
-        group = some_range()
-        stops = [*sorted(dice.randint(group.start, group.stop) for _ in range(2)), group.stop]
-        return replace(group, sections=tuple(Section(stop, digest()) for stop in stops))
-
-    # A cache may hold shards of a version before there were sections beside others.
-    make_group = dice.choice([some_range, some_group])
+    def some_group() -> RowGroup:
+        whole = some_range()
+        inputs, plain = sorted(dice.randint(whole.start, whole.stop) for _ in range(2))
+        return RowGroup(*whole, inputs, digest(), plain, digest(), digest())
 
     key, attempt = f"{dice.getrandbits(256):064x}", f"{dice.getrandbits(64):016x}"
     reasons = ["", "NaN in class 3", "zu groß: 9×9 \U0001f9ea", 'a "quoted" line\nand another']
@@ -53,7 +51,7 @@ def random_commit(dice: random.Random) -> Commit:
         bytes=dice.randrange(2**50),
         sha256=f"{dice.getrandbits(256):064x}",
         rows=dice.randrange(2**31),
-        row_groups=tuple(make_group() for _ in range(dice.choice([0, 1, 1, 5]))),
+        row_groups=tuple(some_group() for _ in range(dice.choice([0, 1, 1, 5]))),
         footer=some_range(),
         quarantined=tuple(
             Quarantined(f"s{dice.randrange(100)}", dice.choice(reasons)) for _ in range(dice.choice([0, 0, 1, 3]))
@@ -133,25 +131,10 @@ def test_row_groups_are_numbered_through_all_shards(read: bool) -> None:
     places = [(number, within) for number, shard in enumerate(shards) for within in range(len(shard.row_groups))]
     groups = [group for shard in shards for group in shard.row_groups]
     assert list(zip(index.shard.tolist(), index.within.tolist(), strict=True)) == places
-    found = zip(index.start.tolist(), index.stop.tolist(), index.rows.tolist(), strict=True)
-    assert list(found) == [(group.start, group.stop, group.rows) for group in groups]
-    kinds = {name: getattr(index, name).dtype.name for name in ("rows", "start", "stop", "shard", "within")}
-    assert kinds == {"rows": "int64", "start": "int64", "stop": "int64", "shard": "int32", "within": "int32"}
-
-
-def test_a_range_is_the_smallest_that_holds_what_is_asked_for_with_a_digest_for_all_of_it() -> None:
-    three = (Section(40, "i"), Section(50, "p"), Section(90, "t"))
-    [shard] = commits(0, 1)
-    group = ByteRange(10, 90, 7, "whole", three)
-    index = index_of([shard, replace(shard, row_groups=(replace(group, sections=()), group))])
-    old, new = len(index.rows) - 2, len(index.rows) - 1
-    assert index.range(new, {"inputs"}) == (10, 50, [(40, "i"), (50, "p")])
-    assert index.range(new, {"targets"}) == (40, 90, [(50, "p"), (90, "t")])
-    assert index.range(new, {"targets", "inputs"}) == (10, 90, [(40, "i"), (50, "p"), (90, "t")])
-    assert index.range(new, {"plain", "inputs"}) == index.range(new, {"inputs"})
-    assert index.range(new, ()) == index.range(new, {"plain"}) == (40, 50, [(50, "p")])
-    for parts in ((), {"plain"}, {"inputs"}, {"targets"}, SECTIONS):
-        assert index.range(old, parts) == (10, 90, [(90, "whole")])
+    assert [index.group(number) for number in range(len(groups))] == groups
+    assert index.rows.tolist() == [group.rows for group in groups]
+    kinds = {name: getattr(index, name).dtype.name for name in ("rows", "shard", "within")}
+    assert kinds == {"rows": "int64", "shard": "int32", "within": "int32"}
 
 
 @pytest.mark.parametrize("parts", [(), ("inputs",), ("targets",), SECTIONS])
@@ -159,9 +142,11 @@ def test_the_bytes_of_a_range_are_those_that_its_digests_name(
     local: Folder, put_shard: Any, parts: tuple[str, ...]
 ) -> None:
     index = index_of([put_shard(local, 9), put_shard(local, 5, 20)])
-    read, whole = 0, int((index.stop - index.start).sum())
+    read = whole = 0
     for group, shard in enumerate(index.shard.tolist()):
-        start, stop, checks = index.range(group, parts)
+        held = index.group(group)
+        start, stop, checks = held.part(parts)
+        whole += held.stop - held.start
         assert checks[-1][0] == stop
         data, at = local.read_range(index.path(shard), start, stop), start
         for end, xxh3 in checks:
@@ -175,33 +160,22 @@ def test_indexes_of_the_same_shards_are_equal_and_of_others_are_not() -> None:
     shards = commits(4, 12)
     index = index_of(shards)
     assert index == read_index(index.to_bytes()) and index != shards
-    held = next(number for number, shard in enumerate(shards) if shard.row_groups and shard.row_groups[0].sections)
+    held = next(number for number, shard in enumerate(shards) if shard.row_groups)
     group = shards[held].row_groups[0]
-    inputs, plain, targets = group.sections
     for other in (
         replace(shards[held], path="elsewhere"),
         replace(shards[held], quarantined=(Quarantined("s", "another"),)),
-        replace(shards[held], footer=replace(shards[held].footer, xxh3="00")),
+        replace(shards[held], footer=shards[held].footer._replace(xxh3="00")),
         replace(shards[held], row_groups=shards[held].row_groups[1:]),
         *(
-            replace(shards[held], row_groups=(replace(group, sections=sections), *shards[held].row_groups[1:]))
-            for sections in (
-                (),
-                (Section(inputs.stop, "00"), plain, targets),
-                (inputs, plain, Section(group.stop, "00")),
-            )
+            replace(shards[held], row_groups=(group._replace(**{name: "00"}), *shards[held].row_groups[1:]))
+            for name in ("inputs_xxh3", "targets_xxh3")
         ),
     ):
         assert index_of([*shards[:held], other, *shards[held + 1 :]]) != index
 
 
 # Other versions
-
-
-def test_an_index_from_before_samples_were_quarantined_still_reads() -> None:
-    shards = commits(2, 9)
-    older = altered(index_of(shards).to_bytes(), lambda table: table.drop_columns(["quarantined"]))
-    assert read_index(older).commits() == tuple(replace(shard, quarantined=()) for shard in shards)
 
 
 def test_a_column_that_a_later_version_added_is_left_alone() -> None:
@@ -224,25 +198,40 @@ def test_a_fact_of_a_row_group_that_a_later_version_added_is_left_alone() -> Non
     assert read_index(altered(index_of(shards).to_bytes(), add)) == index_of(shards)
 
 
-def test_the_golden_index_from_before_there_were_sections_is_read_with_its_exact_values() -> None:
-    index = read_index((GOLDEN / "index-v1.parquet").read_bytes())
+def test_the_golden_index_is_read_with_its_exact_values() -> None:
+    data = (GOLDEN / "index-v1.parquet").read_bytes()
+    index = read_index(data)
     first, second = index.commits()
     assert first == Commit.from_dict(json.loads((GOLDEN / "commit-v1.json").read_bytes()))
     assert (second.shard_key, second.row_groups, second.footer) == ("second-key", (), ByteRange(4, 10, 0, "cd" * 16))
     assert second.quarantined == (Quarantined("img-7-é", "NaN in class 3"),)
-    assert index.rows.tolist() == [4, 4, 2] and index.shard.tolist() == [0, 0, 0]
-    assert index.range(1, {"targets"}) == (368, 738, [(738, "5b0467150630aac75fb9a4551ab0bd4d")])
-    assert is_index_of((GOLDEN / "index-v1.parquet").read_bytes(), index_of([first, second]))
+    assert index.rows.tolist() == [4, 4, 2] and index.shard.tolist() == [0, 0, 0] and index.within.tolist() == [0, 1, 2]
+    assert index.group(0).part({"targets"}) == GOLDEN_TARGETS
+    assert is_index_of(data, index_of([first, second]))
 
 
-def test_the_golden_index_with_sections_is_read_with_its_exact_values() -> None:
-    index = read_index((GOLDEN / "index-v1-sections.parquet").read_bytes())
-    new, old = index.commits()
-    assert new == Commit.from_dict(json.loads((GOLDEN / "commit-v1-sections.json").read_bytes()))
-    assert old == Commit.from_dict(json.loads((GOLDEN / "commit-v1.json").read_bytes()))
-    assert index.shard.tolist() == [0, 0, 0, 1, 1, 1] and index.within.tolist() == [0, 1, 2, 0, 1, 2]
-    assert index.range(0, {"targets"}) == GOLDEN_TARGETS
-    assert index.range(3, {"targets"}) == (4, 368, [(368, "16333df6e2682258bcad57bcb93b2473")])
+def without_a_section(table: pa.Table) -> pa.Table:
+    """The first row group has no inputs section."""
+    lists = table.column("row_groups").combine_chunks()
+    groups = lists.flatten()
+    names = [field.name for field in groups.type]
+    arrays = [
+        pa.array([None, *array.to_pylist()[1:]], array.type) if name.startswith("inputs_") else array
+        for name, array in zip(names, groups.flatten(), strict=True)
+    ]
+    more = pa.StructArray.from_arrays(arrays, names)
+    return table.set_column(6, "row_groups", pa.ListArray.from_arrays(lists.offsets, more))
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [lambda table: table.drop_columns(["quarantined"]), without_a_section],
+    ids=["a column", "a section"],
+)
+def test_an_index_that_lacks_a_part_is_refused(alter: Any) -> None:
+    data = altered(index_of(commits(2, 9)).to_bytes(), alter)
+    with pytest.raises(CorruptShard, match=r"^somewhere/index\.parquet is no index of a cache.*seal it anew\.$"):
+        read_index(data, "somewhere/index.parquet")
 
 
 @pytest.mark.parametrize("junk", [b"", b"junk", b"PAR1junkPAR1"])

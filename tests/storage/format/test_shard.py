@@ -1,7 +1,7 @@
 """One shard file: the same bytes for the same rows, readable a row group at a time, and by everybody.
 
-The golden files were written once, the later one by `PYTHONPATH=. python tests/storage/test_shard.py`. A reader of
-format version 1 must give their exact values for ever; write a new file only for a new layout.
+The golden file was written once, by `PYTHONPATH=. python tests/storage/format/test_shard.py`. Every later reader must
+give its exact values; a new layout gets a file beside it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,11 @@ from storage.base.digest import range_digest
 from storage.base.errors import CorruptShard, RecipeError
 from storage.encodings.dense import Dense
 from storage.format import shard as shards
+from storage.format.byte_ranges import RangeFile, byte_ranges
+from storage.format.header import FORMAT_VERSION, ShardHeader, read_header, shard_schema, stored_inputs
+from storage.format.rows import Rows, decode, sample_rows
 from storage.format.sections import SECTIONS
-from storage.format.shard import (
-    FORMAT_VERSION,
-    ByteRange,
-    RangeFile,
-    Rows,
-    ShardHeader,
-    byte_ranges,
-    decode,
-    read_header,
-    sample_rows,
-    shard_schema,
-    stored_inputs,
-    write_shard,
-)
+from storage.format.shard import write_shard
 from storage.samples import tensor_columns
 from storage.samples.columns import Columns
 from storage.samples.inputs_digest import INPUTS_XXH3_FIELD
@@ -46,7 +36,6 @@ from storage.samples.samples import as_samples
 from tests.storage.helpers import rows_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "shard-v1.parquet"
-GOLDEN_SECTIONS = Path(__file__).parents[1] / "golden" / "shard-v1-sections.parquet"
 CUTS = [[], [1], [50], [1, 2, 3], [7, 7, 30, 64], list(range(9, 100, 9)), list(range(1, 100))]
 
 
@@ -255,7 +244,8 @@ def test_text_that_is_longer_than_a_page_may_be_is_cut(tmp_path: Path, monkeypat
     assert pq.read_table(tmp_path / "a").column(0).combine_chunks() == ids
     write_shard(tmp_path / "b", schema, cut(batch, [700, 1900, 3333]), "none")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert [group.rows for group in byte_ranges(tmp_path / "a")[0]] == [3000, 2000]
+    metadata = pq.read_metadata(tmp_path / "a")
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [3000, 2000]
     monkeypatch.setattr(shards, "PAGE_BYTES", 1 << 30)
     write_shard(tmp_path / "b", schema, [batch], "none")
     assert (tmp_path / "a").stat().st_size > (tmp_path / "b").stat().st_size, "every page has a header"
@@ -324,12 +314,13 @@ def test_each_section_is_the_bytes_of_its_columns_and_of_no_others(
     for index, group in enumerate(groups):
         columns = [metadata.row_group(index).column(number) for number in range(len(batch.schema))]
         start = group.start
-        for section, names in zip(group.sections, (("x", "n"), batch.schema.names[2:6], ("soft_logits",)), strict=True):
+        held = (("x", "n"), batch.schema.names[2:6], ("soft_logits",))
+        for (stop, xxh3), names in zip(group.sections.values(), held, strict=True):
             mine = [column for column in columns if column.path_in_schema in names]
             assert start == mine[0].data_page_offset
-            assert section.stop - start == sum(column.total_compressed_size for column in mine)
-            assert section.xxh3 == range_digest(data[start : section.stop])
-            start = section.stop
+            assert stop - start == sum(column.total_compressed_size for column in mine)
+            assert xxh3 == range_digest(data[start:stop])
+            start = stop
         assert start == group.stop
 
 
@@ -338,11 +329,10 @@ def test_neighbouring_sections_are_read_from_their_own_bytes_alone(tmp_path: Pat
     write_shard(tmp_path / "a", batch.schema, [batch])
     data, ([group], footer) = (tmp_path / "a").read_bytes(), byte_ranges(tmp_path / "a")
     metadata = pq.read_metadata(io.BytesIO(data[footer.start :]))
-    inputs, plain, targets = group.sections
     for start, stop, names in (
-        (group.start, plain.stop, batch.schema.names[:6]),
-        (inputs.stop, targets.stop, batch.schema.names[2:]),
-        (inputs.stop, plain.stop, batch.schema.names[2:6]),
+        (group.start, group.plain_stop, batch.schema.names[:6]),
+        (group.inputs_stop, group.stop, batch.schema.names[2:]),
+        (group.inputs_stop, group.plain_stop, batch.schema.names[2:6]),
     ):
         file = pa.PythonFile(RangeFile(len(data), {start: data[start:stop]}), mode="r")
         read = pq.ParquetFile(file, metadata=metadata, pre_buffer=False).read_row_group(0, names, use_threads=False)
@@ -352,14 +342,14 @@ def test_neighbouring_sections_are_read_from_their_own_bytes_alone(tmp_path: Pat
 @pytest.mark.parametrize("part", SECTIONS)
 def test_a_flipped_byte_changes_the_digest_of_its_own_section_only(several: Path, part: str) -> None:
     groups, _ = byte_ranges(several)
-    section = groups[2].sections[SECTIONS.index(part)]
+    stop, _ = groups[2].sections[part]
     data = bytearray(several.read_bytes())
-    data[section.stop - 1] ^= 0x01
+    data[stop - 1] ^= 0x01
     several.write_bytes(bytes(data))
     changed, _ = byte_ranges(several)
     assert [a == b for a, b in zip(groups, changed, strict=True)] == [index != 2 for index in range(6)]
-    same = [a == b for a, b in zip(groups[2].sections, changed[2].sections, strict=True)]
-    assert same == [name != part for name in SECTIONS]
+    same = {name: groups[2].sections[name] == changed[2].sections[name] for name in SECTIONS}
+    assert same == {name: name != part for name in SECTIONS}
     assert changed[2].xxh3 != groups[2].xxh3
 
 
@@ -367,9 +357,8 @@ def test_without_inputs_the_first_section_is_empty(tmp_path: Path, make_samples:
     batch = with_extras(make_samples(20), inputs=False)
     write_shard(tmp_path / "a", batch.schema, [batch])
     [group], _ = byte_ranges(tmp_path / "a")
-    inputs, plain, targets = group.sections
-    assert (inputs.stop, inputs.xxh3) == (group.start, range_digest(b""))
-    assert group.start < plain.stop < targets.stop == group.stop
+    assert group.sections["inputs"] == (group.start, range_digest(b""))
+    assert group.start < group.plain_stop < group.stop
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -377,20 +366,21 @@ def test_the_smallest_shards_have_sections_too(tmp_path: Path, make_samples: Any
     batch = with_extras(make_samples(1))
     write_shard(tmp_path / "a", batch.schema, [batch.slice(0, rows)])
     [group], footer = byte_ranges(tmp_path / "a")
-    assert len(group.sections) == 3 and group.sections[2].stop == group.stop == footer.start
+    assert group.start <= group.inputs_stop <= group.plain_stop <= group.stop
+    assert footer.start == (group.stop if rows else 0)
 
 
-def test_a_file_that_does_not_tell_its_targets_or_mixes_its_columns_has_no_sections(
-    tmp_path: Path, make_samples: Any
-) -> None:
+def test_a_file_without_a_header_or_with_mixed_columns_is_no_shard(tmp_path: Path, make_samples: Any) -> None:
     batch = with_extras(make_samples(5))
-    for number, names in enumerate((["sample_id", "x", "soft_logits"], ["soft_logits", "sample_id"], ["x"])):
+    for number, names in enumerate((["sample_id", "x", "soft_logits"], ["soft_logits", "sample_id"])):
         path = tmp_path / str(number)
         pq.write_table(pa.Table.from_batches([batch]).select(names), path, use_dictionary=False)
-        assert (byte_ranges(path)[0][0].sections == ()) == (names != ["x"])
+        with pytest.raises(CorruptShard, match="A shard's columns lie one after another, in the order inputs, plain, "):
+            byte_ranges(path)
     bare = pa.Table.from_batches([batch]).replace_schema_metadata(None)
     pq.write_table(bare, tmp_path / "bare", use_dictionary=False)
-    assert byte_ranges(tmp_path / "bare")[0][0].sections == ()
+    with pytest.raises(CorruptShard, match="bare has no 'stillhouse' metadata"):
+        byte_ranges(tmp_path / "bare")
 
 
 def test_what_a_shard_adds_to_its_samples_is_no_input(make_samples: Any) -> None:
@@ -524,12 +514,6 @@ def test_samples_without_targets_or_labels_are_rows_too(make_samples: Any) -> No
 # The golden file
 
 GOLDEN_STOPS = [132, 310, 368]
-GOLDEN_RANGES = [
-    (4, 368, 4, "16333df6e2682258bcad57bcb93b2473"),
-    (368, 738, 4, "5b0467150630aac75fb9a4551ab0bd4d"),
-    (738, 1064, 2, "39c26f25731afb51bec6c67d3b19374b"),
-    (1064, 3627, 0, "39085e7c6ad92aa30c6a76c32a1f677e"),
-]
 
 
 def golden_table() -> pa.Table:
@@ -552,11 +536,10 @@ def golden_soft() -> np.ndarray[Any, Any]:
     return soft_PV.astype(np.float32)
 
 
-@pytest.mark.parametrize("golden", [GOLDEN, GOLDEN_SECTIONS], ids=lambda path: path.stem)
-def test_the_golden_shards_are_read_with_their_exact_values(golden: Path) -> None:
+def test_the_golden_shard_is_read_with_its_exact_values() -> None:
     start = 0
     for index, size in enumerate([4, 4, 2]):
-        rows = read_group(golden, index)
+        rows = read_group(GOLDEN, index)
         at = slice(start, start + size)
         assert rows.sample_id.tolist() == [f"img-{i}-é" for i in range(10)][at]
         assert list(rows.inputs) == ["pixels", "weight"]
@@ -568,41 +551,37 @@ def test_the_golden_shards_are_read_with_their_exact_values(golden: Path) -> Non
         np.testing.assert_array_equal(rows.targets.logits_PV, golden_soft()[at])
         np.testing.assert_array_equal(rows.targets.temperature_P, np.full(size, 2, np.float32))
         start += size
-    assert start == pq.read_metadata(golden).num_rows == 10
+    assert start == pq.read_metadata(GOLDEN).num_rows == 10
     # A few of them literally, so that no helper above can drift along with the reader.
-    assert read_group(golden, 0).targets.logits_PV[1].tolist() == [-2.5, 0.0, -0.375]  # type: ignore[union-attr]
-    assert read_group(golden, 2).targets.logits_PV[1].tolist() == [0.0, -65504.0, -9.0]  # type: ignore[union-attr]
-    assert read_group(golden, 1).inputs["pixels"][0].tolist() == [[96, 102], [108, 114]]
+    assert read_group(GOLDEN, 0).targets.logits_PV[1].tolist() == [-2.5, 0.0, -0.375]  # type: ignore[union-attr]
+    assert read_group(GOLDEN, 2).targets.logits_PV[1].tolist() == [0.0, -65504.0, -9.0]  # type: ignore[union-attr]
+    assert read_group(GOLDEN, 1).inputs["pixels"][0].tolist() == [[96, 102], [108, 114]]
 
 
-@pytest.mark.parametrize("golden", [GOLDEN, GOLDEN_SECTIONS], ids=lambda path: path.stem)
-def test_the_golden_shards_say_what_they_are(golden: Path) -> None:
-    header = read_header(pq.read_schema(golden), "golden")
+def test_the_golden_shard_says_what_it_is() -> None:
+    header = read_header(pq.read_schema(GOLDEN), "golden")
     assert header == ShardHeader(1, "golden-key", Dense(2.0), 3, "golden-teacher", "golden-span")
 
 
-def test_the_golden_shards_have_these_ranges_and_digests() -> None:
+def test_the_golden_shard_has_these_ranges_and_digests() -> None:
     groups, footer = byte_ranges(GOLDEN)
-    assert [(part.start, part.stop, part.rows, part.xxh3) for part in [*groups, footer]] == GOLDEN_RANGES
-    assert isinstance(footer, ByteRange) and all(part.sections == () for part in [*groups, footer])
-    groups, footer = byte_ranges(GOLDEN_SECTIONS)
-    facts = json.loads((GOLDEN.parent / "commit-v1-sections.json").read_bytes())
-    assert [part.to_dict() for part in groups] == facts["row_groups"] and footer.to_dict() == facts["footer"]
-    assert [section.stop for section in groups[0].sections] == GOLDEN_STOPS
+    facts = json.loads((GOLDEN.parent / "commit-v1.json").read_bytes())
+    assert [part.to_dict() for part in groups] == facts["row_groups"] and footer._asdict() == facts["footer"]
+    assert [stop for stop, _ in groups[0].sections.values()] == GOLDEN_STOPS
 
 
 def test_the_writer_still_writes_the_golden_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Byte for byte with the pyarrow that wrote it; with another, the same metadata, schema and row groups."""
     monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 4 * 58)
     _make_golden(tmp_path / "shard.parquet")
-    new, old = pq.read_metadata(tmp_path / "shard.parquet"), pq.read_metadata(GOLDEN_SECTIONS)
+    new, old = pq.read_metadata(tmp_path / "shard.parquet"), pq.read_metadata(GOLDEN)
     assert new.schema.to_arrow_schema().equals(old.schema.to_arrow_schema(), check_metadata=True)
-    assert pq.read_schema(tmp_path / "shard.parquet").metadata == pq.read_schema(GOLDEN_SECTIONS).metadata
+    assert pq.read_schema(tmp_path / "shard.parquet").metadata == pq.read_schema(GOLDEN).metadata
     assert [new.row_group(i).num_rows for i in range(new.num_row_groups)] == [
         old.row_group(i).num_rows for i in range(old.num_row_groups)
     ]
     if new.created_by == old.created_by:
-        assert (tmp_path / "shard.parquet").read_bytes() == GOLDEN_SECTIONS.read_bytes()
+        assert (tmp_path / "shard.parquet").read_bytes() == GOLDEN.read_bytes()
 
 
 def _make_golden(path: Path) -> None:
@@ -615,5 +594,5 @@ def _make_golden(path: Path) -> None:
 
 if __name__ == "__main__":
     shards.ROW_GROUP_BYTES = 4 * 58
-    _make_golden(GOLDEN_SECTIONS)
-    print(byte_ranges(GOLDEN_SECTIONS))
+    _make_golden(GOLDEN)
+    print(byte_ranges(GOLDEN))

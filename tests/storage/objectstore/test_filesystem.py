@@ -36,7 +36,8 @@ from storage.__main__ import main
 from storage.base.digest import sha256_file
 from storage.base.errors import StoreError, StoreFull, StoreLost
 from storage.objectstore import filesystem
-from storage.objectstore.filesystem import in_words, is_contested, is_past_the_end, is_taken, is_url, open_filesystem
+from storage.objectstore.client_errors import in_words, is_contested, is_past_the_end, is_taken
+from storage.objectstore.filesystem import is_url, open_filesystem
 from storage.objectstore.folder import Folder, open_url
 from storage.objectstore.location import absolute
 from storage.sources.packing.tokenizer import TokenizerFile

@@ -14,9 +14,10 @@ import pytest
 
 from storage.__main__ import main
 from storage.base.errors import StoreLost
-from storage.cache.cache import Cache, open_cache
+from storage.cache.cache import Cache
 from storage.cache.catalog import verify
 from storage.cache.gc import collect, forget
+from storage.cache.open import open_cache
 from storage.objectstore import filesystem
 from storage.objectstore.folder import Folder
 from tests.servers import FAULTS, Proxy, lead_to

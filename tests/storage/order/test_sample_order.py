@@ -435,13 +435,7 @@ def test_an_order_is_made_of_what_it_said() -> None:
         assert Order.from_dict(order.to_dict()) == order
 
 
-def test_the_first_versions_states_are_orders_of_one_lane() -> None:
-    assert Order.from_dict({"version": "feistel6-v1", "seed": 3, "window": 4}) == Order(3, 4, 1)
-    assert Order.from_dict({"version": "feistel6-v1", "seed": 3, "window": 4, "lanes": 1}) == Order(3, 4, 1)
-    assert Order.from_dict({"version": "feistel6-v1", "seed": 3, "window": 4, "lanes": 2}) is None
-
-
-@pytest.mark.parametrize("version", ["feistel6-v3", "feistel7-v1", "", None, 1])
+@pytest.mark.parametrize("version", ["feistel6-v1", "feistel6-v3", "feistel7-v1", "", None, 1])
 def test_an_order_of_another_version_is_none(version: Any) -> None:
     assert Order.from_dict({"version": version, "seed": 3, "window": 4, "lanes": 1}) is None
     assert Order.from_dict({"seed": 3, "window": 4, "lanes": 1}) is None

@@ -22,19 +22,15 @@ import pytest
 
 from storage.base.digest import sha256_of
 from storage.base.errors import CorruptShard, Mismatch, RecipeError, StoreError, StoreLost
-from storage.cache.cache import Cache, open_cache, seal
+from storage.cache.cache import Cache
 from storage.cache.commits import Commit, commit_shard, new_attempt
+from storage.cache.open import open_cache
+from storage.cache.seal import seal
 from storage.encodings.dense import Dense
 from storage.format import shard as shards
-from storage.format.shard import (
-    COMPRESSIONS,
-    FORMAT_VERSION,
-    ShardHeader,
-    decode,
-    read_header,
-    shard_schema,
-    write_shard,
-)
+from storage.format.header import FORMAT_VERSION, ShardHeader, read_header, shard_schema
+from storage.format.rows import decode
+from storage.format.shard import COMPRESSIONS, write_shard
 from storage.objectstore.folder import Folder
 from storage.rows import cache_rows
 from storage.rows.cache_rows import PARTS, CacheRows
@@ -157,9 +153,8 @@ def test_only_the_bytes_of_the_parts_are_read(cache: Cache, requests: Requests, 
     groups = CacheRows(cache, parts)
     shard = cache.shards[1]
     [part] = shard.row_groups
-    inputs, plain, _ = part.sections
-    start = part.start if "inputs" in parts else inputs.stop
-    stop = part.stop if "targets" in parts else plain.stop
+    start = part.start if "inputs" in parts else part.inputs_stop
+    stop = part.stop if "targets" in parts else part.plain_stop
     first = cache.shards[0]
     assert requests.ranges == [(first.path, first.footer.start, first.footer.stop)]
     requests.ranges.clear()
@@ -214,8 +209,8 @@ def test_row_groups_are_named_for_people(cache: Cache) -> None:
     part = cache.shards[2].row_groups[1]
     url = cache.store.url_of(cache.shards[2].path)
     assert CacheRows(cache).name_of(5) == f"row group 1 (bytes {part.start} to {part.stop}) of {url}"
-    inputs = part.sections[0].stop
-    assert CacheRows(cache, ["targets"]).name_of(5) == f"row group 1 (bytes {inputs} to {part.stop}) of {url}"
+    targets = f"row group 1 (bytes {part.inputs_stop} to {part.stop}) of {url}"
+    assert CacheRows(cache, ["targets"]).name_of(5) == targets
 
 
 @parted
@@ -251,7 +246,7 @@ def test_rows_do_not_change_when_others_are_read(put: Make, compression: str) ->
 def regions(shard: Commit, parts: Collection[str]) -> dict[str, tuple[int, int, bool]]:
     """The bytes [start, stop) of each region of a shard of one row group, and whether they are read."""
     [part] = shard.row_groups
-    inputs, plain, targets = (section.stop for section in part.sections)
+    inputs, plain, targets = part.inputs_stop, part.plain_stop, part.stop
     return {
         "inputs": (part.start, inputs, "inputs" in parts),
         "plain": (inputs, plain, True),
@@ -322,7 +317,7 @@ def test_a_range_that_is_cut_off_is_named(cache: Cache, parts: Collection[str]) 
     """The file ends in the row group, whose footer is known."""
     groups = CacheRows(cache, parts)
     shard = cache.shards[0]
-    start, stop, _ = cache.index.range(2, parts)
+    start, stop, _ = cache.index.group(2).part(parts)
     whole = cache.store.read(shard.path)
     for kept in (stop - 1, (start + stop) // 2, start, 0):
         cache.store.write(shard.path, whole[:kept])
@@ -411,7 +406,7 @@ class Failing:
 
 
 def shard_range(cache: Cache, parts: Collection[str], footer: bool) -> tuple[int, int]:
-    start, stop, _ = cache.index.range(3, parts)
+    start, stop, _ = cache.index.group(3).part(parts)
     return (cache.shards[1].footer.start, cache.shards[1].footer.stop) if footer else (start, stop)
 
 
@@ -469,7 +464,7 @@ def test_a_stream_goes_on_after_an_error_when_the_fault_is_mended(
     stream = Stream(
         CacheRows(cache), batch_size=4, seed=2, lanes=2, window=5, reading=Reading(prefetch_bytes=0, threads=1)
     )
-    start, _, _ = cache.index.range(4, PARTS)
+    start, _, _ = cache.index.group(4).part(PARTS)
     requests.fault = lambda path, at, data: (
         fault(path, at, data) if (path, at) == (cache.shards[2].path, start) else data
     )
@@ -490,7 +485,7 @@ def test_what_no_second_try_can_mend_is_not_tried_twice(cache: Cache, requests: 
         raise StoreError(f"{path}: access was refused.")
 
     groups = CacheRows(cache)
-    failing = requests.fault = Failing(refused, cache.index.range(3, PARTS)[0], 9)
+    failing = requests.fault = Failing(refused, cache.index.group(3).part(PARTS)[0], 9)
     with pytest.raises(StoreError):
         read_group(groups, 3)
     assert failing.asked == 1
@@ -500,7 +495,7 @@ def test_a_store_that_is_slow_is_named_in_the_log(
     cache: Cache, requests: Requests, warnings_of: Callable[[], list[str]]
 ) -> None:
     groups = CacheRows(cache)
-    start = cache.index.range(3, PARTS)[0]
+    start = cache.index.group(3).part(PARTS)[0]
 
     def late(path: str, at: int, data: bytes) -> bytes:
         if (path, at) == (cache.shards[1].path, start):
@@ -578,21 +573,20 @@ def test_columns_that_may_be_null_are_read_by_pyarrow(
     assert np.isnan(rows.inputs["n"][20 - nulls :]).all() and rows.sample_id.tolist() == list(range(20))
 
 
-def golden_cache(local: Folder, name: str) -> Cache:
+def golden_cache(local: Folder) -> Cache:
     staged = local.stage()
-    shutil.copy(GOLDEN / f"shard-{name}.parquet", staged)
+    shutil.copy(GOLDEN / "shard-v1.parquet", staged)
     commit = commit_shard(local, "golden-key", new_attempt(), staged, 10)
-    facts = json.loads((GOLDEN / f"commit-{name}.json").read_bytes())
+    facts = json.loads((GOLDEN / "commit-v1.json").read_bytes())
     assert [group.to_dict() for group in commit.row_groups] == facts["row_groups"]
     return seal(local, "golden", [commit], {})
 
 
-@pytest.mark.parametrize("name", ["v1", "v1-sections"])
 @parted
-def test_the_golden_shards_are_read_with_their_exact_values(local: Folder, name: str, parts: Collection[str]) -> None:
-    """Also the first ones, whose row groups have no sections, and whose ids are text."""
-    path = GOLDEN / f"shard-{name}.parquet"
-    groups = CacheRows(golden_cache(local, name), parts)
+def test_the_golden_shard_is_read_with_its_exact_values(local: Folder, parts: Collection[str]) -> None:
+    """Its ids are text."""
+    path = GOLDEN / "shard-v1.parquet"
+    groups = CacheRows(golden_cache(local), parts)
     header = read_header(pq.read_schema(path), "golden")
     assert groups.rows.tolist() == [4, 4, 2]
     for group in range(3):
@@ -612,32 +606,8 @@ def test_the_golden_shards_are_read_with_their_exact_values(local: Folder, name:
         assert read_group(groups, 1).inputs["pixels"][0].tolist() == [[96, 102], [108, 114]]
 
 
-@pytest.mark.parametrize("name", ["v1", "v1-sections"])
-@parted
-def test_a_row_group_without_sections_is_read_and_checked_whole(
-    local: Folder, monkeypatch: pytest.MonkeyPatch, flip: Make, name: str, parts: Collection[str]
-) -> None:
-    cache = golden_cache(local, name)
-    part = cache.shards[0].row_groups[1]
-    groups = CacheRows(cache, parts)
-    requests = Requests(cache.store, monkeypatch)
-    read_group(groups, 1)
-    [(_, start, stop)] = requests.ranges
-    if name == "v1":
-        assert (start, stop) == (part.start, part.stop)
-        for at in (part.start, part.stop - 1):
-            flip(cache.store, cache.shards[0].path, at)
-            with pytest.raises(CorruptShard, match=rf"row group 1 \(bytes {part.start} to {part.stop}\)"):
-                read_group(groups, 1)
-            flip(cache.store, cache.shards[0].path, at)
-        read_group(groups, 1)
-    elif parts != PARTS:
-        assert stop - start < part.stop - part.start
-
-
-@pytest.mark.parametrize("name", ["v1", "v1-sections"])
-def test_texts_stay_with_their_rows_in_a_stream(local: Folder, name: str) -> None:
-    groups = CacheRows(golden_cache(local, name))
+def test_texts_stay_with_their_rows_in_a_stream(local: Folder) -> None:
+    groups = CacheRows(golden_cache(local))
     right = {
         str(sample): label
         for group in range(3)
@@ -694,28 +664,6 @@ def test_shards_of_other_columns_are_refused(local: Folder, make_samples: Make) 
     assert caught.value.args[1].startswith(f"The first one of {cache.url} has x float32, ")
     # Without inputs they are alike.
     assert ids_of(batches(Stream(CacheRows(cache, ["targets"]), batch_size=8), 1)) != []
-
-
-def test_shards_whose_columns_lie_in_another_order_go_together(
-    local: Folder, make_samples: Make, make_batch: Make, teacher: Make
-) -> None:
-    """As those of the first version and later ones do."""
-    commits: list[Commit] = []
-    for first in (0, 6):
-        batch = make_batch(make_samples(6, first), "k")
-        names = batch.schema.names if first else ["sample_id", "label", *batch.schema.names[:2], "soft_logits"]
-        schema = pa.schema([batch.schema.field(name) for name in names], metadata=batch.schema.metadata)
-        staged = local.stage()
-        rows = write_shard(staged, schema, [batch])
-        commits.append(commit_shard(local, sha256_of(first), new_attempt(), staged, rows))
-    assert not commits[0].row_groups[0].sections and commits[1].row_groups[0].sections
-    for parts in PARTED:
-        groups = CacheRows(seal(local, "both", commits, {}), parts)
-        seen: list[int] = []
-        for rows in scan(groups, 5):
-            check_rows(rows, teacher)
-            seen += rows.sample_id.tolist()
-        assert seen == list(range(12))
 
 
 def test_a_store_that_lies_anywhere_gives_the_same(folder: Folder, make_cache: Make, teacher: Make) -> None:

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.base.errors import Mismatch, RecipeError, SourceChanged, SourceError
-from storage.cache.cache import Cache, seal
+from storage.cache.cache import Cache
+from storage.cache.seal import seal
 from storage.objectstore.folder import Folder
 from storage.rows import joined_rows as joining
 from storage.rows.cache_rows import CacheRows

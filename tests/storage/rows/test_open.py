@@ -60,7 +60,7 @@ def test_a_filter_reads_what_was_asked_for_of_the_chosen_groups(stored: Cache) -
     reads = watch(groups.cache.store)
     assert [i for rows in scan(groups, 5) for i in rows.sample_id] == [0, 1, 2, 3]
     group = stored.shards[0].row_groups[0]
-    assert [(start, stop) for _, start, stop in reads.rows] == [(group.sections[0].stop, group.stop)]
+    assert [(start, stop) for _, start, stop in reads.rows] == [(group.inputs_stop, group.stop)]
 
 
 def test_an_unknown_part_or_cache_is_refused(stored: Cache) -> None:

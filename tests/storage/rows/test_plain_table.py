@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.base.digest import range_digest
-from storage.base.errors import CorruptShard, RecipeError, StoreError, StoreFull
-from storage.cache.cache import Cache, open_cache, seal
+from storage.base.errors import CorruptShard, Mismatch, RecipeError, StoreError, StoreFull
+from storage.cache.cache import Cache
+from storage.cache.open import open_cache
+from storage.cache.seal import seal
 from storage.encodings.topk import TopK
 from storage.objectstore.folder import Folder
 from storage.rows.plain_table import plain_table
@@ -67,7 +69,7 @@ def test_it_is_made_once(cache: Cache) -> None:
     data = cache.store.read(f"caches/{cache.key}/{name}")
     assert name == f"plain-{range_digest(data)}.parquet"
     told = json.loads(pq.ParquetFile(pa.BufferReader(data)).schema_arrow.metadata[b"stillhouse"])
-    assert told == {"plain_version": 1, "cache_digest": cache.digest, "without": {}}
+    assert told == {"plain_version": 1, "cache_digest": cache.digest}
     reads = watch(cache.store)
     check(plain_table(cache))
     assert reads.rows == [] and kept_names(cache) == [name]
@@ -98,7 +100,7 @@ def test_one_of_other_shards_is_left_alone(cache: Cache) -> None:
     plain_table(cache)
     [name] = kept_names(cache)
     table = pq.read_table(pa.BufferReader(cache.store.read(f"caches/{cache.key}/{name}")))
-    facts = {"plain_version": 1, "cache_digest": "f" * 64, "without": {}}
+    facts = {"plain_version": 1, "cache_digest": "f" * 64}
     sink = pa.BufferOutputStream()
     pq.write_table(table.slice(3).replace_schema_metadata({b"stillhouse": json.dumps(facts).encode()}), sink)
     data = sink.getvalue().to_pybytes()
@@ -138,10 +140,10 @@ def test_a_range_that_comes_wrong_once_is_fetched_again(cache: Cache, caplog: py
 
 def test_damage_in_a_plain_section_is_an_error_and_elsewhere_it_is_not_seen(cache: Cache, flip: Make) -> None:
     group = cache.shards[1].row_groups[0]
-    flip(cache.store, cache.shards[1].path, group.sections[2].stop - 1)
+    flip(cache.store, cache.shards[1].path, group.stop - 1)
     check(plain_table(cache))
     cache.store.remove(f"caches/{cache.key}/{kept_names(cache)[0]}")
-    flip(cache.store, cache.shards[1].path, group.sections[1].stop - 1)
+    flip(cache.store, cache.shards[1].path, group.plain_stop - 1)
     with pytest.raises(CorruptShard, match=re.escape(cache.shards[1].path)):
         plain_table(cache)
     assert not kept_names(cache)
@@ -156,20 +158,18 @@ def test_ids_may_be_text_and_labels_absent(local: Folder) -> None:
         plain_table(cache, ["label"])
 
 
-@pytest.mark.parametrize(
-    "kinds", [["older", "stored", "stored"], ["stored", "older", "older"], ["older"] * 3], ids=" ".join
-)
-def test_what_older_shards_lack_is_left_out_and_told(local: Folder, kinds: list[Any]) -> None:
-    commits = [put_rows(local, ids, kind) for ids, kind in zip(SHARDS, kinds, strict=True)]
-    cache = seal(local, "mixed", commits, {})
-    for _ in range(2):  # made, and taken
-        table = plain_table(cache)
-        assert table.column_names == ["sample_id", "label"]
-        np.testing.assert_array_equal(table.column("label").to_numpy(), np.arange(N) % 5)
-        with pytest.raises(
-            RecipeError, match=rf"'soft_entropy' of every row: {kinds.count('older')} of its 3 shards.*Choose rows by"
-        ):
-            plain_table(cache, ["soft_entropy"])
+def test_shards_without_the_columns_that_the_first_one_has_are_refused(local: Folder, put_shard: Make) -> None:
+    cache = seal(local, "mixed", [put_rows(local, range(5)), put_shard(local, 5, 5)], {})
+    with pytest.raises(Mismatch, match=r"has the columns .*The first one of .* has .*soft_entropy.*soft_top1"):
+        plain_table(cache)
+    assert not kept_names(cache)
+
+
+def test_a_cache_without_summaries_names_the_columns_that_it_has(local: Folder, put_shard: Make) -> None:
+    cache = seal(local, "bare", [put_shard(local, 5)], {})
+    assert plain_table(cache).column_names == ["sample_id", "label"]
+    with pytest.raises(RecipeError, match=r"has no plain column 'soft_entropy'.*Rows are chosen by: sample_id, label"):
+        plain_table(cache, ["soft_entropy"])
 
 
 def test_a_shard_without_rows_adds_none(local: Folder) -> None:

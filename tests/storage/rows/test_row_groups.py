@@ -7,7 +7,16 @@ import pyarrow as pa
 import pytest
 
 from storage.base.errors import SourceError
-from storage.rows.row_groups import TEXT_BYTES, Column, empty, first_rows, plain_rows, read_group, row_bytes
+from storage.rows.row_groups import (
+    TEXT_BYTES,
+    Column,
+    empty,
+    evenly_spaced,
+    first_rows,
+    plain_rows,
+    read_group,
+    row_bytes,
+)
 from storage.samples import tensor_columns
 from tests.storage.stream.fakes import Fake
 
@@ -50,6 +59,13 @@ def test_memory_is_made_for_all_columns_but_texts() -> None:
         "sample_id": (np.int64, (7,)),
         "x": (np.float32, (7, 2, 3)),
     }
+
+
+def test_evenly_spaced_groups_have_rows_and_reach_from_the_first_to_the_last() -> None:
+    groups = Fake([0, 2, 2, 0, 2, 2, 2, 0])
+    assert [evenly_spaced(groups, count) for count in (0, 1, 2, 3)] == [[], [1], [1, 6], [1, 4, 6]]
+    assert evenly_spaced(groups, 5) == evenly_spaced(groups, 64) == [1, 2, 4, 5, 6]
+    assert evenly_spaced(Fake([0, 0]), 3) == []
 
 
 @pytest.mark.parametrize("texts", [False, True])

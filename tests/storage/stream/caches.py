@@ -13,12 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.base.digest import sha256_of
-from storage.cache.cache import Cache, seal
+from storage.cache.cache import Cache
 from storage.cache.commits import Commit, commit_shard, new_attempt
+from storage.cache.seal import seal
 from storage.encodings.dense import Dense
 from storage.encodings.targets import DenseTargets
+from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
 from storage.format.position_columns import SUMMARY_FIELDS
-from storage.format.shard import FORMAT_VERSION, ROW_GROUP_BYTES, ShardHeader, shard_schema, write_shard
+from storage.format.sections import SECTIONS
+from storage.format.shard import ROW_GROUP_BYTES, write_shard
 from storage.objectstore.folder import Folder
 from storage.samples import tensor_columns
 from storage.samples.columns import Columns
@@ -29,8 +32,7 @@ from storage.samples.samples import INPUTS_XXH3, as_samples, kept_columns
 CLASSES = 5
 GROUP_ROWS = 4
 
-# older: as the first shards were, plain columns first, without summaries.
-Kind = Literal["stored", "referenced", "older"]
+Kind = Literal["stored", "referenced"]
 
 
 def raw_rows(ids: Sequence[int], *, texts: bool = False, label: bool = True) -> pa.Table:
@@ -60,11 +62,8 @@ def put_rows(store: Folder, ids: Sequence[int], kind: Kind = "stored", **rows: b
     key = sha256_of(["shard", list(map(int, ids)), kind, *sorted(rows.items())])
     header = ShardHeader(FORMAT_VERSION, key, encoding, CLASSES, "teacher", rows_digest(samples))
     extras = [*SUMMARY_FIELDS, *([INPUTS_XXH3_FIELD] if kind == "referenced" else [])]
-    kept = kept_columns(samples.schema, "referenced" if kind == "referenced" else "stored")
+    kept = kept_columns(samples.schema, kind)
     schema = shard_schema(kept, header, extras)
-    if kind == "older":
-        names = [*samples.schema.names, *(f.name for f in encoding.fields(CLASSES))]
-        schema = pa.schema([schema.field(name) for name in names], metadata=schema.metadata)
     soft_PV = (-(at[:, None] * 7 + np.arange(CLASSES) * 13) % 29 / 4).astype(np.float32)
     arrays: dict[str, Any] = {name: samples.column(name).combine_chunks() for name in samples.schema.names}
     arrays |= {"soft_entropy": pa.array(entropy_of(at)), "soft_top1": pa.array(top1_of(at))}
@@ -95,7 +94,7 @@ def write_source(folder: Path, files: dict[str, Sequence[int]], *, group_rows: i
 
 @dataclass
 class Reads:
-    """The ranges of shards that were read: path, start, stop. Footers are read by `read_range`, rows by pieces."""
+    """The ranges of row groups that were read: path, start, stop."""
 
     rows: list[tuple[str, int, int]] = field(default_factory=list[tuple[str, int, int]])
 
@@ -109,9 +108,12 @@ def watch(store: Folder, spoil: Callable[[int], bool] = lambda _: False) -> Read
     reads, really, turn = Reads(), store.read_pieces, threading.Lock()
 
     def read_pieces(path: str, start: int, pieces: Sequence[memoryview]) -> int:
+        stop = start + sum(map(len, pieces))
+        if stop == store.size(path):  # a footer
+            return really(path, start, pieces)
         # Several threads read; each range has a number of its own.
         with turn:
-            reads.rows.append((path, start, start + sum(map(len, pieces))))
+            reads.rows.append((path, start, stop))
             number = len(reads.rows)
         count = really(path, start, pieces)
         if spoil(number):
@@ -124,10 +126,7 @@ def watch(store: Folder, spoil: Callable[[int], bool] = lambda _: False) -> Read
 
 def section_bytes(cache: Cache, section: str) -> int:
     """The bytes of one section of all row groups."""
-    before = {"inputs": None, "plain": 0, "targets": 1}[section]
-    at = {"inputs": 0, "plain": 1, "targets": 2}[section]
-    return sum(
-        group.sections[at].stop - (group.start if before is None else group.sections[before].stop)
-        for shard in cache.shards
-        for group in shard.row_groups
-    )
+    groups = [group for shard in cache.shards for group in shard.row_groups]
+    bounds = [(group.start, group.inputs_stop, group.plain_stop, group.stop) for group in groups]
+    at = SECTIONS.index(section)
+    return sum(stops[at + 1] - stops[at] for stops in bounds)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from storage.cache.cache import open_cache
+from storage.cache.open import open_cache
 from storage.rows.cache_rows import CacheRows
 from storage.rows.reading import Reading
 from storage.rows.row_groups import row_bytes

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.rows.row_groups import Arrays, Column, Ints, RowGroups, plain_rows
 from storage.stream.stream import Batch, Stream
 

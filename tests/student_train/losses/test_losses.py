@@ -13,7 +13,7 @@ import torch
 from storage.base.errors import Mismatch, RecipeError, SourceError
 from storage.encodings.dense import COLUMN, Dense
 from storage.encodings.targets import IGNORED, DenseTargets, with_mask
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from student_train.losses import LOSSES, Unprojected, count_positions, factor, loss_parts
 from student_train.losses.cross_entropy import cross_entropy
 from student_train.losses.forward_kl import TAILS, forward_kl, kl_divergence, teacher_log_probs

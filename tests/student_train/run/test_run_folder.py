@@ -20,7 +20,7 @@ from jobs.models.weights import INDEX_FILE, WEIGHTS_FILE
 from jobs.tracking.client import connect
 from jobs.tracking.settings import TrackingSection
 from storage.base.errors import FolderInUse, ForeignState, JobError, StoreError
-from storage.cache.cache import open_cache
+from storage.cache.open import open_cache
 from storage.objectstore.folder import Folder
 from student_train import job
 from student_train.run.owner import refuse_lost

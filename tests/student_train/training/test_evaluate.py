@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from storage.encodings.targets import DenseTargets, TopKTargets
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.stream.torch_tensors import to_torch
 from student_train.losses import Unprojected
 from student_train.training.evaluate import evaluate, rows_a_batch

@@ -30,9 +30,9 @@ from storage.base.errors import (
     SourceError,
     TrainingError,
 )
-from storage.cache.cache import open_cache
+from storage.cache.open import open_cache
 from storage.encodings.targets import with_mask
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.rows.cache_rows import CacheRows
 from storage.rows.open import open_rows
 from storage.rows.plain_table import plain_table

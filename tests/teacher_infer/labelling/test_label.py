@@ -66,7 +66,7 @@ def test_a_shard_holds_the_teachers_answers_for_its_rows(toys: Path, tmp_path: P
 
 
 def seal_of(work: Work, commits: list[Any]) -> Any:
-    from storage.cache.cache import seal
+    from storage.cache.seal import seal
 
     return seal(work.store, "toy", commits, {"teacher": {}})
 

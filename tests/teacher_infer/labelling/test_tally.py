@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from storage.cache.commits import ByteRange, Commit
+from storage.cache.commits import Commit
+from storage.format.sections import ByteRange
 from teacher_infer import job
 from teacher_infer.labelling.pool import Task
 from teacher_infer.labelling.tally import Tally

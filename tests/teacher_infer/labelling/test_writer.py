@@ -16,7 +16,7 @@ import torch
 import teacher_infer.labelling.writer
 from storage.base.errors import StoreFull
 from storage.encodings.dense import Dense
-from storage.format.shard import FORMAT_VERSION, ShardHeader, shard_schema
+from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
 from storage.samples.columns import Columns
 from storage.samples.inputs_digest import inputs_digests
 from storage.samples.samples import Inputs, as_samples, kept_columns

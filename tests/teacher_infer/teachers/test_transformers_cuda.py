@@ -11,9 +11,9 @@ import torch
 
 from jobs.models.hugging_face import HuggingFaceSpec
 from storage.base.errors import SourceError
-from storage.cache.cache import seal
+from storage.cache.seal import seal
 from storage.encodings.topk import TopK
-from storage.format.shard import Rows
+from storage.format.rows import Rows
 from storage.objectstore.folder import Folder
 from storage.rows.cache_rows import CacheRows
 from storage.rows.row_groups import read_group

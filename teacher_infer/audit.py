@@ -21,7 +21,7 @@ from storage.rows.row_groups import read_group
 from storage.samples.samples import INPUTS_XXH3
 from teacher_infer.planning.config import TeacherRecipe
 from teacher_infer.planning.key_parts import differences
-from teacher_infer.soften.parts import blocks
+from teacher_infer.soften.blocks import blocks
 from teacher_infer.teachers import Teacher, build_without_weights, make_teacher, resolve
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from storage.base.digest import sha256_of
 from storage.base.errors import RecipeError
 from storage.cache.cache import Cache
 from storage.encodings.targets import IGNORED, TopKTargets
-from storage.format.shard import Rows
+from storage.format.shard import DecodedRows
 from storage.order.sample_order import permute
 from storage.rows.cache_rows import CacheRows
 from storage.rows.open import open_rows
@@ -101,7 +101,7 @@ def audit(recipe: TeacherRecipe, cache: Cache, settings: Settings) -> dict[str, 
     }
 
 
-def _rows(recipe: TeacherRecipe, cache: Cache, shards: np.ndarray[Any, Any]) -> Iterator[Rows]:
+def _rows(recipe: TeacherRecipe, cache: Cache, shards: np.ndarray[Any, Any]) -> Iterator[DecodedRows]:
     """Row group by row group. Inputs that the cache keeps by reference are those of the recipe's source."""
     held_out = recipe.held_out
     section = held_out.source if held_out is not None and cache.name == held_out.name else recipe.source
@@ -111,7 +111,7 @@ def _rows(recipe: TeacherRecipe, cache: Cache, shards: np.ndarray[Any, Any]) -> 
         yield read_group(groups, group)
 
 
-def _compare(teacher: Teacher, rows: Rows, batch: slice, found: _Found) -> None:
+def _compare(teacher: Teacher, rows: DecodedRows, batch: slice, found: _Found) -> None:
     import torch
 
     assert rows.targets is not None

@@ -274,7 +274,7 @@ class HuggingFaceSpec:
 
     def refuse_rows(self, samples: pa.Table, where: str) -> None:
         """Raises SourceError for samples that the model cannot take."""
-        rows = given.Rows(samples, where)
+        rows = given.SampleTable(samples, where)
         given.refuse_names(self.architecture, input_names(samples.schema), where, self.is_language_model)
         given.refuse_shapes(rows)
         if self.context is not None and _length(samples) > self.context:

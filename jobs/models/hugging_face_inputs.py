@@ -38,7 +38,7 @@ _NOT_DATA = (
 
 
 @dataclass(frozen=True)
-class Rows:
+class SampleTable:
     """Samples as arrays, for messages with their ids. where: the file that they are from."""
 
     samples: pa.Table
@@ -94,7 +94,7 @@ def refuse_names(architecture: str, names: list[str], where: str, language_model
         )
 
 
-def refuse_shapes(rows: Rows) -> None:
+def refuse_shapes(rows: SampleTable) -> None:
     """Raises SourceError where token ids, masks, positions and types are no integers [R, L] of one L."""
     length = None
     for name in (INPUT_IDS, MASK, POSITION_IDS, TYPES):
@@ -116,7 +116,7 @@ def refuse_shapes(rows: Rows) -> None:
             )
 
 
-def refuse_values(rows: Rows, types: int | None, context: int | None) -> None:
+def refuse_values(rows: SampleTable, types: int | None, context: int | None) -> None:
     """Raises SourceError for masks, types and positions with values that the model has no meaning for.
 
     types: how many token types it has; None where it has any. context: how many positions it has; None as many as
@@ -136,7 +136,7 @@ def refuse_values(rows: Rows, types: int | None, context: int | None) -> None:
     _refuse_outside(rows, POSITION_IDS, context, "positions")
 
 
-def _refuse_outside(rows: Rows, name: str, size: int | None, noun: str) -> None:
+def _refuse_outside(rows: SampleTable, name: str, size: int | None, noun: str) -> None:
     """Raises SourceError for values of a column below 0, or from size on."""
     values_RL = rows.array(name)
     if values_RL is None:
@@ -185,7 +185,7 @@ def refuse_mask_of_packed(inputs: Mapping[str, Array | None], where: str) -> Non
         )
 
 
-def refuse_padding(rows: Rows, pads: tuple[int, ...], ends: tuple[int, ...], language_model: bool) -> None:
+def refuse_padding(rows: SampleTable, pads: tuple[int, ...], ends: tuple[int, ...], language_model: bool) -> None:
     """Raises SourceError for padding that the model would take for tokens, or that students would learn from.
 
     pads: the ids of padding. ends: ids that begin or end a text; where padding is one of them, the one next to the
@@ -252,7 +252,7 @@ def _apart(leading_RL: Array, position_ids_RL: Array | None) -> Array:
     return position_ids_RL[at, last_R + 1] != position_ids_RL[at, last_R] + 1
 
 
-def _refuse_learnt(rows: Rows, padding_RL: Array, label_RL: Array | None, sign: str) -> None:
+def _refuse_learnt(rows: SampleTable, padding_RL: Array, label_RL: Array | None, sign: str) -> None:
     """Raises SourceError where a position of the padding has a target."""
     learnt_R = (padding_RL if label_RL is None else padding_RL & (label_RL != IGNORED)).any(axis=1)
     if learnt_R.any():
@@ -264,7 +264,7 @@ def _refuse_learnt(rows: Rows, padding_RL: Array, label_RL: Array | None, sign: 
         )
 
 
-def _refuse_targets(rows: Rows, padding_RL: Array, label_RL: Array | None, ends: tuple[int, ...]) -> None:
+def _refuse_targets(rows: SampleTable, padding_RL: Array, label_RL: Array | None, ends: tuple[int, ...]) -> None:
     """Raises SourceError where the last token of a text has the padding after it as its label.
 
     An end of text is a label that is meant, also where it is the padding.

@@ -17,7 +17,7 @@ from storage.base.redact import redact
 from storage.cache.commits import Quarantined
 from storage.encodings import Encoding
 from storage.encodings.targets import IGNORED
-from storage.format.shard import Rows, sample_rows
+from storage.format.shard import DecodedRows, sample_rows
 from storage.samples.samples import SAMPLE_ID
 from teacher_infer.soften import Softened, soften
 from teacher_infer.teachers import Teacher
@@ -105,7 +105,7 @@ class BatchLabeller:
             )
 
 
-def _refuse_labels(rows: Rows, shape: tuple[int, ...], where: str) -> None:
+def _refuse_labels(rows: DecodedRows, shape: tuple[int, ...], where: str) -> None:
     """shape: of the logits, [R, V] or [R, L, V]."""
     label = rows.label
     if label is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from storage.encodings import Encoding
 from storage.format.position_columns import summary_fields
 from storage.format.shard import FORMAT_VERSION
 from storage.samples import tensor_columns
-from storage.samples.pieces import refuse_other_schema
+from storage.samples.pieces import file_ranges, refuse_other_schema
 from storage.samples.rows_digest import RowsDigest
 from storage.samples.samples import (
     INPUTS_XXH3_FIELD,
@@ -133,13 +133,6 @@ def labelled_positions(samples: pa.Schema) -> int:
     return tensor_columns.form(field)[1][0] if field is not None and tensor_columns.is_tensor(field) else 1
 
 
-def cut(files: Iterable[SourceFile], span_rows: int) -> list[tuple[SourceFile, int, int]]:
-    """Spans inside each file, never across two, so that another file moves none of them."""
-    return [
-        (file, start, min(start + span_rows, file.rows)) for file in files for start in range(0, file.rows, span_rows)
-    ]
-
-
 def make_plan(
     source: Source,
     span_rows: int | None,
@@ -160,7 +153,7 @@ def make_plan(
     spans: list[Span] = []
     ids: list[pa.Array] = []
     size, example = 0, None
-    for file, start, stop in cut(files, span_rows):
+    for file, start, stop in file_ranges(files, span_rows):
         with RowsDigest(stop - start, f"{file.name}[{start}:{stop}]") as rows:
             for piece in source.pieces(file, start, stop):
                 if not piece.num_rows:

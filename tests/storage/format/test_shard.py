@@ -28,8 +28,8 @@ from storage.format.sections import SECTIONS
 from storage.format.shard import (
     FORMAT_VERSION,
     ByteRange,
+    DecodedRows,
     RangeFile,
-    Rows,
     ShardHeader,
     byte_ranges,
     decode,
@@ -52,7 +52,7 @@ def cut(batch: pa.RecordBatch, cuts: list[int]) -> list[pa.RecordBatch]:
     return [batch.slice(a, b - a) for a, b in zip([0, *cuts], [*cuts, batch.num_rows], strict=True)]
 
 
-def read_group(path: Path, index: int) -> Rows:
+def read_group(path: Path, index: int) -> DecodedRows:
     """One row group, from its byte range and the footer's alone."""
     groups, footer = byte_ranges(path)
     data = path.read_bytes()

@@ -17,7 +17,7 @@ from storage.samples.samples import SourceFile
 from storage.sources import decoding
 from storage.sources.parquet import ParquetSource
 from teacher_infer.planning import span_size
-from teacher_infer.planning.plan import Plan, Question, cut, make_plan
+from teacher_infer.planning.plan import Plan, Question, make_plan
 from teacher_infer.planning.span_size import default_span_rows
 
 QUESTION = Question.of("teacher", Dense(), seed=0)
@@ -30,16 +30,6 @@ def write(folder: Path, name: str, ids: list[int], **columns: Any) -> None:
 
 def plan_of(folder: Path, span_rows: int = 4, question: Question = QUESTION) -> Plan:
     return make_plan(ParquetSource(str(folder)), span_rows, question)
-
-
-@pytest.mark.parametrize("span_rows", [1, 3, 4, 10, 100])
-def test_spans_tile_each_file_and_never_cross_two(span_rows: int) -> None:
-    files = [SourceFile("a", 10), SourceFile("b", 0), SourceFile("c", 7)]
-    spans = cut(files, span_rows)
-    for file in files:
-        rows = [row for found, start, stop in spans if found == file for row in range(start, stop)]
-        assert rows == list(range(file.rows))
-    assert all(0 < stop - start <= span_rows for _, start, stop in spans)
 
 
 def test_another_file_moves_no_span(tmp_path: Path) -> None:

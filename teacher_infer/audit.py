@@ -1,4 +1,4 @@
-"""Whether a cache still says what its teacher says: a sample of its spans, put to the teacher again."""
+"""Audits a cache: runs its teacher again on some of its spans, and compares what it gives with what is stored."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Settings:
 
 
 @dataclass
-class _Found:
-    """What comparing gives; differences are of probabilities at T = 1, over the kept classes of each position."""
+class _Comparison:
+    """Sums over the positions compared so far. Differences are of probabilities at T = 1, over the kept classes."""
 
     largest: float = 0.0
     at: str = ""
@@ -83,7 +83,7 @@ def audit(recipe: TeacherRecipe, cache: Cache, settings: Settings) -> dict[str, 
     teacher = make_teacher(spec, dtype=dtype, seed=recipe.seed, gpus=torch.cuda.device_count(), model=model)
     with_rows = np.unique(cache.index.shard[np.asarray(cache.index.rows) > 0])
     count = math.ceil(settings.fraction * len(with_rows))
-    compared = _Found()
+    compared = _Comparison()
     for rows in _rows(recipe, cache, with_rows[permute(np.arange(count), len(with_rows), settings.seed)]):
         for start in range(0, len(rows), settings.batch_size):
             _compare(teacher, rows, slice(start, start + settings.batch_size), compared)
@@ -111,7 +111,7 @@ def _rows(recipe: TeacherRecipe, cache: Cache, shards: np.ndarray[Any, Any]) -> 
         yield read_group(groups, group)
 
 
-def _compare(teacher: Teacher, rows: DecodedRows, batch: slice, found: _Found) -> None:
+def _compare(teacher: Teacher, rows: DecodedRows, batch: slice, found: _Comparison) -> None:
     import torch
 
     assert rows.targets is not None
@@ -154,7 +154,7 @@ def _log_probs(targets: Any, logits_PV: torch.Tensor) -> tuple[torch.Tensor, tor
     return torch.log_softmax(z_PV, dim=1), fresh_PV.cpu().double()
 
 
-def told(answer: dict[str, Any]) -> str:
+def summary(answer: dict[str, Any]) -> str:
     """An audit's answer as a paragraph."""
     if "problem" in answer:
         return answer["problem"]

@@ -40,7 +40,13 @@ LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in 
 # The command line of the store prints as those of the jobs do.
 EXCEPTIONS = {("storage/__main__.py", "jobs")}
 
-RAY = ("jobs/cluster/", "jobs/failures/classification.py", "teacher_infer/job.py", "student_train/job.py")
+RAY = (
+    "jobs/cluster/",
+    "jobs/failures/classification.py",
+    "teacher_infer/job.py",
+    "teacher_infer/teacher_actor.py",
+    "student_train/job.py",
+)
 MLFLOW = ("jobs/tracking/client.py", "jobs/tracking/caches.py", "jobs/tracking/runs.py")
 # Commands and the drivers of jobs print. Everything else logs below the logger "stillhouse".
 CONSOLE = (

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
-from storage.base.digest import sha256_of
 from storage.base.errors import SourceError
-from storage.encodings import Encoding
 from storage.format.position_columns import summary_fields
-from storage.format.shard import FORMAT_VERSION
 from storage.samples import tensor_columns
 from storage.samples.pieces import file_ranges, refuse_other_schema
 from storage.samples.rows_digest import RowsDigest
@@ -26,6 +22,7 @@ from storage.samples.samples import (
     refuse_duplicates,
 )
 from storage.sources import Source
+from teacher_infer.planning.key_parts import KeyParts
 from teacher_infer.planning.span_size import MOST_ROWS, default_span_rows
 
 
@@ -45,53 +42,6 @@ class Span:
 
     def __str__(self) -> str:
         return f"{self.file.name}[{self.start}:{self.stop}]"
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked of every span: by which teacher, kept in which encoding, with or without the inputs.
-
-    teacher: the digest of its key parts, which `teacher_parts` shows. preprocessing: what made samples of the source's
-    rows, as a tokenizer; None where nothing did. seed: only of an encoding that draws, else None; so that another seed
-    in a recipe costs no teacher work.
-    """
-
-    teacher: str
-    encoding: dict[str, Any]
-    seed: int | None
-    inputs: Inputs = "stored"
-    preprocessing: dict[str, Any] | None = None
-    teacher_parts: dict[str, Any] | None = None
-
-    @staticmethod
-    def of(teacher_digest: str, encoding: Encoding, seed: int, *, inputs: Inputs = "stored") -> Question:
-        return Question(teacher_digest, encoding.key(), seed if encoding.draws else None, inputs)
-
-    def parts(self) -> dict[str, Any]:
-        """The readable parts of a shard key, without its span."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "teacher": self.teacher if self.teacher_parts is None else self.teacher_parts,
-            "encoding": self.encoding,
-            "seed": self.seed,
-            "inputs": self.inputs,
-            "preprocessing": self.preprocessing,
-        }
-
-    def shard_key(self, span_digest: str) -> str:
-        facts = {
-            "format_version": FORMAT_VERSION,
-            "teacher": self.teacher,
-            "encoding": self.encoding,
-            "seed": self.seed,
-            "span": span_digest,
-        }
-        # Counted only where they are not the usual ones, so that keys are what they were before there was a choice.
-        if self.inputs != "stored":
-            facts["inputs"] = self.inputs
-        if self.preprocessing is not None:
-            facts["preprocessing"] = self.preprocessing
-        return sha256_of(facts)
 
 
 @dataclass(frozen=True)
@@ -136,7 +86,7 @@ def labelled_positions(samples: pa.Schema) -> int:
 def make_plan(
     source: Source,
     span_rows: int | None,
-    question: Question,
+    key_parts: KeyParts,
     refuse: Callable[[pa.Table, str], None] | None = None,
     length: Callable[[pa.Table], int] | None = None,
 ) -> Plan:
@@ -165,9 +115,9 @@ def make_plan(
                     refuse(piece, file.name)
                 rows.update(piece)
                 ids.extend(piece.column(SAMPLE_ID).chunks)
-                size += piece.select(kept_columns(piece.schema, question.inputs).names).nbytes
+                size += piece.select(kept_columns(piece.schema, key_parts.inputs).names).nbytes
             digest = rows.hexdigest()
-        spans.append(Span(file, start, stop, digest, question.shard_key(digest)))
+        spans.append(Span(file, start, stop, digest, key_parts.shard_key(digest)))
     if example is None:
         raise SourceError(f"The source {source.to_dict()} is empty.", "There is at least one sample.")
     refuse_duplicates(ids)

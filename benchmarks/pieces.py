@@ -72,12 +72,13 @@ def write(path: Path, rows: int, group: int) -> None:
 def measured(what: str, path: str, span_rows: str) -> dict[str, Any]:
     from storage.encodings.dense import Dense
     from storage.sources import make_source
-    from teacher_infer.planning.plan import Question, make_plan
+    from teacher_infer.planning.key_parts import KeyParts
+    from teacher_infer.planning.plan import make_plan
 
     before, begun = _peak_mb(), time.perf_counter()
     source = make_source({"parquet": path})
     if what == "plan":
-        make_plan(source, int(span_rows), Question.of("teacher", Dense(), 0))
+        make_plan(source, int(span_rows), KeyParts.of("teacher", Dense(), 0))
     else:
         [file] = source.files()
         source.read(file, 0, int(span_rows))

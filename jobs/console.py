@@ -1,8 +1,13 @@
-"""How a command talks: answers on stdout, everything else on stderr, errors as sentences with an exit code."""
+"""How a command prints: answers on stdout, everything else on stderr, errors as sentences with an exit code.
+
+Commands and the drivers of jobs print with `say` and `Progress`. All other modules log below the logger LOGGER, whose
+records `run_command` prints as `say` does.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -16,6 +21,8 @@ from typing import Any
 from storage.base.errors import StillhouseError
 from storage.base.redact import redact
 
+LOGGER = "stillhouse"
+
 
 def say(text: str) -> None:
     """A line for people, on stderr, without the passwords of URLs; lost where stderr is closed or full."""
@@ -28,12 +35,13 @@ def run_command(command: Callable[[], tuple[dict[str, Any], str, int]], *, as_js
     """Run a command that gives (answer, the same as text, exit code), print it, and return the exit code.
 
     With `as_json` stdout holds the JSON object alone: whatever else a library or a worker prints to
-    it meanwhile goes to stderr. A StillhouseError ends as one sentence, an interrupt with 130, SIGTERM
-    with 143. A reader that closes the pipe, as `head` does, changes nothing of the exit code.
+    it meanwhile goes to stderr, and so do the records of LOGGER from INFO on. A StillhouseError ends as one sentence,
+    an interrupt with 130, SIGTERM with 143. A reader that closes the pipe, as `head` does, changes nothing of the exit
+    code.
     """
     kept = _stdout_to_stderr() if as_json else None
     try:
-        with _sigterm_interrupts():
+        with _printed_records(), _sigterm_interrupts():
             answer, text, code = command()
         try:
             if kept is None:
@@ -61,6 +69,33 @@ def run_command(command: Callable[[], tuple[dict[str, Any], str, int]], *, as_js
             os.dup2(kept, 1)
             os.close(kept)
     return code
+
+
+class _Printer(logging.Handler):
+    """Prints each record as `say` does: its text alone, redacted."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            say(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+@contextmanager
+def _printed_records() -> Generator[None]:
+    """Print the records of LOGGER until the block ends, and let no other handler print them again."""
+    logger, printer = logging.getLogger(LOGGER), _Printer()
+    level, propagate = logger.level, logger.propagate
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(printer)
+    try:
+        yield
+    finally:
+        logger.removeHandler(printer)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 class Terminated(KeyboardInterrupt):

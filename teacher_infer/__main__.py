@@ -89,17 +89,17 @@ def _audit(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     if len(caches) > 1:
         raise RecipeError(f"Two caches are named: {caches[0]} and {caches[1]}.", "An audit looks at one.")
     recipe = read_recipe(asked.recipe, [text for text in asked.rest if text not in caches], TeacherRecipe)
-    from teacher_infer.audit import Settings, audit, told
+    from teacher_infer.audit import Settings, audit, summary
 
     cache = open_cache(absolute(caches[0]) if caches else f"{recipe.store}/{recipe.name}")
     answer = audit(recipe, cache, Settings(asked.fraction, asked.seed, asked.batch_size, asked.tolerance))
-    return answer, told(answer), 0 if answer["ok"] else 3
+    return answer, summary(answer), 0 if answer["ok"] else 3
 
 
 def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     recipe = read_recipe(asked.recipe, asked.overrides, TeacherRecipe)
     # Imported once the recipe is known to be right: a typing error should not wait for torch and ray.
-    from teacher_infer.labelling.tally import paragraph
+    from teacher_infer.labelling.job_progress import summary
     from teacher_infer.planning.prepare import prepare, show_plan
     from teacher_infer.run import run
 
@@ -113,7 +113,7 @@ def _run(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
         forward = sum(span.rows for span in part.missing) * part.plan.positions_a_row
         say(_plan_lines({**part.answer(), "forward_positions": forward}, part.columns))
     answer = run(prepared)
-    return answer, "\n".join([*map(_done_line, _parts(answer)), paragraph(answer["work"])]), 0
+    return answer, "\n".join([*map(_done_line, _parts(answer)), summary(answer["work"])]), 0
 
 
 def _parts(answer: dict[str, Any]) -> list[dict[str, Any]]:
@@ -122,9 +122,9 @@ def _parts(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _plan_lines(part: dict[str, Any], columns: dict[str, Any]) -> str:
     from storage.samples.described_columns import columns_line
-    from teacher_infer.planning.miss import Miss
+    from teacher_infer.planning.cache_miss import CacheMiss
 
-    why = [f"  {Miss(**part['miss'])}"] if "miss" in part else []
+    why = [f"  {CacheMiss(**part['miss'])}"] if "miss" in part else []
     warnings = [f"  warning: {warning}" for warning in part.get("warnings", ())]
     span = [_span_line(part["span"])] if "span" in part else []
     return "\n".join([_plan_line(part), *span, f"  {columns_line(columns)}", *why, *warnings])

@@ -1,4 +1,4 @@
-"""Whether a cache still says what its teacher says: a sample of its spans, put to the teacher again."""
+"""Audits a cache: runs its teacher again on some of its spans, and compares what it gives with what is stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storage.base.digest import sha256_of
 from storage.base.errors import RecipeError
 from storage.cache.cache import Cache
 from storage.encodings.targets import IGNORED, TopKTargets
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.order.sample_order import permute
 from storage.rows.cache_rows import CacheRows
 from storage.rows.open import open_rows
@@ -21,7 +21,7 @@ from storage.rows.row_groups import read_group
 from storage.samples.samples import INPUTS_XXH3
 from teacher_infer.planning.config import TeacherRecipe
 from teacher_infer.planning.key_parts import differences
-from teacher_infer.soften.parts import blocks
+from teacher_infer.soften.blocks import blocks
 from teacher_infer.teachers import Teacher, build_without_weights, make_teacher, resolve
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class Settings:
 
 
 @dataclass
-class _Found:
-    """What comparing gives; differences are of probabilities at T = 1, over the kept classes of each position."""
+class _Comparison:
+    """Sums over the positions compared so far. Differences are of probabilities at T = 1, over the kept classes."""
 
     largest: float = 0.0
     at: str = ""
@@ -83,7 +83,7 @@ def audit(recipe: TeacherRecipe, cache: Cache, settings: Settings) -> dict[str, 
     teacher = make_teacher(spec, dtype=dtype, seed=recipe.seed, gpus=torch.cuda.device_count(), model=model)
     with_rows = np.unique(cache.index.shard[np.asarray(cache.index.rows) > 0])
     count = math.ceil(settings.fraction * len(with_rows))
-    compared = _Found()
+    compared = _Comparison()
     for rows in _rows(recipe, cache, with_rows[permute(np.arange(count), len(with_rows), settings.seed)]):
         for start in range(0, len(rows), settings.batch_size):
             _compare(teacher, rows, slice(start, start + settings.batch_size), compared)
@@ -101,7 +101,7 @@ def audit(recipe: TeacherRecipe, cache: Cache, settings: Settings) -> dict[str, 
     }
 
 
-def _rows(recipe: TeacherRecipe, cache: Cache, shards: np.ndarray[Any, Any]) -> Iterator[Rows]:
+def _rows(recipe: TeacherRecipe, cache: Cache, shards: np.ndarray[Any, Any]) -> Iterator[DecodedRows]:
     """Row group by row group. Inputs that the cache keeps by reference are those of the recipe's source."""
     held_out = recipe.held_out
     section = held_out.source if held_out is not None and cache.name == held_out.name else recipe.source
@@ -111,7 +111,7 @@ def _rows(recipe: TeacherRecipe, cache: Cache, shards: np.ndarray[Any, Any]) -> 
         yield read_group(groups, group)
 
 
-def _compare(teacher: Teacher, rows: Rows, batch: slice, found: _Found) -> None:
+def _compare(teacher: Teacher, rows: DecodedRows, batch: slice, found: _Comparison) -> None:
     import torch
 
     assert rows.targets is not None
@@ -154,7 +154,7 @@ def _log_probs(targets: Any, logits_PV: torch.Tensor) -> tuple[torch.Tensor, tor
     return torch.log_softmax(z_PV, dim=1), fresh_PV.cpu().double()
 
 
-def told(answer: dict[str, Any]) -> str:
+def summary(answer: dict[str, Any]) -> str:
     """An audit's answer as a paragraph."""
     if "problem" in answer:
         return answer["problem"]

@@ -1,4 +1,4 @@
-"""The teacher's Ray job: actors that label spans, and the driver that gives them spans and replaces them."""
+"""The driver of the teacher's Ray job: gives spans to actors, and replaces actors that are gone."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from jobs.failures.classification import Failure, classify, delay_s
 from storage.base.errors import DeviceLost, JobError, RecipeError, StillhouseError, StoreLost
 from storage.cache.commits import Commit, settle
 from storage.cache.leases import Lease
+from teacher_infer.labelling.job_progress import JobProgress
 from teacher_infer.labelling.label import Labelled, Seconds
 from teacher_infer.labelling.pool import SPANS_IN_FLIGHT, Pool, Task
-from teacher_infer.labelling.tally import Tally
 from teacher_infer.labelling.watch import Advance, Watch
-from teacher_infer.labelling.worker import Worker
 from teacher_infer.planning.plan import Span
 from teacher_infer.planning.prepare import Prepared, actor_settings
+from teacher_infer.teacher_actor import TeacherActor
 
 # Seconds between two requests for an actor's progress.
 _POLL_S = 1.0
@@ -32,31 +32,8 @@ _POLL_S = 1.0
 _STOOD_STILL_S = 30.0
 
 
-@ray.remote(concurrency_groups={"progress": 1})  # pyright: ignore[reportCallIssue]
-class TeacherActor:
-    """A `Worker` in a process of its own. Loading happens in `ready`, whose errors reach the driver as they are."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._worker = Worker(settings)
-
-    def where(self) -> str:
-        """The id of its node; answers as soon as Ray has placed it."""
-        return ray.get_runtime_context().get_node_id()
-
-    def ready(self) -> None:
-        self._worker.load(gpus=len(ray.get_gpu_ids()))
-
-    def label(self, part: int, span: Span) -> dict[str, Any]:
-        return self._worker.label(part, span)
-
-    # In a thread of its own, so that it is answered while the others are busy.
-    @ray.method(concurrency_group="progress")
-    def progress(self) -> Advance:
-        return self._worker.progress()
-
-
-def label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]], held: Lease, tally: Tally) -> None:
-    """Label spans, each with the index of its part, on an actor pool, and add them to the tally as they come.
+def label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]], held: Lease, progress: JobProgress) -> None:
+    """Label spans, each with the index of its part, on an actor pool, and add them to the progress as they come.
 
     held: the job's lease, whose file every machine must see. Raises JobError and all that a span raises.
     """
@@ -64,22 +41,22 @@ def label_all(prepared: Prepared, missing: Sequence[tuple[int, Span]], held: Lea
     connect(settings.num_cpus)
     if is_embedded():
         refuse_too_large(bundle(settings.cpus_per_actor, settings.gpus_per_actor))
-    crew = _Crew(prepared, Pool([Task(*place) for place in missing], settings, delay_s), held, tally)
+    driver = _Driver(prepared, Pool([Task(*place) for place in missing], settings, delay_s), held, progress)
     total = sum(span.rows * prepared.parts[part].plan.positions_a_row for part, span in missing)
     try:
-        with Progress("teacher", total, "positions") as progress:
-            while not crew.pool.over:
-                crew.step()
-                progress.update(tally.done + crew.positions_in_flight, tally.note())
+        with Progress("teacher", total, "positions") as bar:
+            while not driver.pool.over:
+                driver.step()
+                bar.update(progress.done + driver.positions_in_flight, progress.note())
     finally:
-        crew.dismiss()
+        driver.dismiss()
 
 
-class _Crew:
-    """The actors behind a pool's numbers: carries out what the pool decides, and tells it what it hears."""
+class _Driver:
+    """Does what the pool decides: starts and ends actors, gives them spans, and reports to the pool how calls ended."""
 
-    def __init__(self, prepared: Prepared, pool: Pool, held: Lease, tally: Tally) -> None:
-        self.pool, self._prepared, self._held, self._tally = pool, prepared, held, tally
+    def __init__(self, prepared: Prepared, pool: Pool, held: Lease, progress: JobProgress) -> None:
+        self.pool, self._prepared, self._held, self._progress = pool, prepared, held, progress
         self._settings, self._meter = actor_settings(prepared, held.path), Meter(prepared.recipe.name)
         self._actors: dict[int, Any] = {}
         self._nodes, self._losses = dict[int, str](), Losses()
@@ -89,14 +66,14 @@ class _Crew:
         # Of each actor: the pending request for its progress, when that was sent, and the last answer.
         self._polls: dict[int, Any] = {}
         self._polled_at: dict[int, float] = {}
-        self._progress: dict[int, Advance] = {}
+        self._advances: dict[int, Advance] = {}
 
     @property
     def positions_in_flight(self) -> int:
         """Positions that were labelled of spans that are not committed yet."""
-        rows = {key: rows for advance in self._progress.values() for key, rows in advance.rows.items()}
-        each = self._tally.positions_a_row
-        return sum(count * each.get(key, 1) for key, count in rows.items() if key not in self._tally.labelled)
+        rows = {key: rows for advance in self._advances.values() for key, rows in advance.rows.items()}
+        each = self._progress.positions_a_row
+        return sum(count * each.get(key, 1) for key, count in rows.items() if key not in self._progress.labelled)
 
     def step(self) -> None:
         """Hire, hear what was answered or wait a second, and give out spans."""
@@ -141,9 +118,9 @@ class _Crew:
                 advance: Advance = ray.get(self._polls.pop(number))
             except RayError:
                 continue  # the pending calls of the actor report its end
-            if number not in self._progress or advance.reports > self._progress[number].reports:
+            if number not in self._advances or advance.reports > self._advances[number].reports:
                 self._watch.progressed(number, now, advance.step)
-            self._progress[number] = advance
+            self._advances[number] = advance
         for number in self._ready_at:
             if number not in self._polls and now - self._polled_at.get(number, 0.0) >= _POLL_S:
                 self._polls[number], self._polled_at[number] = self._actors[number].progress.remote(), now
@@ -170,13 +147,13 @@ class _Crew:
     def _let_go(self, number: int) -> None:
         ray.kill(self._actors.pop(number))
         self._watch.ended(number)
-        for kept in (self._polls, self._polled_at, self._progress):
+        for kept in (self._polls, self._polled_at, self._advances):
             kept.pop(number, None)
         self._asked = {reference: asked for reference, asked in self._asked.items() if asked[0] != number}
         self._nodes.pop(number, None)
         ready_at = self._ready_at.pop(number, None)
         if ready_at is not None:
-            self._tally.actor_s += time.monotonic() - ready_at
+            self._progress.actor_s += time.monotonic() - ready_at
 
     def _hear(self, reference: Any) -> None:
         if reference not in self._asked:
@@ -187,7 +164,7 @@ class _Crew:
         except RayTaskError as error:
             cause = error.cause
             if classify(cause) is not Failure.PASSING:
-                raise _in_words(error) from None
+                raise _as_stillhouse_error(error) from None
             if task is None or isinstance(cause, DeviceLost):
                 self._lose(number, str(cause), preempted=False)
             else:
@@ -223,8 +200,8 @@ class _Crew:
                 return
         labelled = Labelled(commit, answer["computed"], Seconds(**answer["seconds"]))
         self.pool.done(number, task)
-        self._tally.add(task.span, labelled)
-        self._meter.span(self._tally.positions(commit), commit.bytes, vars(labelled.seconds), labelled.computed)
+        self._progress.add(task.span, labelled)
+        self._meter.span(self._progress.positions(commit), commit.bytes, vars(labelled.seconds), labelled.computed)
 
     def _try_again(self, number: int, task: Task, error: BaseException) -> None:
         reason = str(error) if isinstance(error, StillhouseError) else f"{type(error).__name__}: {error}"
@@ -241,14 +218,14 @@ class _Crew:
         try:
             self.pool.lost(number, preempted=preempted, reason=reason, now=time.monotonic())
         finally:
-            self._tally.crashes, self._tally.preemptions = self.pool.crashes, self.pool.preemptions
+            self._progress.crashes, self._progress.preemptions = self.pool.crashes, self.pool.preemptions
 
     def _failed(self, kind: str) -> None:
-        self._tally.failed_attempts += 1
+        self._progress.failed_attempts += 1
         self._meter.failed(kind)
 
 
-def _in_words(error: RayTaskError) -> StillhouseError:
+def _as_stillhouse_error(error: RayTaskError) -> StillhouseError:
     cause = error.cause
     if isinstance(cause, StillhouseError):
         return cause

@@ -14,7 +14,7 @@ from storage.cache.cache import Cache
 from storage.cache.commits import Commit, read_commits
 from storage.cache.leases import lease, live_jobs
 from storage.objectstore.folder import Folder
-from teacher_infer.labelling.tally import Tally
+from teacher_infer.labelling.job_progress import JobProgress
 from teacher_infer.planning.plan import Span
 from teacher_infer.planning.prepare import Part, Prepared, lineage_of, nested
 
@@ -34,25 +34,27 @@ def run(prepared: Prepared) -> dict[str, Any]:
         if not store.keeps_create:
             _be_the_only_one(store, held.path)
         each = {key: prepared.parts[part].plan.positions_a_row for key, (part, _) in spans.items()}
-        tally = Tally(_reused(prepared), prepared.recipe.max_bad_samples, len(spans), each)
-        missing = [place for key, place in spans.items() if key not in tally.reused]
+        progress = JobProgress(_reused(prepared), prepared.recipe.max_bad_samples, len(spans), each)
+        missing = [place for key, place in spans.items() if key not in progress.reused]
         if missing:
             # Torch and Ray are imported where there is something to compute.
             from teacher_infer.job import label_all
 
-            label_all(prepared, missing, held, tally)
+            label_all(prepared, missing, held, progress)
         held.check()
-        _refuse_empty(prepared.parts, tally)
+        _refuse_empty(prepared.parts, progress)
         sealed = [
-            sealing.seal(store, part.name, [tally.commit(span) for span in part.plan.spans], lineage_of(prepared, part))
+            sealing.seal(
+                store, part.name, [progress.commit(span) for span in part.plan.spans], lineage_of(prepared, part)
+            )
             for part in prepared.parts
         ]
     seconds = time.monotonic() - started
-    answers = _answers(prepared.parts, sealed, tally)
+    answers = _answers(prepared.parts, sealed, progress)
     return {
         "seconds": round(seconds, 3),
         **nested(answers),
-        "work": tally.facts(seconds),
+        "work": progress.facts(seconds),
         "tracking": _track(prepared, sealed),
     }
 
@@ -82,18 +84,18 @@ def _be_the_only_one(store: Folder, marker: str) -> None:
     )
 
 
-def _refuse_empty(parts: Sequence[Part], tally: Tally) -> None:
+def _refuse_empty(parts: Sequence[Part], progress: JobProgress) -> None:
     for part in parts:
-        if not any(tally.commit(span).rows for span in part.plan.spans):
+        if not any(progress.commit(span).rows for span in part.plan.spans):
             raise TeacherError(f"The teacher could label no sample of '{part.name}'.", "A cache has at least one.")
 
 
-def _answers(parts: Sequence[Part], sealed: Sequence[Cache], tally: Tally) -> list[dict[str, Any]]:
+def _answers(parts: Sequence[Part], sealed: Sequence[Cache], progress: JobProgress) -> list[dict[str, Any]]:
     answers: list[dict[str, Any]] = []
     counted: set[str] = set()
     for part, cache in zip(parts, sealed, strict=True):
         # A span that two caches share counts as computed for the first.
-        computed = [s for s in part.plan.spans if tally.computed(s) and s.shard_key not in counted]
+        computed = [s for s in part.plan.spans if progress.computed(s) and s.shard_key not in counted]
         counted.update(span.shard_key for span in computed)
         total = len(part.plan.spans)
         answers.append(

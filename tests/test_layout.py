@@ -29,6 +29,7 @@ LEVELS = (
     ("storage",),
     ("jobs", "jobs.failures"),
     ("jobs.models",),
+    ("jobs.models.hugging_face",),
     ("jobs.tracking",),
     ("jobs.cluster",),
     ("teacher_infer.soften", "teacher_infer.teachers", "student_train.losses"),
@@ -41,8 +42,27 @@ LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in 
 # The command line of the store prints as those of the jobs do.
 EXCEPTIONS = {("storage/__main__.py", "jobs")}
 
-RAY = ("jobs/cluster/", "jobs/failures/classification.py", "teacher_infer/job.py", "student_train/job.py")
+RAY = (
+    "jobs/cluster/",
+    "jobs/failures/classification.py",
+    "teacher_infer/job.py",
+    "teacher_infer/teacher_actor.py",
+    "student_train/job.py",
+)
 MLFLOW = ("jobs/tracking/client.py", "jobs/tracking/caches.py", "jobs/tracking/runs.py")
+# Commands and the drivers of jobs print. Everything else logs below the logger "stillhouse".
+CONSOLE = (
+    "storage/__main__.py",
+    "jobs/command_line.py",
+    "jobs/cluster/follow.py",
+    "jobs/cluster/submit.py",
+    "student_train/__main__.py",
+    "student_train/compare.py",
+    "student_train/job.py",
+    "teacher_infer/__main__.py",
+    "teacher_infer/job.py",
+    "teacher_infer/run.py",
+)
 TORCH_IN_STORAGE = ("storage/stream/torch_tensors.py", "storage/stream/torch_dataset.py")
 
 
@@ -98,6 +118,8 @@ def faults(file: str, names: frozenset[str] | set[str]) -> list[str]:
         found.append(f"{file} imports ray, which only these may: {', '.join(RAY)}")
     if "mlflow" in libraries and file not in MLFLOW:
         found.append(f"{file} imports mlflow, which only these may: {', '.join(MLFLOW)}")
+    if any(name.startswith("jobs.console") for name in names) and file not in CONSOLE:
+        found.append(f"{file} imports jobs.console, which only these may: {', '.join(CONSOLE)}; a library logs")
     if "torch" in libraries and (
         (file.startswith("storage/") and file not in TORCH_IN_STORAGE) or file.startswith("jobs/cluster/")
     ):
@@ -123,15 +145,16 @@ def test_every_package_has_a_level_and_a_docstring() -> None:
         ("storage/cache/cache.py", "ray"),
         ("storage/cache/cache.py", "torch"),
         ("storage/cache/cache.py", "mlflow"),
-        ("storage/cache/cache.py", "jobs.console"),
+        ("storage/cache/cache.py", "jobs.recipe"),
         ("storage/cache/cache.py", "storage.stream.stream"),
         ("storage/sources/files/content.py", "storage.sources.parquet"),
         ("jobs/cluster/connect.py", "teacher_infer.job"),
         ("jobs/cluster/connect.py", "torch"),
-        ("jobs/models/hub.py", "jobs.tracking.client"),
+        ("jobs/models/hugging_face/hub.py", "jobs.tracking.client"),
         ("teacher_infer/labelling/label.py", "ray"),
         ("teacher_infer/labelling/label.py", "student_train.training.loop"),
         ("student_train/run/tracking.py", "mlflow"),
+        ("student_train/run/attempts.py", "jobs.console.say"),
     ],
 )
 def test_an_import_that_points_up_is_a_fault(file: str, name: str) -> None:

@@ -16,9 +16,11 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from jobs.cluster.resources import what_there_is
-from jobs.console import say
 from stillhouse_commands import ray_settings
 from storage.base.errors import ClusterError, SubmissionError, TokenRefused
+from storage.base.redact import redact
+
+log = logging.getLogger("stillhouse.cluster")
 
 ANSWER_S = 15.0
 TOKEN_IS_LOOKED_FOR = (
@@ -46,7 +48,7 @@ def is_embedded() -> bool:
 def connect(num_cpus: int | None) -> None:
     """The Ray of RAY_ADDRESS, or one embedded in this process until it ends; the one at hand if there is one.
 
-    Says on stderr which one it is. Raises ClusterError when nobody answers at RAY_ADDRESS or the embedded Ray does
+    Logs which one it is. Raises ClusterError when nobody answers at RAY_ADDRESS or the embedded Ray does
     not start, SubmissionError for a RAY_ADDRESS that is none, TokenRefused.
     """
     if ray.is_initialized():
@@ -100,7 +102,7 @@ def _embedded(num_cpus: int | None) -> Any:
     except Exception as error:
         if time.monotonic() - begun > START_S / 2:
             raise _not_started(error) from error
-        say(f"The embedded Ray did not start: {first_line(error)}. Trying once more.")
+        log.warning("The embedded Ray did not start: %s. Trying once more.", redact(first_line(error)))
     try:
         return _start(num_cpus)
     except Exception as error:
@@ -151,7 +153,7 @@ def _end_half_started(error: BaseException) -> None:
 
 
 def _announce(what: str, context: Any) -> None:
-    """One line on stderr about the Ray that was reached. context: what `ray.init` returned, where it was called."""
+    """Log one line about the Ray that was reached. context: what `ray.init` returned, where it was called."""
     nodes = sum(node["Alive"] for node in ray.nodes())
     facts = [f"{nodes} node{'s' if nodes != 1 else ''}", what_there_is()]
     version = getattr(context, "ray_version", None)
@@ -159,7 +161,7 @@ def _announce(what: str, context: Any) -> None:
         facts.append(f"Ray {version} (here {ray.__version__})")
     if getattr(context, "dashboard_url", None):
         facts.append(f"dashboard {context.dashboard_url}")
-    say(f"{what}, at {ray.get_runtime_context().gcs_address}: {', '.join(facts)}.")
+    log.info("%s", redact(f"{what}, at {ray.get_runtime_context().gcs_address}: {', '.join(facts)}."))
 
 
 def _knock(address: str) -> None:

@@ -1,1 +1,1 @@
-"""Models by name or in Hugging Face's form, their weights and what identifies them."""
+"""Models that a factory builds: their code, their weights and what identifies them."""

@@ -1,4 +1,4 @@
-"""A client of MLflow, and its failures as lines on stderr."""
+"""A client of MLflow. Its failures are logged, and stop nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from jobs.console import say
 from jobs.tracking.sqlite_uri import sqlite_path
 from storage.base.redact import redact
 
@@ -20,17 +19,19 @@ DIGEST_CHARACTERS, BATCH_METRICS = 32, 1000
 PARAM_CHARACTERS, TAG_CHARACTERS = 6000, 8000
 CUT = " ... (cut)"
 
+log = logging.getLogger("stillhouse.tracking")
+
 _default_lock, _connecting = threading.Lock(), threading.Lock()
 
 
 @contextmanager
 def best_effort(what: str) -> Generator[None]:
-    """Whatever fails inside is said on stderr, and goes no further."""
+    """Log what fails inside, and go on."""
     try:
         yield
     except Exception as error:
-        text = redact(" ".join(str(error).split()))
-        say(f"MLflow was not told {what} ({type(error).__name__}: {text[:300]}). The work itself is not affected.")
+        reason = f"{type(error).__name__}: {redact(' '.join(str(error).split()))[:300]}"
+        log.warning("MLflow was not told %s (%s). The work itself is not affected.", redact(what), reason)
 
 
 def within(values: Mapping[str, Any], characters: int) -> dict[str, str]:

@@ -6,10 +6,10 @@ stops nothing and loses nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jobs.console import say
 from jobs.tracking.caches import log_inputs
 from jobs.tracking.client import (
     BATCH_METRICS,
@@ -25,6 +25,8 @@ from storage.base import yaml12
 from storage.base.errors import TrackingError
 from storage.base.redact import redact
 from storage.cache.cache import Cache
+
+log = logging.getLogger("stillhouse.tracking")
 
 
 def start_run(
@@ -99,7 +101,7 @@ def reopen_run(uri: str, run_id: str) -> bool:
     with best_effort(f"that the run {run_id} goes on"):
         client, _ = connect(uri)
         if not _is_there(client, run_id):
-            say(f"MLflow at {redact(uri)} has no run {run_id} any more; a new one is made.")
+            log.warning("MLflow at %s has no run %s any more; a new one is made.", redact(uri), run_id)
             return False
         client.update_run(run_id, status="RUNNING")
     return True

@@ -16,7 +16,7 @@ from storage.samples.samples import LABEL, SAMPLE_ID
 
 
 @dataclass(frozen=True)
-class Rows:
+class DecodedRows:
     """Samples with their soft targets, as arrays of P rows (views of the memory that was read)."""
 
     sample_id: np.ndarray[Any, Any]
@@ -27,11 +27,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.sample_id)
 
-    def __getitem__(self, rows: slice) -> Rows:
+    def __getitem__(self, rows: slice) -> DecodedRows:
         """Some of the rows, `rows[8:16]`."""
         if not isinstance(rows, slice):
             raise TypeError(f"rows are sliced, as in rows[8:16]; found rows[{rows!r}]")
-        return Rows(
+        return DecodedRows(
             self.sample_id[rows],
             {name: array[rows] for name, array in self.inputs.items()},
             None if self.label is None else self.label[rows],
@@ -39,21 +39,21 @@ class Rows:
         )
 
 
-def decode(table: pa.Table, header: ShardHeader) -> Rows:
+def decode(table: pa.Table, header: ShardHeader) -> DecodedRows:
     """A row group's table as arrays and targets."""
     targets_fields = header.fields()
     names = {field.name for field in targets_fields}
     columns = {f.name: tensor_columns.unpack(table.column(f.name), table.schema.field(f.name)) for f in targets_fields}
     rows = sample_rows(table.select([name for name in table.schema.names if name not in names]))
     targets = with_mask(header.encoding.decode(columns, header.classes), rows.label)
-    return Rows(rows.sample_id, rows.inputs, rows.label, targets)
+    return DecodedRows(rows.sample_id, rows.inputs, rows.label, targets)
 
 
-def sample_rows(samples: pa.Table) -> Rows:
+def sample_rows(samples: pa.Table) -> DecodedRows:
     """A table of samples (see `samples`) as arrays, without targets and without what a shard adds to them."""
     inputs = [name for name in samples.schema.names if section_of(name, ()) == "inputs"]
     wanted = [name for name in (SAMPLE_ID, LABEL) if name in samples.schema.names]
     unpacked = {
         name: tensor_columns.unpack(samples.column(name), samples.schema.field(name)) for name in (*inputs, *wanted)
     }
-    return Rows(unpacked[SAMPLE_ID], {name: unpacked[name] for name in inputs}, unpacked.get(LABEL), None)
+    return DecodedRows(unpacked[SAMPLE_ID], {name: unpacked[name] for name in inputs}, unpacked.get(LABEL), None)

@@ -20,7 +20,7 @@ from storage.encodings import Encoding
 from storage.encodings.targets import Targets, with_mask
 from storage.format.byte_ranges import RangeFile, chunk_start
 from storage.format.header import read_header
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.rows.landing import Chunk, Landing
 from storage.rows.row_groups import Arrays, Column, Ints, plain_rows
 from storage.samples import tensor_columns
@@ -140,7 +140,7 @@ class CacheRows:
             self._encoding_of[shard] = self._encodings.index(footer.encoding)
         return footer
 
-    def rows_of(self, group_B: Ints, columns: Arrays) -> Rows:
+    def rows_of(self, group_B: Ints, columns: Arrays) -> DecodedRows:
         rows = plain_rows(columns, self._inputs)
         if not self._targets:
             return rows
@@ -156,7 +156,7 @@ class CacheRows:
                 for kind, at in zip(kinds, places, strict=True)
             ]
             targets = _joined(parts, places)
-        return Rows(rows.sample_id, rows.inputs, rows.label, with_mask(targets, rows.label))
+        return DecodedRows(rows.sample_id, rows.inputs, rows.label, with_mask(targets, rows.label))
 
 
 def _told(columns: Sequence[Column]) -> str:

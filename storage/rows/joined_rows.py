@@ -11,7 +11,7 @@ import pyarrow as pa
 import xxhash
 
 from storage.base.errors import CorruptShard, Mismatch, RecipeError, SourceChanged, SourceError
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.rows.cache_rows import CacheRows
 from storage.rows.row_groups import Arrays, Column, Ints
 from storage.samples import tensor_columns
@@ -74,9 +74,9 @@ class JoinedRows:
     def loaded_rows(self, group_B: Ints, row_B: Ints) -> Ints:
         return row_B
 
-    def rows_of(self, group_B: Ints, columns: Arrays) -> Rows:
+    def rows_of(self, group_B: Ints, columns: Arrays) -> DecodedRows:
         rows = self._groups.rows_of(group_B, columns)
-        return Rows(rows.sample_id, {c.name: columns[c.name] for c in self._inputs}, rows.label, rows.targets)
+        return DecodedRows(rows.sample_id, {c.name: columns[c.name] for c in self._inputs}, rows.label, rows.targets)
 
     def load(self, group: int, out: Arrays) -> Arrays:
         """Raises SourceChanged for rows whose inputs are not those of the cache, and what a cache's rows raise."""
@@ -104,7 +104,9 @@ class JoinedRows:
             return self._source.read(file, start, stop)
         except SourceError as error:
             raise SourceChanged(
-                f"Rows {start:,} to {stop:,} of {file.name} cannot be read, and the ids could. {error}", "", _REMEDY
+                f"Rows {start:,} to {stop:,} of {file.name} cannot be read, and the ids could. {error}",
+                "",
+                _REMEDY,
             ) from error
 
     def _check(

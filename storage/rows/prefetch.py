@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.objectstore.filesystem import in_words
 from storage.order.schedule import Need
 from storage.rows.arena import Arena, Room
@@ -137,7 +137,7 @@ class Reader:
             self._leaving.remove(held)
             self._arena.give_back(held.room)
 
-    def rows(self, group_B: Ints, row_B: Ints) -> Rows:
+    def rows(self, group_B: Ints, row_B: Ints) -> DecodedRows:
         """Rows [B] of row groups that were asked for, in memory of their own. Raises what reading them raised."""
         there_B = self._ready[group_B]
         if not there_B.all():

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.base.errors import SourceError
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.samples import tensor_columns
 from storage.samples.samples import LABEL, SAMPLE_ID
 
@@ -81,7 +81,7 @@ class RowGroups(Protocol):
         """[B] where rows of groups lie among the loaded ones."""
         ...
 
-    def rows_of(self, group_B: Ints, columns: Arrays) -> Rows:
+    def rows_of(self, group_B: Ints, columns: Arrays) -> DecodedRows:
         """Rows [B] of some groups, from the arrays [B, ...] of all columns."""
         ...
 
@@ -102,7 +102,7 @@ def evenly_spaced(groups: RowGroups, count: int) -> list[int]:
     return some[np.linspace(0, len(some) - 1, min(count, len(some))).astype(int)].tolist()
 
 
-def first_rows(groups: RowGroups, count: int) -> Rows:
+def first_rows(groups: RowGroups, count: int) -> DecodedRows:
     """Up to `count` of the first rows, as many as the first row group with any has. Raises SourceError for no rows."""
     some = np.flatnonzero(groups.rows)
     if not len(some):
@@ -110,7 +110,7 @@ def first_rows(groups: RowGroups, count: int) -> Rows:
     return read_group(groups, int(some[0]), count)
 
 
-def read_group(groups: RowGroups, group: int, count: int | None = None) -> Rows:
+def read_group(groups: RowGroups, group: int, count: int | None = None) -> DecodedRows:
     """The rows of one group, or its first ones, in memory of their own."""
     held = empty(groups.columns, int(groups.sizes[group]))
     held.update(groups.load(group, held))
@@ -120,6 +120,6 @@ def read_group(groups: RowGroups, group: int, count: int | None = None) -> Rows:
     return groups.rows_of(group_B, {name: array[row_B] for name, array in held.items()})
 
 
-def plain_rows(columns: Arrays, inputs: Sequence[str]) -> Rows:
+def plain_rows(columns: Arrays, inputs: Sequence[str]) -> DecodedRows:
     """Rows without targets."""
-    return Rows(columns[SAMPLE_ID], {name: columns[name] for name in inputs}, columns.get(LABEL), None)
+    return DecodedRows(columns[SAMPLE_ID], {name: columns[name] for name in inputs}, columns.get(LABEL), None)

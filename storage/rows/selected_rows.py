@@ -11,7 +11,7 @@ import numpy as np
 from storage.base.digest import range_digest, sha256_of
 from storage.base.errors import RecipeError
 from storage.cache.cache import Cache
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.rows.cache_rows import CacheRows
 from storage.rows.joined_rows import JoinedRows
 from storage.rows.plain_table import plain_table
@@ -68,7 +68,7 @@ class Selected:
     def loaded_rows(self, group_B: Ints, row_B: Ints) -> Ints:
         return self._groups.loaded_rows(group_B, self._kept[self._starts[group_B] + row_B].astype(np.int64))
 
-    def rows_of(self, group_B: Ints, columns: Arrays) -> Rows:
+    def rows_of(self, group_B: Ints, columns: Arrays) -> DecodedRows:
         return self._groups.rows_of(group_B, columns)
 
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from storage.base.digest import sha256_of
 from storage.base.errors import SourceChanged, SourceError
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.rows.row_groups import Arrays, Column, Ints, plain_rows
 from storage.samples import tensor_columns
-from storage.samples.pieces import refuse_other_schema
+from storage.samples.pieces import file_ranges, refuse_other_schema
 from storage.samples.rows_digest import RowsDigest, rows_digest
-from storage.samples.samples import SAMPLE_ID, SourceFile, input_names, refuse_duplicates
+from storage.samples.samples import SAMPLE_ID, input_names, refuse_duplicates
 from storage.sources import Source, place_of
 
 log = logging.getLogger("stillhouse.stream")
@@ -31,20 +31,16 @@ class SourceRows:
     def __init__(self, source: Source) -> None:
         self._source = source
         files = source.files()
-        self._spans: list[tuple[SourceFile, int, int]] = [
-            (file, start, min(start + self.GROUP_ROWS, file.rows))
-            for file in files
-            for start in range(0, file.rows, self.GROUP_ROWS)
-        ]
+        self._groups = list(file_ranges(files, self.GROUP_ROWS))
         self.where, self.notes = place_of(source.to_dict()), source.notes()
         if skipped := sum(file.skipped_documents for file in files):
             log.warning("%d documents of %s are empty, and were skipped.", skipped, self.where)
-        if not self._spans:
+        if not self._groups:
             raise SourceError(f"The source {self.where} is empty.", "There is at least one sample.")
         digests: list[str] = []
         ids: list[pa.Array] = []
         schema = None
-        for file, start, stop in self._spans:
+        for file, start, stop in self._groups:
             with RowsDigest(stop - start, f"{file.name}[{start}:{stop}]") as rows:
                 for piece in source.pieces(file, start, stop):
                     schema = piece.schema if schema is None else schema
@@ -54,14 +50,14 @@ class SourceRows:
                 digests.append(rows.hexdigest())
         refuse_duplicates(ids)
         assert schema is not None
-        self.rows = self.sizes = np.array([stop - start for _, start, stop in self._spans], np.int64)
+        self.rows = self.sizes = np.array([stop - start for _, start, stop in self._groups], np.int64)
         self.columns: Sequence[Column] = tuple(Column.of(field) for field in schema)
         self._digests = digests
         self.digest = sha256_of(digests)
         self._inputs = input_names(schema)
 
     def name_of(self, group: int) -> str:
-        file, start, stop = self._spans[group]
+        file, start, stop = self._groups[group]
         return f"rows {start} to {stop} of {file.name}"
 
     def loaded_rows(self, group_B: Ints, row_B: Ints) -> Ints:
@@ -84,7 +80,7 @@ class SourceRows:
 
     def _read(self, group: int) -> pa.Table:
         try:
-            table = self._source.read(*self._spans[group])
+            table = self._source.read(*self._groups[group])
         except SourceError as error:
             raise SourceChanged(
                 f"{self.name_of(group)} could be read at the start, and cannot any more. {error}", "", _REMEDY
@@ -96,5 +92,5 @@ class SourceRows:
             )
         return table
 
-    def rows_of(self, group_B: Ints, columns: Arrays) -> Rows:
+    def rows_of(self, group_B: Ints, columns: Arrays) -> DecodedRows:
         return plain_rows(columns, self._inputs)

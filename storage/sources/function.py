@@ -15,7 +15,7 @@ from storage.base.functions import call, find_function, guarded
 from storage.samples.arrow_types import plain_table
 from storage.samples.column_roles import Roles, add_ranges, pandas_index, pandas_ranges
 from storage.samples.columns import Columns
-from storage.samples.pieces import concat_samples, row_ranges
+from storage.samples.pieces import concat_samples, piece_ranges
 from storage.samples.samples import SourceFile, as_samples, sample_ids
 
 _one_call = threading.RLock()
@@ -37,7 +37,7 @@ class FunctionSource:
 
     def pieces(self, file: SourceFile, start: int, stop: int) -> Iterator[pa.Table]:
         table = self._table
-        for first, last in row_ranges(start, stop, table.nbytes // max(1, table.num_rows)):
+        for first, last in piece_ranges(start, stop, table.nbytes // max(1, table.num_rows)):
             yield as_samples(table.slice(first, last - first), self.columns, file.name)
 
     def raw(self, file: SourceFile, start: int, stop: int) -> pa.Table:

@@ -15,7 +15,7 @@ import numpy as np
 
 from storage.base.errors import ForeignState, RecipeError
 from storage.encodings.targets import Targets
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.order import sample_order as ordering
 from storage.order.rank_share import Share
 from storage.order.read_amplification import warn_of_reads
@@ -47,7 +47,7 @@ class Batch:
     first: int
     global_size: int
     places: Ints
-    rows: Rows
+    rows: DecodedRows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -282,7 +282,7 @@ class _Run:
         self._reader.close()
 
 
-def scan(groups: RowGroups, batch_size: int, reading: Reading | None = None) -> Iterator[Rows]:
+def scan(groups: RowGroups, batch_size: int, reading: Reading | None = None) -> Iterator[DecodedRows]:
     """Every row once, in the order it is stored in, for evaluation."""
     starts = np.concatenate([[0], np.cumsum(groups.rows)])
     wanted = (

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 
 
-def to_torch(rows: Rows, device: str | torch.device = "cpu") -> Rows:
+def to_torch(rows: DecodedRows, device: str | torch.device = "cpu") -> DecodedRows:
     """The same rows with torch tensors for inputs, label and targets; ids stay numpy."""
     return changed(rows, lambda array: tensor(array, device))
 
 
-def changed(rows: Rows, change: Callable[[Any], Any]) -> Rows:
+def changed(rows: DecodedRows, change: Callable[[Any], Any]) -> DecodedRows:
     """The same rows with every array of inputs, label and targets put through `change`; ids stay as they are."""
     inputs = {name: change(array) for name, array in rows.inputs.items()}
     label = None if rows.label is None else change(rows.label)
     targets = None if rows.targets is None else rows.targets.each(change)
-    return Rows(rows.sample_id, inputs, label, targets)
+    return DecodedRows(rows.sample_id, inputs, label, targets)
 
 
 def tensor(array: np.ndarray[Any, Any], device: str | torch.device = "cpu") -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from student_train.losses import cross_entropy, forward_kl
 from student_train.losses.asks import Output, Term, Unprojected
 from student_train.losses.chunks import Positions
@@ -95,7 +95,7 @@ def needed(sections: Iterable[str]) -> Needs:
 def loss_parts(
     sections: Mapping[str, Weighted],
     output: Output,
-    rows: Rows,
+    rows: DecodedRows,
     *,
     at: Positions | None = None,
     unigram: torch.Tensor | None = None,
@@ -115,7 +115,9 @@ def loss_parts(
     return {name: term.value(found) for (name, term), found in zip(terms.items(), picked, strict=True)}
 
 
-def terms_of(sections: Mapping[str, Weighted], rows: Rows, unigram: torch.Tensor | None = None) -> dict[str, Term]:
+def terms_of(
+    sections: Mapping[str, Weighted], rows: DecodedRows, unigram: torch.Tensor | None = None
+) -> dict[str, Term]:
     """Each loss's two halves, of rows with one axis of positions. Raises RecipeError."""
     terms: dict[str, Term] = {}
     for name, section in sections.items():

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from storage.encodings.targets import IGNORED, Targets
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 
 # What a loss compares the student with.
 Needs = Literal["targets", "label"]
@@ -18,14 +18,14 @@ Needs = Literal["targets", "label"]
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
-def lead(rows: Rows) -> tuple[int, ...]:
+def lead(rows: DecodedRows) -> tuple[int, ...]:
     """The axes of positions: (R,) of classified samples, (R, L) of sequences."""
     if rows.targets is not None:
         return rows.targets.lead
     return (len(rows),) if rows.label is None else tuple(rows.label.shape)
 
 
-def mask_of(rows: Rows, needs: Needs) -> Any:
+def mask_of(rows: DecodedRows, needs: Needs) -> Any:
     """[R] or [R, L] bool, numpy or torch as the rows are: the positions that count for a loss; None means all."""
     if needs == "targets":
         return None if rows.targets is None else rows.targets.mask_P
@@ -45,7 +45,7 @@ def take(targets: Targets, at: torch.Tensor | slice) -> Targets:
     return targets.flat().each(lambda array: _taken(array, at))
 
 
-def kept(rows: Rows, at: torch.Tensor | slice) -> Rows:
+def kept(rows: DecodedRows, at: torch.Tensor | slice) -> DecodedRows:
     """Label and targets of some positions, one axis of them; the inputs are left out."""
     label: Any = None if rows.label is None else _taken(torch.as_tensor(rows.label).reshape(-1), at)
     targets = None if rows.targets is None else take(rows.targets, at)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from jobs.cluster.resources import asked_for, bundle, what_there_is
-from jobs.console import say
 from jobs.failures.classification import Retries, decisive, layers
 from storage.base.errors import JobError, StillhouseError
+from storage.base.redact import redact
 from student_train.training.config import RaySection, StudentRecipe
+
+log = logging.getLogger("stillhouse.train")
 
 RAY_LOGS = "/tmp/ray/session_latest/logs, unless Ray has another folder"
 
@@ -38,7 +41,8 @@ def train_in_attempts(
         if seconds is None:
             raise error
         attempts += 1
-        say(f"{recipe.name}, seed {recipe.seed}: attempt {attempts} begins in {seconds:.0f} s. {error}")
+        run, why = f"{recipe.name}, seed {recipe.seed}", redact(str(error))
+        log.warning("%s: attempt %d begins in %.0f s. %s", run, attempts, seconds, why)
         stopped.wait(seconds)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from safetensors.torch import save_file
 
-from jobs.console import say
 from jobs.models.model_spec import CONFIG_FILE, WEIGHTS_FILE
 from storage.base.digest import sha256_file
 from storage.base.errors import FolderInUse, StillhouseError, StoreError
@@ -22,6 +22,8 @@ from student_train.training.checkpoint import cpu_tensors, refuse_foreign
 from student_train.training.config import StudentRecipe
 from student_train.training.journal import METRICS, PROGRESS_FILE, TOLD_FILE, show_progress
 from student_train.training.loop import Outcome, open_data, open_evaluation
+
+log = logging.getLogger("stillhouse.train")
 
 RUN_FILE, RESULT_FILE, CHECKPOINTS = "run.json", "result.json", "checkpoints"
 
@@ -102,7 +104,7 @@ def begin(recipe: StudentRecipe) -> list[Run]:
     data, held_out = open_data(recipe), open_evaluation(recipe)
     for rows in (data, held_out):
         for note in getattr(rows, "notes", ()):
-            say(note)
+            log.info("%s", redact(note))
     identity = {
         # The factory's source and the weights to start from count by content, as the data do.
         "model_digest": recipe.student.spec().digest("float32"),

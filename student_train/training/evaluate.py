@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from storage.encodings.targets import IGNORED, DenseTargets, Targets
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from student_train.losses import Output
 from student_train.losses.chunks import logits
 from student_train.losses.cross_entropy import cross_entropy
@@ -46,7 +46,7 @@ class Calibration:
         return float((self.confidence - self.correct).abs().sum() / self.count.sum())
 
 
-def evaluate(logits_of: Callable[[Rows], Output], batches: Iterable[Rows]) -> dict[str, float]:
+def evaluate(logits_of: Callable[[DecodedRows], Output], batches: Iterable[DecodedRows]) -> dict[str, float]:
     """Means over all positions that count; what the rows cannot tell is left out.
 
     Over the positions with a label: accuracy, cross_entropy (nats), ece. Over those with a soft target: kl_to_teacher
@@ -88,7 +88,7 @@ def evaluate(logits_of: Callable[[Rows], Output], batches: Iterable[Rows]) -> di
 
 
 def _pieces(
-    logits_of: Callable[[Rows], Output], batches: Iterable[Rows]
+    logits_of: Callable[[DecodedRows], Output], batches: Iterable[DecodedRows]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, Targets | None]]:
     """Logits [C, V] of some positions that count, with their labels [C] and targets."""
     for rows in batches:

@@ -12,7 +12,7 @@ from jobs.failures.out_of_memory import is_out_of_memory
 from jobs.models.model_call import apply_model
 from storage.base.errors import Mismatch, SourceError, StillhouseError
 from storage.encodings.targets import IGNORED
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.rows.row_groups import RowGroups, first_rows
 from storage.stream.torch_tensors import to_torch
 from student_train.losses import LOSSES, Output, Weighted, terms_of
@@ -50,7 +50,7 @@ def check_fit(
     return classes
 
 
-def _output(model: torch.nn.Module, batch: Rows, data: RowGroups) -> Output:
+def _output(model: torch.nn.Module, batch: DecodedRows, data: RowGroups) -> Output:
     probe = _copy(model).eval()
     try:
         # Not inference_mode: what a model keeps of a call (tables, masks) would be of no use for training.
@@ -94,7 +94,7 @@ def _other_classes(where: str, theirs: int, mine: int, sequences: bool) -> Misma
     )
 
 
-def check_labels(rows: Rows, classes: int) -> None:
+def check_labels(rows: DecodedRows, classes: int) -> None:
     """Raises SourceError, with the sample's id, for a label that is no class. The rows are a stream's, in numpy."""
     if rows.label is None:
         return

@@ -16,7 +16,7 @@ import torch
 from jobs.models.model_call import apply_model
 from storage.base.digest import canonical_json, sha256_of
 from storage.base.errors import RecipeError, SourceChanged, TrainingError
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.rows.open import open_rows
 from storage.rows.reading import Reading
 from storage.rows.row_groups import RowGroups, first_rows
@@ -253,7 +253,7 @@ def _evaluate(
 ) -> dict[str, float]:
     model.eval()
 
-    def batches() -> Iterator[Rows]:
+    def batches() -> Iterator[DecodedRows]:
         positions = math.prod(lead(first_rows(held_out, 1)))
         for rows in scan(held_out, rows_a_batch(classes, positions), reading):
             check_labels(rows, classes)

@@ -1,1 +1,1 @@
-"""Labelling spans: a worker, its answers, and the pool that hands out spans."""
+"""Labelling spans: a worker, the writer of its shards, and the pool that hands out spans."""

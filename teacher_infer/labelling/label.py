@@ -20,7 +20,7 @@ from storage.samples.pieces import concat_samples
 from storage.samples.rows_digest import rows_digest
 from storage.samples.samples import Inputs, kept_columns
 from storage.sources import Source
-from teacher_infer.labelling.answers import Questioner
+from teacher_infer.labelling.batch_labeller import BatchLabeller
 from teacher_infer.labelling.watch import Step
 from teacher_infer.labelling.writer import Writer
 from teacher_infer.planning.plan import Span, added_fields
@@ -97,29 +97,29 @@ def label_span(
     samples = _read(work, span, report)
     report(0, "label")
     seconds.read = time.perf_counter() - begun
-    questioner = Questioner(teacher, work.batch_size, work.encoding, work.max_bad_samples, str(span))
-    questioner.on_call = lambda: report(done, "label")
+    labeller = BatchLabeller(teacher, work.batch_size, work.encoding, work.max_bad_samples, str(span))
+    labeller.on_call = lambda: report(done, "label")
     staged = work.store.stage()
     try:
         with Writer(staged, work.store.stage_place(), work.encoding, compression=work.compression) as writer:
             with nullcontext() if turn is None else turn:
                 begun = time.perf_counter()
-                for answers in questioner.ask(samples):
-                    classes, positions = answers.softened.targets.classes, answers.softened.positions
+                for batch, softened in labeller.label(samples):
                     if not writer.begun:
-                        writer.begin(*_schema(work, span, samples.schema, classes, positions))
-                    writer.put(answers)
-                    done += answers.samples.num_rows
+                        shape = softened.targets.classes, softened.positions
+                        writer.begin(*_schema(work, span, samples.schema, *shape))
+                    writer.put(batch, softened)
+                    done += len(softened)
                 seconds.forward = time.perf_counter() - begun - writer.waited
                 if not writer.begun:
-                    *lead, classes = _shape(teacher, samples, questioner, span)
+                    *lead, classes = _shape(teacher, samples, labeller, span)
                     writer.begin(*_schema(work, span, samples.schema, classes, lead[0] if lead else None))
             report(done, "move")
             rows = writer.finish()
         report(done, "move")
         begun = time.perf_counter()
         key = None if work.key is None else {**work.key, "span": span.digest}
-        mine = publish_shard(work.store, span.shard_key, new_attempt(), staged, rows, questioner.bad, key)
+        mine = publish_shard(work.store, span.shard_key, new_attempt(), staged, rows, labeller.quarantined, key)
         commit = settle(work.store, mine) if work.settles else mine
         seconds.write = writer.seconds + time.perf_counter() - begun
         return Labelled(commit, computed=True, seconds=seconds)
@@ -160,12 +160,12 @@ def _schema(work: Work, span: Span, samples: pa.Schema, classes: int, positions:
     return kept, row_bytes(whole)
 
 
-def _shape(teacher: Teacher, samples: pa.Table, questioner: Questioner, span: Span) -> tuple[int, ...]:
+def _shape(teacher: Teacher, samples: pa.Table, labeller: BatchLabeller, span: Span) -> tuple[int, ...]:
     """Of a row's logits, for a span whose only sample could not be labelled; that none of many can be is no fault
     of theirs."""
     shape = teacher.answer_shape(samples.slice(0, 1)) if samples.num_rows == 1 else None
     if shape is None:
-        first = questioner.bad[0]
+        first = labeller.quarantined[0]
         raise TeacherError(
             f"The teacher can label no sample of {span}; of '{first.sample_id}': {first.reason}.",
             "A teacher can label most of a span.",

@@ -20,7 +20,7 @@ from storage.objectstore.client_errors import in_words
 from storage.samples import tensor_columns
 from storage.samples.inputs_digest import inputs_digests
 from storage.samples.samples import INPUTS_XXH3
-from teacher_infer.labelling.answers import Answers
+from teacher_infer.soften import Softened
 
 # Batches of softened logits that wait for the disk; then the teacher waits.
 WAITING = 4
@@ -36,7 +36,7 @@ class Writer:
 
     def __init__(self, path: Path, where: str, encoding: Encoding, *, compression: str = "zstd") -> None:
         self._path, self._where, self._encoding, self._compression = path, where, encoding, compression
-        self._queue: queue.Queue[Answers | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[tuple[pa.Table, Softened] | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._rows, self._ended = 0, False
@@ -51,10 +51,11 @@ class Writer:
         self._thread = threading.Thread(target=self._write, args=arguments, name="shard writer", daemon=True)
         self._thread.start()
 
-    def put(self, answers: Answers) -> None:
+    def put(self, samples: pa.Table, softened: Softened) -> None:
+        """Samples with their inputs, and their softened rows."""
         self._raise()
         begun = time.perf_counter()
-        self._queue.put(answers)
+        self._queue.put((samples, softened))
         self.waited += time.perf_counter() - begun
 
     def finish(self) -> int:
@@ -98,12 +99,12 @@ class Writer:
     def _batches(self, schema: pa.Schema, idle: list[float]) -> Iterator[pa.RecordBatch]:
         while True:
             begun = time.perf_counter()
-            answers = self._queue.get()
+            batch = self._queue.get()
             idle[0] += time.perf_counter() - begun
-            if answers is None:
+            if batch is None:
                 self._ended = True
                 return
-            yield record_batch(answers, self._encoding, schema)
+            yield record_batch(*batch, self._encoding, schema)
 
 
 def _translated(error: BaseException, where: str) -> BaseException:
@@ -117,9 +118,8 @@ def _translated(error: BaseException, where: str) -> BaseException:
     )
 
 
-def record_batch(answers: Answers, encoding: Encoding, schema: pa.Schema) -> pa.RecordBatch:
-    """Answers as rows of a shard, whose schema says what is kept of them and in which order."""
-    samples, softened = answers.samples, answers.softened
+def record_batch(samples: pa.Table, softened: Softened, encoding: Encoding, schema: pa.Schema) -> pa.RecordBatch:
+    """Rows of a shard: the columns that the shard's schema names, in its order."""
     arrays = {name: samples.column(name).combine_chunks() for name in samples.schema.names if name in schema.names}
     arrays[ENTROPY] = pa.array(softened.entropy_R)
     if softened.top1_R is not None:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
-from storage.base.digest import sha256_of
 from storage.base.errors import SourceError
-from storage.encodings import Encoding
-from storage.format.header import FORMAT_VERSION
 from storage.format.position_columns import summary_fields
 from storage.samples import tensor_columns
 from storage.samples.inputs_digest import INPUTS_XXH3_FIELD
-from storage.samples.pieces import refuse_other_schema
+from storage.samples.pieces import file_ranges, refuse_other_schema
 from storage.samples.rows_digest import RowsDigest
 from storage.samples.samples import LABEL, SAMPLE_ID, Inputs, SourceFile, kept_columns, refuse_duplicates
 from storage.sources import Source
+from teacher_infer.planning.key_parts import KeyParts
 from teacher_infer.planning.span_size import MOST_ROWS, default_span_rows
 
 
@@ -38,53 +35,6 @@ class Span:
 
     def __str__(self) -> str:
         return f"{self.file.name}[{self.start}:{self.stop}]"
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked of every span: by which teacher, kept in which encoding, with or without the inputs.
-
-    teacher: the digest of its key parts, which `teacher_parts` shows. preprocessing: what made samples of the source's
-    rows, as a tokenizer; None where nothing did. seed: only of an encoding that draws, else None; so that another seed
-    in a recipe costs no teacher work.
-    """
-
-    teacher: str
-    encoding: dict[str, Any]
-    seed: int | None
-    inputs: Inputs = "stored"
-    preprocessing: dict[str, Any] | None = None
-    teacher_parts: dict[str, Any] | None = None
-
-    @staticmethod
-    def of(teacher_digest: str, encoding: Encoding, seed: int, *, inputs: Inputs = "stored") -> Question:
-        return Question(teacher_digest, encoding.key(), seed if encoding.draws else None, inputs)
-
-    def parts(self) -> dict[str, Any]:
-        """The readable parts of a shard key, without its span."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "teacher": self.teacher if self.teacher_parts is None else self.teacher_parts,
-            "encoding": self.encoding,
-            "seed": self.seed,
-            "inputs": self.inputs,
-            "preprocessing": self.preprocessing,
-        }
-
-    def shard_key(self, span_digest: str) -> str:
-        facts = {
-            "format_version": FORMAT_VERSION,
-            "teacher": self.teacher,
-            "encoding": self.encoding,
-            "seed": self.seed,
-            "span": span_digest,
-        }
-        # Counted only where they are not the usual ones, so that keys are what they were before there was a choice.
-        if self.inputs != "stored":
-            facts["inputs"] = self.inputs
-        if self.preprocessing is not None:
-            facts["preprocessing"] = self.preprocessing
-        return sha256_of(facts)
 
 
 @dataclass(frozen=True)
@@ -126,17 +76,10 @@ def labelled_positions(samples: pa.Schema) -> int:
     return tensor_columns.form(field)[1][0] if field is not None and tensor_columns.is_tensor(field) else 1
 
 
-def cut(files: Iterable[SourceFile], span_rows: int) -> list[tuple[SourceFile, int, int]]:
-    """Spans inside each file, never across two, so that another file moves none of them."""
-    return [
-        (file, start, min(start + span_rows, file.rows)) for file in files for start in range(0, file.rows, span_rows)
-    ]
-
-
 def make_plan(
     source: Source,
     span_rows: int | None,
-    question: Question,
+    key_parts: KeyParts,
     refuse: Callable[[pa.Table, str], None] | None = None,
     length: Callable[[pa.Table], int] | None = None,
 ) -> Plan:
@@ -153,7 +96,7 @@ def make_plan(
     spans: list[Span] = []
     ids: list[pa.Array] = []
     size, example = 0, None
-    for file, start, stop in cut(files, span_rows):
+    for file, start, stop in file_ranges(files, span_rows):
         with RowsDigest(stop - start, f"{file.name}[{start}:{stop}]") as rows:
             for piece in source.pieces(file, start, stop):
                 if not piece.num_rows:
@@ -165,9 +108,9 @@ def make_plan(
                     refuse(piece, file.name)
                 rows.update(piece)
                 ids.extend(piece.column(SAMPLE_ID).chunks)
-                size += piece.select(kept_columns(piece.schema, question.inputs).names).nbytes
+                size += piece.select(kept_columns(piece.schema, key_parts.inputs).names).nbytes
             digest = rows.hexdigest()
-        spans.append(Span(file, start, stop, digest, question.shard_key(digest)))
+        spans.append(Span(file, start, stop, digest, key_parts.shard_key(digest)))
     if example is None:
         raise SourceError(f"The source {source.to_dict()} is empty.", "There is at least one sample.")
     refuse_duplicates(ids)

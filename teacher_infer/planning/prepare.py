@@ -19,9 +19,10 @@ from storage.format.shard import row_bytes
 from storage.objectstore.folder import Folder
 from storage.samples.described_columns import described_columns
 from storage.sources import make_source
+from teacher_infer.planning.cache_miss import CacheMiss, explain_miss
 from teacher_infer.planning.config import TeacherRecipe
-from teacher_infer.planning.miss import Miss, explain
-from teacher_infer.planning.plan import Plan, Question, Span, added_fields, make_plan
+from teacher_infer.planning.key_parts import KeyParts
+from teacher_infer.planning.plan import Plan, Span, added_fields, make_plan
 from teacher_infer.planning.positions import positions_of
 from teacher_infer.planning.span_size import idle_warning, size_warnings
 from teacher_infer.teachers import Spec, answer_shape, build_without_weights, resolve, spec_settings
@@ -31,19 +32,19 @@ from teacher_infer.teachers import Spec, answer_shape, build_without_weights, re
 class Part:
     """One cache of a job: its name, its source and the plan over it.
 
-    question: what is asked of its spans. columns: which columns of the source are inputs, and the rest of
-    `samples.described_columns`. notes: on the source's files. miss: why nothing can be reused, where another
+    key_parts: what its shard keys count beside the spans. columns: which columns of the source are inputs, and the
+    rest of `samples.described_columns`. notes: on the source's files. miss: why nothing can be reused, where another
     cache was near.
     """
 
     name: str
     source: dict[str, Any]
-    question: Question
+    key_parts: KeyParts
     plan: Plan
     missing: list[Span]
     columns: dict[str, Any]
     notes: list[str]
-    miss: Miss | None = None
+    miss: CacheMiss | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -65,14 +66,14 @@ class Prepared:
     recipe: TeacherRecipe
     store: Folder
     spec: Spec
-    question: Question
+    key_parts: KeyParts
     weights_sha256: str | None
     encoding: Encoding
     parts: tuple[Part, ...]
 
     @property
     def teacher_digest(self) -> str:
-        return self.question.teacher
+        return self.key_parts.teacher
 
     @property
     def notes(self) -> list[str]:
@@ -87,17 +88,17 @@ def prepare(recipe: TeacherRecipe, store: Folder) -> Prepared:
     encoding, spec = recipe.targets.make(), recipe.teacher.spec()
     refuse_secrets(spec.lineage(), "teacher")
     spec = resolve(spec, recipe.teacher.dtype)
-    key = spec.key_parts(recipe.teacher.dtype, build_without_weights(spec, recipe.seed))
-    asked = Question.of(sha256_of(key), encoding, recipe.seed, inputs=recipe.inputs)
-    question = replace(asked, teacher_parts=key)
-    parts = [_part(recipe.name, recipe.source.settings(), recipe.span_rows, question, store, spec)]
+    teacher = spec.key_parts(recipe.teacher.dtype, build_without_weights(spec, recipe.seed))
+    key_parts = KeyParts.of(sha256_of(teacher), encoding, recipe.seed, inputs=recipe.inputs)
+    key_parts = replace(key_parts, teacher_parts=teacher)
+    parts = [_part(recipe.name, recipe.source.settings(), recipe.span_rows, key_parts, store, spec)]
     if recipe.held_out is not None:
         held_out = recipe.held_out
-        second = _part(held_out.name, held_out.source.settings(), recipe.span_rows, question, store, spec)
+        second = _part(held_out.name, held_out.source.settings(), recipe.span_rows, key_parts, store, spec)
         # Rows that both hold are labelled for the first, and reused by the second.
-        asked = {span.shard_key for span in parts[0].missing}
-        parts.append(replace(second, missing=[span for span in second.missing if span.shard_key not in asked]))
-    return Prepared(recipe, store, spec, question, spec.weights_sha256(), encoding, tuple(parts))
+        first = {span.shard_key for span in parts[0].missing}
+        parts.append(replace(second, missing=[span for span in second.missing if span.shard_key not in first]))
+    return Prepared(recipe, store, spec, key_parts, spec.weights_sha256(), encoding, tuple(parts))
 
 
 def _refuse_secrets(recipe: TeacherRecipe) -> None:
@@ -109,23 +110,23 @@ def _refuse_secrets(recipe: TeacherRecipe) -> None:
 
 
 def _part(
-    name: str, settings: dict[str, Any], span_rows: int | None, question: Question, store: Folder, spec: Spec
+    name: str, settings: dict[str, Any], span_rows: int | None, key_parts: KeyParts, store: Folder, spec: Spec
 ) -> Part:
     source, refuse = make_source(settings), None
     if isinstance(spec, HuggingFaceSpec):
         spec.refuse_source(source)
         refuse = spec.refuse_rows
-    asked = replace(question, preprocessing=source.preprocessing())
-    plan = make_plan(source, span_rows, asked, refuse, partial(positions_of, spec))
+    key_parts = replace(key_parts, preprocessing=source.preprocessing())
+    plan = make_plan(source, span_rows, key_parts, refuse, partial(positions_of, spec))
     done = committed_keys(store, [span.shard_key for span in plan.spans])
     columns = described_columns(plan.example.schema, source.columns, source.left_out())
     if settings.get("pack") is not None:
-        columns["preprocessing"] = asked.preprocessing
+        columns["preprocessing"] = key_parts.preprocessing
     missing = plan.missing(done)
     miss = None
     if len(missing) == len(plan.spans):
-        miss = explain(store, name, settings, asked.parts(), plan.span_rows)
-    return Part(name, settings, asked, plan, missing, columns, source.notes(), miss)
+        miss = explain_miss(store, name, settings, key_parts.to_dict(), plan.span_rows)
+    return Part(name, settings, key_parts, plan, missing, columns, source.notes(), miss)
 
 
 def show_plan(prepared: Prepared) -> dict[str, Any]:
@@ -186,9 +187,9 @@ def actor_settings(prepared: Prepared, marker: str) -> dict[str, Any]:
         "targets": prepared.encoding.to_dict(),
         "inputs": recipe.inputs,
         "compression": recipe.compression,
-        "teacher_parts": prepared.question.teacher_parts,
+        "teacher_parts": prepared.key_parts.teacher_parts,
         "sources": [part.source for part in prepared.parts],
-        "keys": [part.question.parts() for part in prepared.parts],
+        "keys": [part.key_parts.to_dict() for part in prepared.parts],
         "cpus": recipe.ray.cpus_per_actor,
     }
 
@@ -197,7 +198,7 @@ def lineage_of(prepared: Prepared, part: Part) -> dict[str, Any]:
     """What is sealed into a part's cache of where it came from."""
     spec, recipe = prepared.spec, prepared.recipe
     teacher = {
-        "digest": prepared.question.teacher,
+        "digest": prepared.key_parts.teacher,
         **spec.lineage(),
         "weights_sha256": prepared.weights_sha256,
         "dtype": recipe.teacher.dtype,
@@ -208,5 +209,5 @@ def lineage_of(prepared: Prepared, part: Part) -> dict[str, Any]:
         targets=prepared.encoding.to_dict(),
         recipe_digest=recipe_digest(recipe),
     )
-    lineage |= {"key": part.question.parts(), "span_rows": part.plan.span_rows}
+    lineage |= {"key": part.key_parts.to_dict(), "span_rows": part.plan.span_rows}
     return {**lineage, "inputs": recipe.inputs} if recipe.inputs != "stored" else lineage

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.failures.out_of_memory import is_out_of_memory
-from teacher_infer.soften.parts import padding
+from teacher_infer.soften.blocks import padding
 from teacher_infer.soften.passes import CLASSES, maxima_pass, moments, tails_pass
 
 if TYPE_CHECKING:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from storage.encodings.dense import Dense
 from storage.encodings.targets import DenseTargets
-from teacher_infer.soften.parts import Parts, block_rows, blocks, padded
+from teacher_infer.soften.blocks import block_rows, blocks, padded
+from teacher_infer.soften.softened import Softened
 
 if TYPE_CHECKING:
     import torch
 
 
-def soften_dense(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding: Dense) -> Parts:
+def soften_dense(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding: Dense) -> Softened:
     """(z - max z) / T in float32. Centring spends low precision on what is likely.
 
     A logit of -inf stays -inf, a probability of 0. A finite one that overflows makes its position bad.
@@ -30,7 +31,7 @@ def soften_dense(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding
     bad = [(torch.isfinite(z_PV[b]) == torch.isneginf(logits_PV[b])).any(dim=1) for b in blocks(z_PV)]
     bad_P = torch.cat(bad or [z_PV.new_zeros(0).bool()]) | ~torch.isfinite(highest_P1[:, 0])
     temperature_P = z_PV.new_full((len(z_PV),), encoding.temperature)
-    return Parts(DenseTargets(z_PV, temperature_P), entropy_P, top1_P1[:, 0], bad_P)
+    return Softened(DenseTargets(z_PV, temperature_P), entropy_P, top1_P1[:, 0].int(), bad_P)
 
 
 def _entropy(centred_PV: torch.Tensor, top1_P1: torch.Tensor) -> torch.Tensor:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from storage.encodings.targets import IGNORED, TopKTargets
 from storage.encodings.topk import TopK
-from teacher_infer.soften.parts import Parts
 from teacher_infer.soften.passes import CLASSES
+from teacher_infer.soften.softened import Softened
 from teacher_infer.soften.wide import Wide, wide
 
 if TYPE_CHECKING:
     import torch
 
 
-def soften_topk(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding: TopK) -> Parts:
+def soften_topk(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding: TopK) -> Softened:
     """Block by block, so that no second [P, V] in float32 is held.
 
     label_P: [P] int64; of a position whose label is IGNORED label_log_prob is NaN.
@@ -31,33 +31,33 @@ def soften_topk(logits_PV: torch.Tensor, label_P: torch.Tensor | None, encoding:
 
     head = new(k, dtype=torch.int32), new(k), new()
     targets = TopKTargets(*head, new(len(grid)), new(len(grid)), new(len(grid)), grid, logits_PV.shape[1])
-    made = Parts(targets, new(), new(dtype=torch.int64), new(dtype=torch.bool))
+    made = Softened(targets, new(), new(dtype=torch.int32), new(dtype=torch.bool))
     work = wide(logits_PV, k, grid)
     for start in range(0, count, work.rows):
         block = slice(start, start + work.rows)
         work.load(logits_PV[block])
         rows = made.each(lambda array, block=block: array[block])
         _soften_block(work, None if label_P is None else label_P[block], rows)
-    made.entropy_P.copy_(targets.entropy_PG[:, grid.index(1.0)])
-    made.top1_P.copy_(targets.ids_PK[:, 0])
+    made.entropy_R.copy_(targets.entropy_PG[:, grid.index(1.0)])
+    made.top1_R.copy_(targets.ids_PK[:, 0])
     if label_P is None:
         targets.label_log_prob_P.fill_(torch.nan)
     else:
         targets.label_log_prob_P.masked_fill_(label_P == IGNORED, torch.nan)
     if logits_PV.dtype == torch.float64:  # a finite one may be -inf in float32
-        made.bad_P.logical_or_((torch.isneginf(logits_PV.float()) & torch.isfinite(logits_PV)).any(dim=1))
+        made.bad_R.logical_or_((torch.isneginf(logits_PV.float()) & torch.isfinite(logits_PV)).any(dim=1))
     return made
 
 
-def _soften_block(work: Wide, label_C: torch.Tensor | None, made: Parts) -> None:
+def _soften_block(work: Wide, label_C: torch.Tensor | None, made: Softened) -> None:
     """Fill `made`, whose tensors have the block's rows. Those of `work` have as many as a block has at most."""
-    targets, count = made.targets, len(made.bad_P)
+    targets, count = made.targets, len(made.bad_R)
     k, grid = targets.ids_PK.shape[1], targets.temperatures
     highest, ids = likeliest(work, k + 1)
     label_z_C1 = None if label_C is None else work.gather(label_C.clamp(min=0)[:, None])
     sums_CG, weighted_CG, valid_C = work.tails(ids[:, :k], highest[:, k - 1 : k], highest[:, k:], grid)
     targets.ids_PK.copy_(ids[:count, :k])
-    made.bad_P.copy_(~valid_C[:count])
+    made.bad_R.copy_(~valid_C[:count])
     log_probs_CK, *moments, log_z1_C1 = work.moments(highest, sums_CG, weighted_CG, grid)
     targets.log_probs_PK.copy_(log_probs_CK[:count])
     for whole_CG, found_CG in zip((targets.log_z_PG, targets.log_tail_PG, targets.entropy_PG), moments, strict=True):

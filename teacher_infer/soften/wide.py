@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from teacher_infer.soften.blocks import block_rows, padding
 from teacher_infer.soften.compiled import compiled_for
-from teacher_infer.soften.parts import block_rows, padding
 from teacher_infer.soften.passes import CLASSES, LOWEST, finite, moments
 
 if TYPE_CHECKING:

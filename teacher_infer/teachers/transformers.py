@@ -10,14 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.models.hugging_face import HuggingFaceSpec
-from jobs.models.hugging_face_inputs import (
-    MASK,
-    Array,
-    forward_names,
-    holds_several,
-    refuse_mask_of_packed,
-    refuse_names,
-)
+from jobs.models.hugging_face.inputs import forward_names, holds_several, refuse_mask_of_packed, refuse_names
+from jobs.models.hugging_face.sample_table import MASK, Array
 from storage.base.errors import ModelError, SourceError, TeacherError
 from storage.sources.packing.packed_source import INPUT_IDS, POSITION_IDS
 from teacher_infer.teachers.loading import load

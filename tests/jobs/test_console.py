@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -35,6 +36,49 @@ def test_json_goes_to_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_command(answer, as_json=True) == 0
     out, err = capfd.readouterr()
     assert (json.loads(out), err) == ({"samples": 3, "name": "é"}, "")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_commands_log_is_printed_as_say_prints(capfd: pytest.CaptureFixture[str], as_json: bool) -> None:
+    log = logging.getLogger("stillhouse.stream")
+
+    def command() -> tuple[dict[str, Any], str, int]:
+        log.debug("not shown")
+        log.info("a note")
+        log.warning("of %s: %s", "s3://key:planted-4711@bucket/x", "fetched again")
+        return answer()
+
+    assert run_command(command, as_json=as_json) == 0
+    assert capfd.readouterr().err == "a note\nof s3://***@bucket/x: fetched again\n"
+
+
+def test_a_commands_log_is_printed_once_whatever_else_handles_it(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A library that a command imports may give the root logger a handler."""
+    log = logging.getLogger("stillhouse.stream")
+
+    def command() -> tuple[dict[str, Any], str, int]:
+        log.warning("under a command")
+        return answer()
+
+    run_command(command, as_json=False)
+    assert caplog.messages == []
+    log.warning("as a library")
+    log.info("below the user's level")
+    # Afterwards the records go where the user's logging sends them, and nowhere else.
+    assert caplog.messages == ["as a library"]
+    assert capfd.readouterr().err == "under a command\n"
+
+
+def test_a_command_that_fails_leaves_logging_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+    def command() -> tuple[dict[str, Any], str, int]:
+        raise errors.JobError("It broke.")
+
+    logger = logging.getLogger("stillhouse")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    run_command(command, as_json=False)
+    assert (logger.level, logger.propagate, logger.handlers) == before
 
 
 @contextmanager

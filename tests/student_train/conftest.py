@@ -21,7 +21,8 @@ from storage.samples.samples import Inputs
 from storage.sources import make_source
 from student_train.training.config import StudentRecipe
 from teacher_infer.labelling.label import Work, label_span
-from teacher_infer.planning.plan import Question, make_plan
+from teacher_infer.planning.key_parts import KeyParts
+from teacher_infer.planning.plan import make_plan
 from teacher_infer.teachers.module import ModuleTeacher
 
 FEATURES, CLASSES = 4, 3
@@ -205,7 +206,7 @@ def make_cache(tmp_path: Path, nets: str, write_source: Any) -> Any:
         encoding = make_encoding("dense", {"temperature": temperature, "dtype": dtype})
         digest = spec.digest("float32")
         # Spans shorter than the source: a cache of several shards.
-        plan = make_plan(parquet, 16, Question.of(digest, encoding, 0, inputs=inputs))
+        plan = make_plan(parquet, 16, KeyParts.of(digest, encoding, 0, inputs=inputs))
         store = Folder(str(tmp_path / "store"))
         work = Work(store, parquet, encoding, digest, 8, inputs=inputs)
         shards = [label_span(work, teacher, span).commit for span in plan.spans]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from storage.encodings.targets import IGNORED, DenseTargets, TopKTargets, with_mask
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.rows.row_groups import Arrays, Column, Ints
 from storage.samples.samples import LABEL, SAMPLE_ID
 from tests.student_train.sparse import GRID, top_k
@@ -73,14 +73,14 @@ class SequenceRows:
     def loaded_rows(self, group_B: Ints, row_B: Ints) -> Ints:
         return row_B
 
-    def rows_of(self, group_B: Ints, columns: Arrays) -> Rows:
+    def rows_of(self, group_B: Ints, columns: Arrays) -> DecodedRows:
         inputs = {name: columns[name] for name in ("input_ids", "position_ids")}
         targets: Any
         if self._kind == "dense":
             targets = DenseTargets(columns["dense"], np.ones(columns["dense"].shape[:2], np.float32))
         else:
             targets = TopKTargets(*(columns[name] for name in TOPK), temperatures=GRID, classes=VOCABULARY)
-        return Rows(columns[SAMPLE_ID], inputs, columns[LABEL], with_mask(targets, columns[LABEL]))
+        return DecodedRows(columns[SAMPLE_ID], inputs, columns[LABEL], with_mask(targets, columns[LABEL]))
 
-    def whole(self) -> Rows:
+    def whole(self) -> DecodedRows:
         return self.rows_of(np.zeros(len(self._arrays[SAMPLE_ID]), np.int64), self._arrays)

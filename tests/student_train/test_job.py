@@ -33,13 +33,13 @@ def fit(answers: list[Any], stopped: threading.Event | None = None, **ray: Any) 
 
 
 def test_an_attempt_that_failed_for_a_passing_reason_is_made_again(
-    quick: None, capsys: pytest.CaptureFixture[str]
+    quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     answers = [StoreLost("no answer"), ConnectionResetError("x"), {"steps": 3}]
     assert fit(answers) == {"steps": 3}
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "toy, seed 3: attempt 2 begins in 0 s. no answer"
-    assert said[1].startswith("toy, seed 3: attempt 3 begins in 0 s. Training failed: ")
+    first, second = caplog.messages
+    assert first == "toy, seed 3: attempt 2 begins in 0 s. no answer"
+    assert second.startswith("toy, seed 3: attempt 3 begins in 0 s. Training failed: ")
 
 
 def test_before_another_attempt_there_is_a_pause_that_an_interrupt_ends(monkeypatch: pytest.MonkeyPatch) -> None:

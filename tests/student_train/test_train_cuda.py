@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from storage.encodings.targets import IGNORED
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from student_train.losses import Unprojected, factor, loss_parts
 from student_train.losses.positions import indices
 from student_train.training import checkpoint, loop
@@ -65,7 +65,7 @@ def test_losses_and_gradients_are_those_of_a_cpu(tail: Any, fused: bool) -> None
     for device in ("cpu", "cuda"):
         h, w = (value.clone().to(device).requires_grad_() for value in (hidden, weight))
         soft = None if tail is None else targets.each(lambda array, to=device: array.to(to))
-        rows: Any = Rows(np.arange(POSITIONS), {}, label.to(device), soft)  # type: ignore[arg-type]
+        rows: Any = DecodedRows(np.arange(POSITIONS), {}, label.to(device), soft)  # type: ignore[arg-type]
         output = Unprojected(h, w) if fused else h @ w.t()
         at: Any = indices(label != IGNORED)
         parts = loss_parts(losses, output, rows, at=at.to(device), unigram=unigram.to(device))

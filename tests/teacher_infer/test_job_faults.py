@@ -153,14 +153,14 @@ def test_a_teacher_that_hangs_while_it_loads_is_replaced(
 
 def test_while_the_driver_was_stopped_no_actor_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As by Ctrl-Z, or on a machine that was paused: it hears of no progress meanwhile."""
-    crew: Any = object.__new__(job._Crew)
-    crew._watch, crew._seen_at, now = watch.Watch(60.0), 0.0, 0.0
-    crew._watch.began(0, "label", 0.0)
+    driver: Any = object.__new__(job._Driver)
+    driver._watch, driver._seen_at, now = watch.Watch(60.0), 0.0, 0.0
+    driver._watch.began(0, "label", 0.0)
     monkeypatch.setattr(job.time, "monotonic", lambda: now)
     for now in (2.0, 1002.0, 1004.0):
-        crew._notice_pause()
-        assert crew._watch.hanging(now) == []
-    assert crew._watch.hanging(1000.0 + 60.1) != []
+        driver._notice_pause()
+        assert driver._watch.hanging(now) == []
+    assert driver._watch.hanging(1000.0 + 60.1) != []
 
 
 def test_progress_moves_within_a_span(

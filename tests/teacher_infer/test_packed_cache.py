@@ -19,7 +19,8 @@ from storage.rows.row_groups import RowGroups, read_group
 from storage.samples.samples import Inputs
 from storage.sources import Source, make_source
 from teacher_infer.labelling.label import Work, label_span
-from teacher_infer.planning.plan import Question, make_plan
+from teacher_infer.planning.key_parts import KeyParts
+from teacher_infer.planning.plan import make_plan
 from teacher_infer.teachers import make_teacher
 from tests.tiny_models import SIZE, WORDS, save_model
 
@@ -42,7 +43,7 @@ def source_of(folder: Path) -> Source:
 def cache_of(folder: Path, model: str, inputs: Inputs) -> Cache:
     source = source_of(folder)
     work = Work(Folder(f"{folder}/store"), source, Dense(dtype="float32"), "digest", 3, inputs=inputs)
-    spans = make_plan(source, 3, Question.of("digest", work.encoding, 0, inputs=inputs)).spans
+    spans = make_plan(source, 3, KeyParts.of("digest", work.encoding, 0, inputs=inputs)).spans
     teacher = make_teacher(HuggingFaceSpec(model), dtype="float32", seed=0)
     return seal(work.store, "words", [label_span(work, teacher, span).commit for span in spans], {"by": "a test"})
 

@@ -27,7 +27,8 @@ from storage.sources.function import FunctionSource
 from teacher_infer.__main__ import main
 from teacher_infer.labelling.label import Work, label_span
 from teacher_infer.planning.config import TeacherRecipe
-from teacher_infer.planning.plan import Question, Span, make_plan
+from teacher_infer.planning.key_parts import KeyParts
+from teacher_infer.planning.plan import Span, make_plan
 from teacher_infer.planning.prepare import lineage_of, prepare, show_plan
 from teacher_infer.teachers.module import ModuleTeacher
 
@@ -41,8 +42,8 @@ def work_of(folder: Path, inputs: Inputs = "referenced", compression: str = "zst
 
 
 def spans_of(work: Work) -> tuple[Span, ...]:
-    question = Question.of(work.teacher_digest, work.encoding, 0, inputs=work.inputs)
-    return make_plan(work.source, 10, question).spans
+    key_parts = KeyParts.of(work.teacher_digest, work.encoding, 0, inputs=work.inputs)
+    return make_plan(work.source, 10, key_parts).spans
 
 
 def label(work: Work, **arguments: Any) -> list[Commit]:

@@ -32,7 +32,7 @@ def labelled(recipe: dict[str, Any], spoil: Callable[[Any], Any] = lambda logits
         prepared.teacher_digest,
         4,
         inputs=read.inputs,
-        key=part.question.parts(),
+        key=part.key_parts.to_dict(),
     )
     commits = [label_span(work, teacher, span).commit for span in part.plan.spans]
     return seal(store, part.name, commits, lineage_of(prepared, part))

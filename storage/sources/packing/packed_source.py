@@ -17,7 +17,7 @@ from storage.base.errors import SourceError
 from storage.base.names import nearest
 from storage.samples import tensor_columns
 from storage.samples.columns import LABEL, SAMPLE_ID, Columns
-from storage.samples.pieces import concat_samples, row_ranges
+from storage.samples.pieces import concat_samples, file_ranges, piece_ranges
 from storage.samples.samples import SourceFile, as_samples, sample_ids
 from storage.sources.packing.blocks import Block, Blocks
 from storage.sources.packing.documents import refuse_empty, token_documents
@@ -88,12 +88,10 @@ class PackedSource:
         Raises SourceError where documents were skipped, and none is left.
         """
         blocks: list[SourceFile] = []
-        for file in self.documents.files():
-            for start in range(0, file.rows, self.pack.block_documents):
-                stop = min(start + self.pack.block_documents, file.rows)
-                block = self._block(file, start, stop)
-                rows = count_rows(len(block.tokens_N), self.pack.sequence_length)
-                blocks.append(SourceFile(f"{file.name}#{start}-{stop}", rows, block.skipped))
+        for file, start, stop in file_ranges(self.documents.files(), self.pack.block_documents):
+            block = self._block(file, start, stop)
+            rows = count_rows(len(block.tokens_N), self.pack.sequence_length)
+            blocks.append(SourceFile(f"{file.name}#{start}-{stop}", rows, block.skipped))
         skipped = sum(block.skipped_documents for block in blocks)
         if skipped and not any(block.rows for block in blocks):
             raise SourceError(
@@ -107,7 +105,7 @@ class PackedSource:
         return concat_samples(self.pieces(file, start, stop), file.name)
 
     def pieces(self, file: SourceFile, start: int, stop: int) -> Iterator[pa.Table]:
-        for first, last in row_ranges(start, stop, 3 * 4 * self.pack.sequence_length):
+        for first, last in piece_ranges(start, stop, 3 * 4 * self.pack.sequence_length):
             yield self._samples(file, first, last)
 
     def _samples(self, file: SourceFile, start: int, stop: int) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -27,8 +28,9 @@ Init = Callable[..., Any]
 
 
 @pytest.fixture
-def inits(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def inits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     """What ray.init is called with, as if no Ray were at hand yet. Behind it is a cluster of two nodes."""
+    caplog.set_level(logging.INFO, "stillhouse.cluster")
     calls: list[dict[str, Any]] = []
     resources = {"CPU": 8.0, "GPU": 2.0, "memory": 2.0**34, "node:10.0.0.1": 1.0}
 
@@ -52,7 +54,7 @@ HAS = "2 nodes, CPU 8, GPU 2, memory 16 GiB"
 
 @pytest.mark.parametrize("address", [None, "", "local"])
 def test_without_an_address_ray_is_embedded(
-    inits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capfd: Any, address: str | None
+    inits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, address: str | None
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address is not None:
@@ -61,32 +63,30 @@ def test_without_an_address_ray_is_embedded(
     assert [(call["address"], call["num_cpus"], call["include_dashboard"]) for call in inits] == [
         (("local",), 3, False)
     ]
-    out, err = capfd.readouterr()
-    assert out == "" and err.startswith(f"A Ray embedded in this process, at 10.0.0.1:6379: {HAS}, ")
+    assert caplog.messages[0].startswith(f"A Ray embedded in this process, at 10.0.0.1:6379: {HAS}, ")
 
 
 def test_the_ray_at_hand_is_kept(
-    inits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    inits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setenv("RAY_ADDRESS", "http://nowhere")
     connect(None)
     assert inits == []
-    assert capfd.readouterr().err == f"The Ray that this process is connected to, at 10.0.0.1:6379: {HAS}.\n"
+    assert caplog.messages == [f"The Ray that this process is connected to, at 10.0.0.1:6379: {HAS}."]
 
 
-def test_the_cluster_that_was_joined_is_described_on_stderr(
-    inits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_the_cluster_that_was_joined_is_logged(
+    inits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         at = f"127.0.0.1:{server.getsockname()[1]}"
         for address in (at, f"ray://{at}", "auto"):
             monkeypatch.setenv("RAY_ADDRESS", address)
             connect(None)
-            out, err = capfd.readouterr()
-            assert out == "" and err == (
+            assert caplog.messages[-1] == (
                 f"The Ray cluster of RAY_ADDRESS={address}, at 10.0.0.1:6379: {HAS}, "
-                f"Ray 2.55.1 (here {ray.__version__}), dashboard http://***@10.0.0.1:8265.\n"
+                f"Ray 2.55.1 (here {ray.__version__}), dashboard http://***@10.0.0.1:8265."
             )
     assert inits == [{"address": (), "log_to_driver": True}] * 3
 
@@ -108,7 +108,7 @@ def failing(errors: list[BaseException], succeed: Init) -> Init:
 
 @pytest.mark.parametrize("errors", [[SLOW, RuntimeError("Failed to start GCS.")], [LONG], [ValueError("CPU is -1")]])
 def test_an_embedded_ray_that_does_not_start_is_a_sentence(
-    inits: list[Any], monkeypatch: pytest.MonkeyPatch, capfd: Any, errors: list[BaseException]
+    inits: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, errors: list[BaseException]
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     last, left = errors[-1], list(errors)
@@ -119,7 +119,7 @@ def test_an_embedded_ray_that_does_not_start_is_a_sentence(
     )
     assert left == [] and inits == []
     # What may pass was tried once more.
-    assert ("Trying once more." in capfd.readouterr().err) == (len(errors) > 1)
+    assert ("Trying once more." in caplog.text) == (len(errors) > 1)
 
 
 def test_an_embedded_ray_gets_longer_to_start_and_no_second_try_after_that(
@@ -159,9 +159,11 @@ def test_an_interrupt_while_ray_starts_is_one(inits: list[Any], monkeypatch: pyt
 
 
 HALF_STARTED = """
-import psutil, ray
+import logging, psutil, ray
 import ray._private.services as services
 from jobs.cluster import connect as module
+
+logging.basicConfig(level=logging.INFO)
 
 start, fails = services.start_raylet, [True, True, False]
 

@@ -78,14 +78,14 @@ def test_a_database_and_its_artifacts_lie_in_a_folder_of_any_name(uri: str, expe
 
 @pytest.mark.parametrize("method", ["log_batch", "log_param"])
 def test_a_run_whose_parameters_are_refused_is_kept_and_ended(
-    uri: str, experiment: str, method: str, mlflow_away: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    uri: str, experiment: str, method: str, mlflow_away: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     connect(uri)
     mlflow_away.setattr(f"mlflow.MlflowClient.{method}", refuse)
     kept: list[str] = []
     run_id = start_run(uri, experiment, "r", {}, {"student": "x"}, kept.append)
     assert kept == [run_id]
-    assert ("MLflow was not told the parameters of the run r" in capsys.readouterr().err) == (method == "log_batch")
+    assert ("MLflow was not told the parameters of the run r" in caplog.text) == (method == "log_batch")
     assert finish_run(uri, kept[0], "FAILED")
     assert statuses(uri, experiment) == ["FAILED"]
 
@@ -155,7 +155,7 @@ def test_of_two_jobs_that_tell_the_same_cache_one_run_is_finished(
 
 
 def test_a_run_goes_on_unless_mlflow_has_it_no_more(
-    uri: str, experiment: str, mlflow_away: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    uri: str, experiment: str, mlflow_away: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_id = start_run(uri, experiment, "r", {}, {})
     assert run_id is not None and finish_run(uri, run_id, "FAILED")
@@ -165,7 +165,7 @@ def test_a_run_goes_on_unless_mlflow_has_it_no_more(
     client.delete_run(run_id)
     for gone in (run_id, "0" * 32):
         assert not reopen_run(uri, gone)
-        assert f"has no run {gone} any more" in capsys.readouterr().err
+        assert f"has no run {gone} any more" in caplog.text
     mlflow_away.setattr("mlflow.MlflowClient.get_run", refuse)
     assert reopen_run(uri, run_id), "a server that does not answer has not lost the run"
 

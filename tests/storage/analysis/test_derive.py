@@ -22,14 +22,14 @@ from storage.encodings.convert import convert
 from storage.encodings.dense import Dense
 from storage.encodings.targets import DenseTargets, TopKTargets
 from storage.encodings.topk import TopK
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.objectstore.folder import Folder
 from storage.rows.cache_rows import CacheRows
 from storage.stream.stream import scan
 from tests.storage import sparse
 
 
-def rows_of(cache: Cache) -> Rows:
+def rows_of(cache: Cache) -> DecodedRows:
     [rows] = scan(CacheRows(cache), cache.samples)
     return rows
 

@@ -26,7 +26,7 @@ from storage.encodings.dense import Dense
 from storage.format import shard as shards
 from storage.format.byte_ranges import RangeFile, byte_ranges
 from storage.format.header import FORMAT_VERSION, ShardHeader, read_header, shard_schema, stored_inputs
-from storage.format.rows import Rows, decode, sample_rows
+from storage.format.rows import DecodedRows, decode, sample_rows
 from storage.format.sections import SECTIONS
 from storage.format.shard import write_shard
 from storage.samples import tensor_columns
@@ -43,7 +43,7 @@ def cut(batch: pa.RecordBatch, cuts: list[int]) -> list[pa.RecordBatch]:
     return [batch.slice(a, b - a) for a, b in zip([0, *cuts], [*cuts, batch.num_rows], strict=True)]
 
 
-def read_group(path: Path, index: int) -> Rows:
+def read_group(path: Path, index: int) -> DecodedRows:
     """One row group, from its byte range and the footer's alone."""
     groups, footer = byte_ranges(path)
     data = path.read_bytes()

@@ -202,13 +202,14 @@ def test_what_no_line_may_hold_is_a_sentence_that_can_be_printed(tmp_path: Path,
 @pytest.mark.parametrize("reader", ["a stream", "a plan"])
 def test_files_of_other_types_are_told_apart_by_dtype_and_shape(tmp_path: Path, reader: str) -> None:
     """Both are 24 bytes a row."""
-    from teacher_infer.planning.plan import Question, make_plan
+    from teacher_infer.planning.key_parts import KeyParts
+    from teacher_infer.planning.plan import make_plan
 
     source_of(tmp_path / "a.jsonl", [[1, 2, 3]])
     source_of(tmp_path / "b.jsonl", [[1, 2, 0.5]])
     source = JsonlSource(str(tmp_path))
     with pytest.raises(SourceError) as refused:
-        _ = make_plan(source, 3, Question.of("teacher", Dense(), 0)) if reader == "a plan" else SourceRows(source)
+        _ = make_plan(source, 3, KeyParts.of("teacher", Dense(), 0)) if reader == "a plan" else SourceRows(source)
     assert refused.value.args[:2] == (
         f"{tmp_path}/b.jsonl has the columns sample_id int64, x float64[3].",
         "The rows before them have sample_id int64, x int64[3].",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.rows.row_groups import Arrays, Column, Ints, RowGroups, plain_rows
 from storage.stream.stream import Batch, Stream
 
@@ -71,7 +71,7 @@ class Fake:
     def loaded_rows(self, group_B: Ints, row_B: Ints) -> Ints:
         return row_B + (self.sizes - self.rows)[group_B]
 
-    def rows_of(self, group_B: Ints, columns: Arrays) -> Rows:
+    def rows_of(self, group_B: Ints, columns: Arrays) -> DecodedRows:
         rows = plain_rows(columns, ["x"])
         x, ids = columns["x"], columns["sample_id"]
         assert not len(rows) or (x.reshape(len(rows), -1) == ids[:, None]).all(), "torn rows"
@@ -94,7 +94,7 @@ def ids(stream: Stream, count: int) -> list[int]:
     return told
 
 
-def values(rows: Rows) -> list[Any]:
+def values(rows: DecodedRows) -> list[Any]:
     """All that some rows hold, to be compared."""
     held = [rows.sample_id, *rows.inputs.values(), rows.label]
     if rows.targets is not None:
@@ -132,7 +132,7 @@ def _thread_names() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith(("stream", "batches"))]
 
 
-def check_rows(rows: Rows, teacher: Make) -> None:
+def check_rows(rows: DecodedRows, teacher: Make) -> None:
     """Every row is whole: what it holds follows from its id."""
     at = np.asarray(rows.sample_id)
     if rows.inputs:

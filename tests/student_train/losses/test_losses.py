@@ -13,7 +13,7 @@ import torch
 from storage.base.errors import Mismatch, RecipeError, SourceError
 from storage.encodings.dense import COLUMN, Dense
 from storage.encodings.targets import IGNORED, DenseTargets, with_mask
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from student_train.losses import LOSSES, Unprojected, count_positions, factor, loss_parts
 from student_train.losses.cross_entropy import cross_entropy
 from student_train.losses.forward_kl import TAILS, forward_kl, kl_divergence, teacher_log_probs
@@ -344,11 +344,11 @@ class Weight(NamedTuple):
     tail: str | None = None
 
 
-def rows_of(targets: DenseTargets | None, label_P: torch.Tensor | None) -> Rows:
-    return Rows(np.arange(P), {}, label_P, targets)  # type: ignore[arg-type]
+def rows_of(targets: DenseTargets | None, label_P: torch.Tensor | None) -> DecodedRows:
+    return DecodedRows(np.arange(P), {}, label_P, targets)  # type: ignore[arg-type]
 
 
-def both() -> tuple[torch.Tensor, Rows, torch.Tensor, torch.Tensor]:
+def both() -> tuple[torch.Tensor, DecodedRows, torch.Tensor, torch.Tensor]:
     """A student's logits, rows with targets and labels, and the two losses at T = 3."""
     logits_PV, targets, label_P = draw(21), stored(draw(22), 2.0), torch.arange(P) % V
     return (

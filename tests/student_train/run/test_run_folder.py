@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -121,15 +122,16 @@ def test_tags_say_which_rows_of_which_cache(make_cache: Any, make_recipe: Any, t
 
 
 def test_a_run_says_once_which_files_of_its_source_were_left_out(
-    make_cache: Any, make_recipe: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    make_cache: Any, make_recipe: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "stillhouse.train")
     make_cache(inputs="referenced")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.parquet").symlink_to(tmp_path / "toy.parquet")
     (tmp_path / "data" / "_SUCCESS").touch()
     begin(make_recipe(source={"parquet": str(tmp_path / "data")}, seed=[1, 2]))
     said = "1 link followed (a.parquet); left out: 1 with a name that begins with '_' or '.' (_SUCCESS)."
-    assert capfd.readouterr().err.count(f"Source {tmp_path}/data: {said}\n") == 1
+    assert caplog.messages.count(f"Source {tmp_path}/data: {said}") == 1
 
 
 def test_how_often_a_run_reports_may_change(make_cache: Any, make_recipe: Any) -> None:

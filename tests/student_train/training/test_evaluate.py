@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from storage.encodings.targets import DenseTargets, TopKTargets
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.stream.torch_tensors import to_torch
 from student_train.losses import Unprojected
 from student_train.training.evaluate import evaluate, rows_a_batch
@@ -26,7 +26,7 @@ def rows(
     label: list[int] | None = None,
     teacher: list[list[float]] | None = None,
     temperature: float = 1.0,
-) -> Rows:
+) -> DecodedRows:
     """Rows whose input is what the student will say: probabilities; the teacher's, too, as a cache keeps them."""
     targets = None
     if teacher is not None:
@@ -36,10 +36,10 @@ def rows(
         )
     labels: Any = None if label is None else torch.tensor(label)
     logits: Any = torch.tensor(student).log()
-    return Rows(np.arange(len(student)), {"logits": logits}, labels, targets)
+    return DecodedRows(np.arange(len(student)), {"logits": logits}, labels, targets)
 
 
-def score(*batches: Rows) -> dict[str, float]:
+def score(*batches: DecodedRows) -> dict[str, float]:
     return evaluate(lambda batch: batch.inputs["logits"], batches)  # type: ignore[arg-type,return-value]
 
 
@@ -155,7 +155,7 @@ def test_against_a_teachers_likeliest_ids_by_hand() -> None:
         classes=3,
     )
     label: Any = torch.tensor([0, 1], dtype=torch.int32)
-    found = score(Rows(np.arange(2), {"logits": student.log()}, label, targets))  # type: ignore[dict-item]
+    found = score(DecodedRows(np.arange(2), {"logits": student.log()}, label, targets))  # type: ignore[dict-item]
     kl = [0.6 * math.log(0.6 / 0.5) + 0.4 * math.log(0.4 / 0.5), 0.5 * math.log(0.5 / 0.1) + 0.5 * math.log(0.5 / 0.9)]
     assert found == {
         "accuracy": 1.0,
@@ -179,7 +179,7 @@ def test_masked_sequences_are_scored_as_the_positions_that_count(kind: str, monk
     flat: Any = rows.targets.flat()  # type: ignore[union-attr]
     few = flat.each(lambda array: (array.long() if array.dtype == torch.uint16 else array)[keep])
     label: Any = rows.label.reshape(-1)[keep]  # type: ignore[union-attr]
-    alone = Rows(np.arange(int(keep.sum())), {}, label, few)
+    alone = DecodedRows(np.arange(int(keep.sum())), {}, label, few)
     expected = evaluate(lambda rows: hidden.reshape(-1, 4)[keep] @ weight.t(), [alone])
     assert 0 < len(alone) < 42 and expected.keys() == LABELLED | SOFT | BOTH
     monkeypatch.setattr("student_train.losses.chunks.CPU_BYTES", 13 * 4 * 5)
@@ -197,7 +197,7 @@ def test_what_a_model_keeps_of_an_evaluation_can_be_trained_with() -> None:
     kept: list[torch.Tensor] = []
     scale = torch.ones((), requires_grad=True)
 
-    def logits_of(batch: Rows) -> torch.Tensor:
+    def logits_of(batch: DecodedRows) -> torch.Tensor:
         logits: Any = batch.inputs["logits"]
         if not kept:
             kept.append(torch.full_like(logits, 2.0))

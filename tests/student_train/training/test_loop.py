@@ -32,7 +32,7 @@ from storage.base.errors import (
 )
 from storage.cache.open import open_cache
 from storage.encodings.targets import with_mask
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.rows.cache_rows import CacheRows
 from storage.rows.open import open_rows
 from storage.rows.plain_table import plain_table
@@ -189,7 +189,7 @@ def fed(recipe: StudentRecipe, monkeypatch: pytest.MonkeyPatch) -> tuple[Outcome
     ids: list[str] = []
     really = loop.check_labels
 
-    def check_labels(rows: Rows, classes: int) -> None:
+    def check_labels(rows: DecodedRows, classes: int) -> None:
         ids.extend(rows.sample_id)
         really(rows, classes)
 
@@ -818,12 +818,12 @@ def test_samples_without_a_label_count_for_the_teacher_and_not_for_the_labels(se
     class Half(SequenceRows):
         """Each sequence's first position alone, as a classified sample."""
 
-        def rows_of(self, group_B: Any, columns: Any) -> Rows:
+        def rows_of(self, group_B: Any, columns: Any) -> DecodedRows:
             rows = super().rows_of(group_B, columns)
             assert rows.targets is not None and rows.label is not None
             label = np.where(rows.sample_id.astype(int) % 2 == 0, rows.label.max(axis=1), -100)
             targets = with_mask(rows.targets.each(lambda array: array[:, 0]), label)
-            return Rows(rows.sample_id, rows.inputs, label, targets)
+            return DecodedRows(rows.sample_id, rows.inputs, label, targets)
 
     data = Half(8, masked=False)
     losses = {"forward_kl": {"temperature": 2.0}, "cross_entropy": {"weight": 0.3}}

@@ -27,7 +27,8 @@ from storage.sources import make_source
 from storage.sources.function import FunctionSource
 from storage.stream.stream import Stream, scan
 from teacher_infer.labelling.label import Work, label_span
-from teacher_infer.planning.plan import Question, Span, make_plan
+from teacher_infer.planning.key_parts import KeyParts
+from teacher_infer.planning.plan import Span, make_plan
 from teacher_infer.teachers.module import ModuleTeacher
 
 
@@ -37,8 +38,8 @@ def work_of(folder: Path, batch_size: int = 8, **arguments: Any) -> Work:
 
 
 def spans_of(work: Work, span_rows: int = 10) -> tuple[Span, ...]:
-    question = Question.of(work.teacher_digest, work.encoding, 0)
-    return make_plan(work.source, span_rows, question).spans
+    key_parts = KeyParts.of(work.teacher_digest, work.encoding, 0)
+    return make_plan(work.source, span_rows, key_parts).spans
 
 
 def toy_teacher(**arguments: Any) -> ModuleTeacher:
@@ -100,7 +101,7 @@ def test_the_same_work_gives_the_same_bytes(toys: Path, tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
-def test_another_batch_size_asks_the_same_question(toys: Path, tmp_path: Path) -> None:
+def test_another_batch_size_gives_the_same_keys(toys: Path, tmp_path: Path) -> None:
     small, large = work_of(tmp_path, batch_size=3), work_of(tmp_path, batch_size=64)
     assert spans_of(small) == spans_of(large)
 

@@ -21,21 +21,20 @@ from storage.samples.columns import Columns
 from storage.samples.inputs_digest import inputs_digests
 from storage.samples.samples import Inputs, as_samples, kept_columns
 from storage.samples.tensor_columns import pack
-from teacher_infer.labelling.answers import Answers
 from teacher_infer.labelling.writer import WAITING, Writer, record_batch
 from teacher_infer.planning.plan import added_fields
-from teacher_infer.soften import soften
+from teacher_infer.soften import Softened, soften
 
 
-def answers(first: int, rows: int = 4) -> Answers:
+def labelled(first: int, rows: int = 4) -> tuple[pa.Table, Softened]:
     x = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(first, first + rows, dtype=np.float32)), 1)
     samples = as_samples(pa.table({"sample_id": np.arange(first, first + rows), "x": x}), Columns(), "made")
-    return Answers(samples, soften(torch.arange(rows * 3).reshape(rows, 3) / -7 + first, Dense(1.0)))
+    return samples, soften(torch.arange(rows * 3).reshape(rows, 3) / -7 + first, Dense(1.0))
 
 
 def schema(inputs: Inputs = "stored") -> pa.Schema:
     header = ShardHeader(FORMAT_VERSION, "k", Dense(1.0), 3, "teacher", "span")
-    return shard_schema(kept_columns(answers(0).samples.schema, inputs), header, added_fields(inputs))
+    return shard_schema(kept_columns(labelled(0)[0].schema, inputs), header, added_fields(inputs))
 
 
 def writer(path: Path) -> Writer:
@@ -47,7 +46,7 @@ def test_what_is_put_is_written_in_its_order(tmp_path: Path) -> None:
         assert not one.begun
         one.begin(schema())
         for first in range(0, 40, 4):
-            one.put(answers(first))
+            one.put(*labelled(first))
         assert one.finish() == 40
     assert pq.read_table(tmp_path / "x").column("sample_id").to_pylist() == list(range(40))
     assert one.seconds > 0
@@ -55,21 +54,21 @@ def test_what_is_put_is_written_in_its_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inputs", ["stored", "referenced"])
 def test_a_batchs_columns_are_those_that_the_schema_names_in_its_order(inputs: Inputs) -> None:
-    put, kept = answers(3), schema(inputs)
+    (samples, softened), kept = labelled(3), schema(inputs)
     for wanted in (kept, pa.schema(list(reversed(list(kept))), kept.metadata)):
-        batch = record_batch(put, Dense(1.0), wanted)
+        batch = record_batch(samples, softened, Dense(1.0), wanted)
         batch.validate(full=True)
         assert batch.schema.equals(wanted, check_metadata=True)
-        assert batch.column("soft_entropy").to_pylist() == put.softened.entropy_R.tolist()
-        assert batch.column("soft_top1").to_pylist() == put.softened.top1_R.tolist()
-        assert batch.column("soft_logits").equals(Dense(1.0).encode(put.softened.targets)[0])
+        assert batch.column("soft_entropy").to_pylist() == softened.entropy_R.tolist()
+        assert batch.column("soft_top1").to_pylist() == softened.top1_R.tolist()
+        assert batch.column("soft_logits").equals(Dense(1.0).encode(softened.targets)[0])
         assert batch.column("sample_id").to_pylist() == [3, 4, 5, 6]
         assert ("x" in batch.schema.names, "inputs_xxh3" in batch.schema.names) == (
             inputs == "stored",
             inputs == "referenced",
         )
         if inputs == "referenced":
-            digests = pack(inputs_digests(put.samples).view(np.uint8).reshape(-1, 16))
+            digests = pack(inputs_digests(samples).view(np.uint8).reshape(-1, 16))
             assert batch.column("inputs_xxh3").equals(digests)
 
 
@@ -108,7 +107,7 @@ def test_a_slow_disk_stops_the_teacher_and_not_the_memory(tmp_path: Path, monkey
 
     def teach() -> None:
         for index in range(12):
-            one.put(answers(index))
+            one.put(*labelled(index))
             put.append(index)
 
     with writer(tmp_path / "x") as one:
@@ -145,7 +144,7 @@ def test_a_full_disk_is_told_to_whoever_puts_and_leaves_no_thread(
         with writer(tmp_path / "x") as one:
             one.begin(schema())
             for index in range(50):
-                one.put(answers(index))
+                one.put(*labelled(index))
             one.finish()
     assert threading.active_count() == threads
 
@@ -154,6 +153,6 @@ def test_a_teacher_that_fails_leaves_no_thread_behind(tmp_path: Path) -> None:
     threads = threading.active_count()
     with pytest.raises(ZeroDivisionError), writer(tmp_path / "x") as one:
         one.begin(schema())
-        one.put(answers(0))
+        one.put(*labelled(0))
         raise ZeroDivisionError
     assert threading.active_count() == threads

@@ -17,10 +17,11 @@ from storage.samples.samples import SourceFile
 from storage.sources import decoding
 from storage.sources.parquet import ParquetSource
 from teacher_infer.planning import span_size
-from teacher_infer.planning.plan import Plan, Question, cut, make_plan
+from teacher_infer.planning.key_parts import KeyParts
+from teacher_infer.planning.plan import Plan, make_plan
 from teacher_infer.planning.span_size import default_span_rows
 
-QUESTION = Question.of("teacher", Dense(), seed=0)
+KEY_PARTS = KeyParts.of("teacher", Dense(), seed=0)
 
 
 def write(folder: Path, name: str, ids: list[int], **columns: Any) -> None:
@@ -28,18 +29,8 @@ def write(folder: Path, name: str, ids: list[int], **columns: Any) -> None:
     pq.write_table(pa.table({"sample_id": ids, "x": columns.pop("x", x), **columns}), folder / name)
 
 
-def plan_of(folder: Path, span_rows: int = 4, question: Question = QUESTION) -> Plan:
-    return make_plan(ParquetSource(str(folder)), span_rows, question)
-
-
-@pytest.mark.parametrize("span_rows", [1, 3, 4, 10, 100])
-def test_spans_tile_each_file_and_never_cross_two(span_rows: int) -> None:
-    files = [SourceFile("a", 10), SourceFile("b", 0), SourceFile("c", 7)]
-    spans = cut(files, span_rows)
-    for file in files:
-        rows = [row for found, start, stop in spans if found == file for row in range(start, stop)]
-        assert rows == list(range(file.rows))
-    assert all(0 < stop - start <= span_rows for _, start, stop in spans)
+def plan_of(folder: Path, span_rows: int = 4, key_parts: KeyParts = KEY_PARTS) -> Plan:
+    return make_plan(ParquetSource(str(folder)), span_rows, key_parts)
 
 
 def test_another_file_moves_no_span(tmp_path: Path) -> None:
@@ -54,11 +45,11 @@ def test_another_file_moves_no_span(tmp_path: Path) -> None:
 def test_spans_by_default_stay_when_rows_are_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(span_size, "SPAN_BYTES", 1000)
     write(tmp_path, "a.parquet", list(range(20)))
-    before = make_plan(ParquetSource(str(tmp_path)), None, QUESTION)
+    before = make_plan(ParquetSource(str(tmp_path)), None, KEY_PARTS)
     assert before.span_rows == default_span_rows(before.example.schema, 1) == 4
     write(tmp_path, "b.parquet", list(range(100, 500)))
     write(tmp_path, "a.parquet", list(range(45)))
-    others = Question.of("teacher", Dense(dtype="float32"), 0, inputs="referenced")
+    others = KeyParts.of("teacher", Dense(dtype="float32"), 0, inputs="referenced")
     after = make_plan(ParquetSource(str(tmp_path)), None, others)
     assert after.span_rows == 4
     assert [span.digest for span in after.spans[:5]] == [span.digest for span in before.spans]
@@ -70,7 +61,7 @@ def test_pieces_change_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(decoding, "WHOLE_BYTES", 0)
     monkeypatch.setattr(decoding, "PIECE_BYTES", 100)
     seen: list[int] = []
-    plan = make_plan(ParquetSource(str(tmp_path)), 30, QUESTION, lambda piece, where: seen.append(piece.num_rows))
+    plan = make_plan(ParquetSource(str(tmp_path)), 30, KEY_PARTS, lambda piece, where: seen.append(piece.num_rows))
     assert max(seen) < 10 and sum(seen) == 50
     assert plan.spans == whole.spans
     assert plan.example.equals(whole.example)
@@ -95,41 +86,41 @@ def test_a_key_does_not_depend_on_where_the_rows_lie(tmp_path: Path) -> None:
     assert [s.shard_key for s in one.spans] == [s.shard_key for s in two.spans]
 
 
-def test_a_key_moves_with_every_part_of_the_question(tmp_path: Path) -> None:
+def test_a_key_moves_with_every_part(tmp_path: Path) -> None:
     write(tmp_path, "a.parquet", [1, 2])
-    questions = [
-        QUESTION,
-        Question.of("another teacher", Dense(), 0),
-        Question.of("teacher", Dense(dtype="float32"), 0),
-        replace(QUESTION, seed=0),
-        replace(QUESTION, seed=1),
-        Question.of("teacher", Dense(), 0, inputs="referenced"),
-        replace(QUESTION, preprocessing={"tokenizer": "one"}),
-        replace(QUESTION, preprocessing={"tokenizer": "another"}),
+    others = [
+        KEY_PARTS,
+        KeyParts.of("another teacher", Dense(), 0),
+        KeyParts.of("teacher", Dense(dtype="float32"), 0),
+        replace(KEY_PARTS, seed=0),
+        replace(KEY_PARTS, seed=1),
+        KeyParts.of("teacher", Dense(), 0, inputs="referenced"),
+        replace(KEY_PARTS, preprocessing={"tokenizer": "one"}),
+        replace(KEY_PARTS, preprocessing={"tokenizer": "another"}),
     ]
-    keys = {plan_of(tmp_path, question=question).spans[0].shard_key for question in questions}
-    assert len(keys) == len(questions)
+    keys = {plan_of(tmp_path, key_parts=other).spans[0].shard_key for other in others}
+    assert len(keys) == len(others)
 
 
 def test_keys_stay_what_they_are() -> None:
     """What was committed under a key is found by later versions."""
     span = "ab" * 32
-    assert QUESTION.shard_key(span) == "18e8f2927f19e0db582588d4e8016c119721d65e2ed2e9960d1b47a61180f04a"
-    drawn = replace(Question.of("teacher", Dense(dtype="float32"), 5, inputs="stored"), seed=5)
+    assert KEY_PARTS.shard_key(span) == "18e8f2927f19e0db582588d4e8016c119721d65e2ed2e9960d1b47a61180f04a"
+    drawn = replace(KeyParts.of("teacher", Dense(dtype="float32"), 5, inputs="stored"), seed=5)
     assert drawn.shard_key(span) == "41ce5fc9c9f834ac20424312d52f36081da90deaf345c7c96f817b9a0263af59"
-    referenced = Question.of("teacher", Dense(), 0, inputs="referenced")
+    referenced = KeyParts.of("teacher", Dense(), 0, inputs="referenced")
     assert referenced.shard_key(span) == "f39c62a6750f0eed1fb9c6c0bb9bdc8ec32e4d4ea51d34fc98d9fe58f545b026"
 
 
 def test_what_is_not_stored_is_not_counted(tmp_path: Path) -> None:
     write(tmp_path, "a.parquet", [1, 2, 3], label=[0, 1, 2])
-    referenced = Question.of("teacher", Dense(), 0, inputs="referenced")
-    inputs_bytes = plan_of(tmp_path).sample_bytes - plan_of(tmp_path, question=referenced).sample_bytes
+    referenced = KeyParts.of("teacher", Dense(), 0, inputs="referenced")
+    inputs_bytes = plan_of(tmp_path).sample_bytes - plan_of(tmp_path, key_parts=referenced).sample_bytes
     assert inputs_bytes == 3 * 4
 
 
 def test_temperature_and_a_seed_that_draws_nothing_cost_no_teacher_work() -> None:
-    assert Question.of("teacher", Dense(temperature=4.0), seed=5) == QUESTION
+    assert KeyParts.of("teacher", Dense(temperature=4.0), seed=5) == KEY_PARTS
 
 
 def test_missing_is_the_plan_minus_what_is_committed(tmp_path: Path) -> None:
@@ -147,7 +138,7 @@ def test_the_samples_of_every_span_are_shown_to_who_may_refuse_them(tmp_path: Pa
     make_plan(
         ParquetSource(str(tmp_path)),
         2,
-        QUESTION,
+        KEY_PARTS,
         lambda table, where: seen.append((table["sample_id"].to_pylist(), where)),
     )
     assert seen == [([1, 2], f"{tmp_path}/a.parquet"), ([3], f"{tmp_path}/a.parquet"), ([4], f"{tmp_path}/b.parquet")]

@@ -13,7 +13,7 @@ from storage.encodings.targets import DenseTargets
 from storage.encodings.topk import TopK
 from storage.format.position_columns import ENTROPY, TOP1, summarise
 from storage.samples.tensor_columns import unpack
-from teacher_infer.soften import Softened, parts, soften
+from teacher_infer.soften import blocks, soften
 from tests.teacher_infer.distributions import KINDS, arrays, made
 
 
@@ -98,7 +98,7 @@ def test_of_classes_that_are_alike_the_first_is_the_top_one() -> None:
 @pytest.mark.parametrize("block", [1, 50, 175, 1 << 30])
 def test_the_blocks_in_which_entropies_are_summed_leave_no_mark(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     logits_PV = made("usual")
-    monkeypatch.setitem(parts.BLOCK_BYTES, "cpu", 4 * block)
+    monkeypatch.setitem(blocks.BLOCK_BYTES, "cpu", 4 * block)
     np.testing.assert_allclose(soften(logits_PV, Dense(2.0)).entropy_R, exact(logits_PV)[ENTROPY], rtol=4e-6)
 
 
@@ -110,9 +110,8 @@ def test_no_position_has_no_summary() -> None:
 def test_what_is_left_out_is_left_out_of_all() -> None:
     kept = np.arange(64) % 3 == 1
     for encoding in (Dense(2.0), TopK(3, (2.0,))):
-        only = soften(made("usual"), encoding).only(kept)
+        only = soften(made("usual"), encoding).each(lambda array: array[kept])
         expected = soften(made("usual")[torch.from_numpy(kept)], encoding)
-        assert isinstance(only, Softened)
         for name in ("entropy_R", "top1_R", "bad_R"):
             np.testing.assert_array_equal(getattr(only, name), getattr(expected, name))
         for one, other in zip(arrays(only.targets), arrays(expected.targets), strict=True):

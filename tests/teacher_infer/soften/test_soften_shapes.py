@@ -14,7 +14,7 @@ import torch._dynamo.testing
 from storage.encodings.dense import Dense
 from storage.encodings.targets import IGNORED
 from storage.encodings.topk import TopK
-from teacher_infer.soften import Softened, compiled, parts, passes, soften, wide
+from teacher_infer.soften import Softened, blocks, compiled, passes, soften, wide
 from tests.teacher_infer.distributions import arrays, small_blocks, without_compiler
 
 # torch's compiler uses what torch itself has deprecated.
@@ -116,7 +116,7 @@ def test_full_blocks_are_not_copied() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_padding_is_finite_and_in_float32_without_ties(dtype: torch.dtype) -> None:
-    padding = parts.padding(torch.empty(1, 262_144))
+    padding = blocks.padding(torch.empty(1, 262_144))
     assert padding.to(dtype).isfinite().all() and len(padding.unique()) == 262_144
 
 

@@ -12,7 +12,7 @@ import torch
 from storage.encodings.dense import Dense
 from storage.encodings.targets import IGNORED, TopKTargets
 from storage.encodings.topk import TopK
-from teacher_infer.soften import parts, soften
+from teacher_infer.soften import blocks, soften
 from tests.teacher_infer.distributions import KINDS, arrays, made, without_compiler
 
 
@@ -166,7 +166,7 @@ def test_topk_finds_bad_rows_and_no_others(value: float) -> None:
 def test_the_blocks_of_topk_leave_no_mark(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     logits_PV = made("usual")
     whole = soften(logits_PV, TopK(5, (2.0,)))
-    monkeypatch.setitem(parts.BLOCK_BYTES, "cpu", 4 * block)
+    monkeypatch.setitem(blocks.BLOCK_BYTES, "cpu", 4 * block)
     cut = soften(logits_PV, TopK(5, (2.0,)))
     for one, other in zip(arrays(whole.targets), arrays(cut.targets), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)

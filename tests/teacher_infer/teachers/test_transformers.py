@@ -202,6 +202,7 @@ def test_a_model_laid_over_what_there_is_answers_as_on_one_device(saved: Save) -
 def test_a_model_that_the_gpus_do_not_hold_is_refused(saved: Save, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import LlamaForCausalLM
 
+    folder = saved()
     placed = {"model.embed_tokens": 0, "model.layers.1": place}
     monkeypatch.setattr(LlamaForCausalLM, "hf_device_map", placed, raising=False)
     load = LlamaForCausalLM.from_pretrained
@@ -213,7 +214,7 @@ def test_a_model_that_the_gpus_do_not_hold_is_refused(saved: Save, place: str, m
 
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", on_a_machine_with_gpus)
     with pytest.raises(TeacherError, match=rf"a part of it would lie on {place}.*Raise ray\.gpus_per_actor"):
-        TransformersTeacher(HuggingFaceSpec(saved()), dtype="float32", seed=0, device="auto")
+        TransformersTeacher(HuggingFaceSpec(folder), dtype="float32", seed=0, device="auto")
 
 
 # The real vocabulary

@@ -13,13 +13,14 @@ from jobs.models.hugging_face import HuggingFaceSpec
 from storage.base.errors import SourceError
 from storage.cache.seal import seal
 from storage.encodings.topk import TopK
-from storage.format.rows import Rows
+from storage.format.rows import DecodedRows
 from storage.objectstore.folder import Folder
 from storage.rows.cache_rows import CacheRows
 from storage.rows.row_groups import read_group
 from storage.sources import make_source
 from teacher_infer.labelling.label import Work, label_span
-from teacher_infer.planning.plan import Question, make_plan
+from teacher_infer.planning.key_parts import KeyParts
+from teacher_infer.planning.plan import make_plan
 from teacher_infer.teachers.transformers import TransformersTeacher
 from tests.tiny_models import SIZE, save_model
 
@@ -67,10 +68,10 @@ def test_a_span_that_a_gpu_labelled_is_that_of_a_cpu(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     source = make_source({"jsonl": str(tmp_path / "a.jsonl"), "pack": {"column": "text", "sequence_length": 8}})
     spec = str(save_model(tmp_path / "model"))
-    read: list[list[Rows]] = []
+    read: list[list[DecodedRows]] = []
     for device in ("cpu", "cuda"):
         work = Work(Folder(f"{tmp_path}/{device}"), source, TopK(4, (1.0, 2.0)), "digest", 3, inputs="stored")
-        spans = make_plan(source, 3, Question.of("digest", work.encoding, 0, inputs="stored")).spans
+        spans = make_plan(source, 3, KeyParts.of("digest", work.encoding, 0, inputs="stored")).spans
         teacher = teacher_on(device, spec)
         cache = seal(work.store, "w", [label_span(work, teacher, span).commit for span in spans], {"by": "a test"})
         groups = CacheRows(cache)

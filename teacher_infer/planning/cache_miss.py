@@ -12,7 +12,7 @@ from teacher_infer.planning.key_parts import differences
 
 
 @dataclass(frozen=True)
-class Miss:
+class CacheMiss:
     """nearest: a cache's name@key8. differs: the parts of its key that are others (see `key_parts`)."""
 
     nearest: str
@@ -23,16 +23,18 @@ class Miss:
         return f"nothing to reuse; of the nearest cache {self.nearest} differs: {', '.join(self.differs[:5])}{more}"
 
 
-def explain(store: Folder, name: str, source: dict[str, Any], parts: dict[str, Any], span_rows: int) -> Miss | None:
+def explain_miss(
+    store: Folder, name: str, source: dict[str, Any], parts: dict[str, Any], span_rows: int
+) -> CacheMiss | None:
     """The nearest cache of the same name or source; None where there is none that keeps the parts of its key.
 
-    parts: `Question.parts` of the plan. Where all parts are equal, the rows or their cutting into spans are others.
+    parts: `KeyParts.to_dict` of the plan. Where all parts are equal, the rows differ, or how they are cut into spans.
     """
     try:
         caches, _ = list_caches(store)
     except NoCache:
         return None
-    found: list[tuple[int, str, Miss]] = []
+    found: list[tuple[int, str, CacheMiss]] = []
     for cache in caches:
         lineage = cache["lineage"]
         theirs = lineage.get("key")
@@ -44,5 +46,5 @@ def explain(store: Folder, name: str, source: dict[str, Any], parts: dict[str, A
         if cut != span_rows:
             differs.append(f"span_rows: {cut} -> {span_rows}")
         label = f"{cache['name'] or 'unnamed'}@{cache['cache_key'][:8]}"
-        found.append((len(differs), label, Miss(label, differs or ["source rows"])))
+        found.append((len(differs), label, CacheMiss(label, differs or ["source rows"])))
     return min(found, key=lambda one: one[:2])[2] if found else None

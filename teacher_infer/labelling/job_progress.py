@@ -1,4 +1,4 @@
-"""What a teacher's job has done so far, and what is said of it."""
+"""Progress of a teacher's job: what is committed, what failed, and its line and summary for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from teacher_infer.planning.plan import Span
 
 
 @dataclass
-class Tally:
+class JobProgress:
     """The commits of a job's spans by shard key: `reused` before it began, `labelled` since.
 
     max_bad_samples: how many samples may be left out of all of them. positions_a_row: of each span, where it
@@ -92,8 +92,8 @@ class Tally:
         }
 
 
-def paragraph(work: dict[str, Any]) -> str:
-    """What `Tally.facts` says, as people say it."""
+def summary(work: dict[str, Any]) -> str:
+    """`JobProgress.facts` as a sentence."""
     if not work["computed_positions"] and not work["failed_attempts"]:
         return f"Nothing was computed; {work['reused_positions']:,} positions were reused."
     share, size = work["forward_share"], work["bytes_per_position"]

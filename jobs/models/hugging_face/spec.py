@@ -1,37 +1,29 @@
-"""Models in Hugging Face's form: a folder of config.json, safetensors and tokenizer.json, or an id on the hub.
-
-Everything but the answers is known from here, without torch: the digest, the shape, what the model cannot take.
-"""
+"""A model in Hugging Face's form: its digest, the shape of its logits, which inputs it takes. Needs no torch."""
 
 from __future__ import annotations
 
 import functools
-import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 
-from jobs.models import hugging_face_inputs as given
-from jobs.models.architectures import is_language_model
-from jobs.models.hub import fetched
-from jobs.models.model_spec import ADAPTER_CONFIG, CONFIG_FILE, PRECISION, SAVE_ANEW, read_config
-from jobs.models.weight_names import few
-from jobs.models.weights import INDEX_FILE, OTHER_WEIGHTS, WEIGHTS_FILE, read_weight_map
-from storage.base.digest import sha256_file, sha256_of
-from storage.base.errors import Mismatch, ModelError, RecipeError, SourceError
-from storage.encodings.targets import IGNORED
+from jobs.models.hugging_face import inputs, padding
+from jobs.models.hugging_face.architectures import is_language_model
+from jobs.models.hugging_face.hub import fetched
+from jobs.models.hugging_face.model_files import ADAPTER_FILES, adapter_folder, sha256_of_file, weights_files
+from jobs.models.hugging_face.sample_table import MASK, SampleTable
+from jobs.models.hugging_face.vocabulary import refuse_other_vocabulary
+from jobs.models.model_spec import CONFIG_FILE, PRECISION, read_config
+from jobs.models.weights import INDEX_FILE, WEIGHTS_FILE
+from storage.base.digest import sha256_of
+from storage.base.errors import ModelError, RecipeError, SourceError
 from storage.objectstore.folder import Folder
 from storage.samples import tensor_columns
-from storage.samples.samples import LABEL, SAMPLE_ID, input_names
+from storage.samples.samples import input_names
 from storage.sources.packing.packed_source import INPUT_IDS, POSITION_IDS
 from storage.sources.packing.tokenizer import TOKENIZER_FILE, TokenizerFile
-
-# What PEFT's save_pretrained writes.
-ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -66,8 +58,8 @@ class HuggingFaceSpec:
             **adapter,
             **attention,
             "kind": self.kind,
-            "config": _sha256(self.folder / CONFIG_FILE),
-            "index": _sha256(self.folder / INDEX_FILE) if len(self._weights_sha256) > 1 else None,
+            "config": sha256_of_file(self.folder / CONFIG_FILE),
+            "index": sha256_of_file(self.folder / INDEX_FILE) if len(self._weights_sha256) > 1 else None,
             "weights": self._weights_sha256,
             "dtype": dtype,
             "precision": PRECISION[dtype],
@@ -180,33 +172,7 @@ class HuggingFaceSpec:
 
     def weights_files(self) -> list[str]:
         """The safetensors files, sorted. Raises ModelError when there are none, or not all."""
-        try:
-            names = {path.name for path in self.folder.iterdir()}
-        except OSError as error:
-            raise ModelError(f"The model folder '{self.folder}' cannot be read: {error.strerror}.") from None
-        if WEIGHTS_FILE in names:
-            return [WEIGHTS_FILE]
-        if INDEX_FILE not in names:
-            others = sorted(name for name in names if name.endswith(OTHER_WEIGHTS))
-            found = f"has its weights in {few(others)}" if others else "has no weights"
-            # The names that transformers itself reads.
-            pickled = any(name.startswith("pytorch_model") and name.endswith(".bin") for name in others)
-            raise ModelError(
-                f"'{self.folder}' {found}.",
-                f"Weights are safetensors ({WEIGHTS_FILE}, or several files with {INDEX_FILE}); pickles are not "
-                "opened, since loading one runs its code, and GGUF is not read.",
-                self._convert() if pickled else SAVE_ANEW,
-            )
-        index = (self.folder / INDEX_FILE).read_bytes()
-        files = sorted(set(read_weight_map(index, f"{INDEX_FILE} in '{self.folder}'").values()))
-        missing = [name for name in files if name not in names or not name.endswith(".safetensors")]
-        if missing or not files:
-            raise ModelError(
-                f"'{self.folder}' lacks {few(missing) or 'every file of weights'}.",
-                f"{INDEX_FILE} names {len(files)} safetensors files.",
-                "Copy the whole folder.",
-            )
-        return files
+        return weights_files(self.folder, lambda: self.architecture)
 
     def counted_files(self) -> list[str]:
         """The names of the files in the folder that its key counts, and that alone are read by loading."""
@@ -216,24 +182,13 @@ class HuggingFaceSpec:
     @functools.cached_property
     def adapter_folder(self) -> Path | None:
         """The adapter's folder on this machine; None without one. Raises ModelError for one that lacks its files."""
-        if self.adapter is None:
-            return None
-        folder = Folder(self.adapter)
-        missing = [name for name in ADAPTER_FILES if not folder.is_local or not (Path(folder.url) / name).exists()]
-        if missing:
-            raise ModelError(
-                f"The adapter '{self.adapter}' has no {few(missing)}.",
-                f"teacher.adapter is a folder of this machine's disks that holds {' and '.join(ADAPTER_FILES)}.",
-                "Save it with PeftModel.save_pretrained(FOLDER, safe_serialization=True).",
-            )
-        _refuse_adapter_config(Path(folder.url) / ADAPTER_FILES[0])
-        return Path(folder.url)
+        return None if self.adapter is None else adapter_folder(self.adapter)
 
     @functools.cached_property
     def _adapter_sha256(self) -> dict[str, str]:
         folder = self.adapter_folder
         assert folder is not None
-        return {name: _sha256(folder / name) for name in ADAPTER_FILES}
+        return {name: sha256_of_file(folder / name) for name in ADAPTER_FILES}
 
     def notes(self) -> list[str]:
         """What lies in the folder and is not used, in a sentence each."""
@@ -247,79 +202,40 @@ class HuggingFaceSpec:
     def refuse_source(self, source: Any) -> None:
         """Raises Mismatch for a source whose tokenizer has another vocabulary. source: any; most have none."""
         theirs: TokenizerFile | None = getattr(source, "tokenizer", None)
-        if theirs is None:
-            return
-        mine = self.tokenizer
-        if mine is None:
-            if theirs.size > self.classes and self.is_language_model:
-                raise Mismatch(
-                    f"The tokenizer {theirs.where} has {theirs.size:,} tokens.",
-                    f"The teacher '{self._told}' has a vocabulary of {self.classes:,}.",
-                    "Name the teacher's own tokenizer in source.pack.tokenizer.",
-                )
-            return
-        if mine.sha256 == theirs.sha256 or mine.vocabulary == theirs.vocabulary:
-            return
-        word = min(
-            (w for w in {**mine.vocabulary, **theirs.vocabulary} if mine.vocabulary.get(w) != theirs.vocabulary.get(w)),
-            key=lambda w: (mine.vocabulary.get(w, 1 << 40), w),
-        )
-        raise Mismatch(
-            f"The tokenizer {theirs.where} has another vocabulary ({theirs.size:,} tokens; '{word}' is "
-            f"{theirs.vocabulary.get(word, 'none')}).",
-            f"The teacher's own in '{self._told}' has {mine.size:,} tokens, and '{word}' is "
-            f"{mine.vocabulary.get(word, 'none')}.",
-            "Name the teacher's own tokenizer in source.pack.tokenizer.",
-        )
+        if theirs is not None:
+            mine = self.tokenizer
+            classes = self.classes if mine is None and self.is_language_model else None
+            refuse_other_vocabulary(theirs, mine, self._name, classes)
 
     def refuse_rows(self, samples: pa.Table, where: str) -> None:
         """Raises SourceError for samples that the model cannot take."""
-        rows = given.Rows(samples, where)
-        given.refuse_names(self.architecture, input_names(samples.schema), where, self.is_language_model)
-        given.refuse_shapes(rows)
+        rows = SampleTable(samples, where)
+        inputs.refuse_names(self.architecture, input_names(samples.schema), where, self.is_language_model)
+        inputs.refuse_shapes(rows)
         if self.context is not None and _length(samples) > self.context:
             raise SourceError(
                 f"The sequences of {where} have {_length(samples):,} tokens.",
-                f"The teacher '{self._told}' takes {self.context:,} (max_position_embeddings).",
+                f"The teacher '{self._name}' takes {self.context:,} (max_position_embeddings).",
                 "Lower source.pack.sequence_length.",
             )
-        given.refuse_values(rows, given.token_types(self.config), self.context)
-        ids_PL = tensor_columns.unpack(samples.column(INPUT_IDS), samples.schema.field(INPUT_IDS))
+        inputs.refuse_values(rows, inputs.token_types(self.config), self.context)
         if self.is_language_model:
-            _refuse_own_tokens(samples, ids_PL, where)
-            given.refuse_mask_of_packed({name: rows.array(name) for name in (given.MASK, POSITION_IDS)}, where)
-        pads = given.padding_ids(self.config, self.tokenizer)
-        ends = given.end_ids(self.config, self.tokenizer)
-        given.refuse_padding(rows, pads, ends, self.is_language_model)
+            inputs.refuse_own_tokens(rows)
+            inputs.refuse_mask_of_packed({name: rows.array(name) for name in (MASK, POSITION_IDS)}, where)
+        pads = padding.padding_ids(self.config, self.tokenizer)
+        ends = padding.end_ids(self.config, self.tokenizer)
+        padding.refuse_padding(rows, pads, ends, self.is_language_model)
         size = self.classes if self.is_language_model else self._number("vocab_size")
-        if not ids_PL.size or size is None or (ids_PL.min() >= 0 and ids_PL.max() < size):
-            return
-        row, at = (int(n) for n in np.argwhere((ids_PL < 0) | (ids_PL >= size))[0])
-        raise SourceError(
-            f"The sample '{samples.column(SAMPLE_ID)[row].as_py()}' (in {where}) has the token id {ids_PL[row, at]}.",
-            f"The teacher's vocabulary has the ids 0 to {size - 1:,}.",
-            "Tokenise with the teacher's own tokenizer.",
-        )
-
-    def _convert(self) -> str:
-        """How pickled weights are saved as safetensors."""
-        source, target = str(self.folder), f"{self.folder}-safetensors"
-        program = (
-            f"import transformers; transformers.{self.architecture}.from_pretrained({json.dumps(source)})"
-            f".save_pretrained({json.dumps(target)})"
-        )
-        return (
-            f"Save it anew: python -c {shlex.quote(program)}, copy the tokenizer's files ({TOKENIZER_FILE}, "
-            f"tokenizer_config.json) to {target}, and name that folder."
-        )
+        if size is not None:
+            inputs.refuse_token_ids(rows, size)
 
     @property
-    def _told(self) -> str:
+    def _name(self) -> str:
         return self.hub or str(self.path)
 
     @functools.cached_property
     def _weights_sha256(self) -> dict[str, str]:
-        return {name: _sha256(self.folder / name) for name in self.weights_files()}
+        return {name: sha256_of_file(self.folder / name) for name in self.weights_files()}
 
     def _number(self, *keys: str) -> int | None:
         # Models of text and images have the language model's numbers in a config of its own.
@@ -328,44 +244,5 @@ class HuggingFaceSpec:
         return next((config[key] for config in configs for key in keys if isinstance(config.get(key), int)), None)
 
 
-def _refuse_adapter_config(path: Path) -> None:
-    """Raises ModelError for an adapter_config.json that is no JSON object, or that names a module to import."""
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise ModelError(f"'{path}' is no JSON object.", "It has the settings of an adapter.", "Copy the whole folder.")
-    # With megatron_config peft imports the module that megatron_core names, and older versions import any.
-    if config.get("megatron_config"):
-        raise ModelError(
-            f"'{path}' sets megatron_config, with which peft imports the module '{config.get('megatron_core')}'.",
-            "A name that is read from a file is never imported.",
-            "Merge the adapter where it was trained: PeftModel.merge_and_unload().save_pretrained(FOLDER).",
-        )
-
-
-def _refuse_own_tokens(samples: pa.Table, ids_PL: np.ndarray[Any, Any], where: str) -> None:
-    """Raises SourceError where every label is the very token that it lies at, as transformers' own trainer has them."""
-    field = samples.schema.field(LABEL) if LABEL in samples.schema.names else None
-    if field is None or not tensor_columns.is_tensor(field) or tensor_columns.form(field)[1] != ids_PL.shape[1:]:
-        return
-    label_PL = tensor_columns.unpack(samples.column(LABEL), field)
-    counted_PL = label_PL != IGNORED
-    # Of a row of one token again and again the next one is the same.
-    varied = np.array([len(np.unique(row)) > 1 for row in ids_PL], bool)
-    if (counted_PL[varied].sum() > 1) and (label_PL == ids_PL)[counted_PL].all():
-        raise SourceError(
-            f"{where}: the labels are the tokens at their own positions.",
-            "The label of position t is token t + 1, which the logits at t are about; -100 where there is none.",
-            "Shift them by one, or leave them out and pack the documents with source.pack.",
-        )
-
-
 def _length(samples: pa.Table) -> int:
     return tensor_columns.form(samples.schema.field(INPUT_IDS))[1][0]
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return sha256_file(file)

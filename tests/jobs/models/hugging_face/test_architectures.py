@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jobs.models.architectures import is_language_model
+from jobs.models.hugging_face.architectures import is_language_model
 from storage.base.errors import ModelError
 
 
@@ -29,7 +29,7 @@ def test_language_models_and_classifiers(name: str, causal: bool) -> None:
 
 def test_most_names_need_no_transformers() -> None:
     code = (
-        "import sys; from jobs.models.architectures import is_language_model; "
+        "import sys; from jobs.models.hugging_face.architectures import is_language_model; "
         "is_language_model('LlamaForCausalLM', ''); is_language_model('BertForSequenceClassification', ''); "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

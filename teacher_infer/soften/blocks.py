@@ -1,15 +1,12 @@
-"""What softening a block of positions gives, whatever the encoding, and how positions are cut into blocks.
+"""How the positions of a batch are cut into blocks, and how a block with fewer positions is padded.
 
 Legend: P positions, C of them a block, V classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from storage.encodings.targets import Targets
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -18,23 +15,6 @@ if TYPE_CHECKING:
 BLOCK_BYTES = {"cpu": 4 << 20, "other": 64 << 20}
 # Positions of a block at most. A batch with fewer positions than a block is padded to one.
 _BLOCK_ROWS = {"cpu": 64, "other": 4096}
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Of P positions, as tensors of the device or arrays: targets, and at T = 1 the entropy and likeliest class.
-
-    bad_P: whether a logit is NaN, +inf or overflows, or all are -inf. A single -inf is a probability of 0.
-    """
-
-    targets: Targets
-    entropy_P: Any
-    top1_P: Any
-    bad_P: Any
-
-    def each(self, change: Callable[[Any], Any]) -> Parts:
-        """The same with every tensor put through `change`."""
-        return Parts(self.targets.each(change), change(self.entropy_P), change(self.top1_P), change(self.bad_P))
 
 
 def block_rows(logits_PV: torch.Tensor) -> int:

@@ -156,5 +156,5 @@ def test_an_empty_store_and_other_names_and_sources_explain_nothing(recipe: Make
 def test_a_commit_keeps_the_readable_parts_of_its_key_and_a_read_one_does_not(recipe: Make) -> None:
     cache, part = labelled(recipe()), planned(recipe())
     span = part.plan.spans[0]
-    assert read_key(cache.store, span.shard_key) == {**part.question.parts(), "span": span.digest}
+    assert read_key(cache.store, span.shard_key) == {**part.key_parts.to_dict(), "span": span.digest}
     assert read_commit(cache.store, span.shard_key).key is None

@@ -13,7 +13,7 @@ from storage.base.errors import DeviceLost, SourceError, StoreLost, TeacherError
 from storage.encodings.dense import Dense
 from storage.encodings.topk import TopK
 from storage.samples.samples import Columns, as_samples
-from teacher_infer.labelling.answers import Questioner
+from teacher_infer.labelling.batch_labeller import BatchLabeller
 
 
 class Picky:
@@ -48,26 +48,26 @@ def entropy(z_PV: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return -(p_PV * np.log(p_PV)).sum(axis=1)
 
 
-def ask(teacher: Picky, count: int = 16, batch_size: int = 8, max_bad: int = 100) -> tuple[list[str], Questioner]:
-    questioner = Questioner(teacher, batch_size, Dense(2.0), max_bad, "rows[0:16]")
+def ask(teacher: Picky, count: int = 16, batch_size: int = 8, max_bad: int = 100) -> tuple[list[str], BatchLabeller]:
+    labeller = BatchLabeller(teacher, batch_size, Dense(2.0), max_bad, "rows[0:16]")
     ids: list[str] = []
-    for answers in questioner.ask(samples(count)):
-        found = answers.samples.column("sample_id").to_pylist()
+    for batch, softened in labeller.label(samples(count)):
+        found = batch.column("sample_id").to_pylist()
         z = np.array([[int(i[1:]), 2 * int(i[1:]), 0] for i in found]) / 2
-        np.testing.assert_allclose(answers.softened.targets.logits_PV, z - z.max(axis=1, keepdims=True))
+        np.testing.assert_allclose(softened.targets.logits_PV, z - z.max(axis=1, keepdims=True))
         # x and 2x: whoever gets another sample's summary is found out.
-        assert answers.softened.top1_R.tolist() == [int(i != "s0") for i in found]
-        np.testing.assert_allclose(answers.softened.entropy_R, entropy(2 * z), rtol=1e-5)
+        assert softened.top1_R.tolist() == [int(i != "s0") for i in found]
+        np.testing.assert_allclose(softened.entropy_R, entropy(2 * z), rtol=1e-5)
         ids += found
-    return ids, questioner
+    return ids, labeller
 
 
 @pytest.mark.parametrize("bad", [(0,), (7,), (8,), (15,), (3, 4), (0, 1, 2, 3, 4, 5, 6, 7), (2, 9, 14)])
 @pytest.mark.parametrize("how", ["raises", "nan"])
 def test_all_samples_but_the_bad_ones_are_labelled_in_their_order(how: str, bad: tuple[int, ...]) -> None:
-    ids, questioner = ask(Picky(**{how: bad}))
+    ids, labeller = ask(Picky(**{how: bad}))
     assert ids == [f"s{i}" for i in range(16) if i not in bad]
-    assert [one.sample_id for one in questioner.bad] == [f"s{i}" for i in bad]
+    assert [one.sample_id for one in labeller.quarantined] == [f"s{i}" for i in bad]
 
 
 def test_a_batch_is_halved_and_nothing_else_is_asked_twice() -> None:
@@ -94,16 +94,16 @@ def test_what_is_asked_follows_from_span_and_batch_size_alone() -> None:
 
 def test_a_teacher_that_gives_nan_is_asked_once() -> None:
     teacher = Picky(nan=(5,))
-    _, questioner = ask(teacher)
+    _, labeller = ask(teacher)
     assert len(teacher.asked) == 2
-    assert questioner.bad[0].reason == "its logits contain NaN"
+    assert labeller.quarantined[0].reason == "its logits contain NaN"
 
 
 def test_the_reason_says_what_was_raised_and_where_without_a_password() -> None:
-    _, questioner = ask(Picky(raises=(5,)))
-    [bad] = questioner.bad
+    _, labeller = ask(Picky(raises=(5,)))
+    [bad] = labeller.quarantined
     assert bad.reason.startswith(
-        "the teacher raised ValueError: the tokenizer met s3://***@bucket/file (test_answers.py:"
+        "the teacher raised ValueError: the tokenizer met s3://***@bucket/file (test_batch_labeller.py:"
     )
     assert "planted" not in bad.reason
 
@@ -199,9 +199,9 @@ def test_a_classified_sample_may_have_no_label_and_other_foreign_labels_are_refu
     def labelled(labels: list[int]) -> list[int]:
         x = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(3, dtype=np.float32)), 1)
         table = pa.table({"sample_id": ["a", "b", "c"], "x": x, "label": labels})
-        questioner = Questioner(Picky(), 8, TopK(1), 0, "rows[0:3]")
-        [answers] = questioner.ask(as_samples(table, Columns(), "made"))
-        return np.isnan(answers.softened.targets.label_log_prob_P).tolist()
+        labeller = BatchLabeller(Picky(), 8, TopK(1), 0, "rows[0:3]")
+        [(_, softened)] = labeller.label(as_samples(table, Columns(), "made"))
+        return np.isnan(softened.targets.label_log_prob_P).tolist()
 
     assert labelled([0, -100, 2]) == [False, True, False]
     for foreign in (-1, 3, -101):
@@ -222,15 +222,15 @@ def test_what_may_pass_is_no_samples_fault(error: Exception, kind: type[Exceptio
         def logits(self, inputs: dict[str, np.ndarray[Any, Any]]) -> torch.Tensor:
             raise error
 
-    questioner = Questioner(Lost(), 8, Dense(2.0), 100, "rows[0:16]")
+    labeller = BatchLabeller(Lost(), 8, Dense(2.0), 100, "rows[0:16]")
     with pytest.raises(kind):
-        list(questioner.ask(samples(16)))
-    assert questioner.bad == []
+        list(labeller.label(samples(16)))
+    assert labeller.quarantined == []
 
 
 def test_each_call_of_the_teacher_is_reported_also_when_it_raises() -> None:
     teacher, calls = Picky(raises=tuple(range(16))), list[int]()
-    questioner = Questioner(teacher, 8, Dense(2.0), 100, "rows[0:16]")
-    questioner.on_call = lambda: calls.append(len(questioner.bad))
-    assert list(questioner.ask(samples(16))) == []
+    labeller = BatchLabeller(teacher, 8, Dense(2.0), 100, "rows[0:16]")
+    labeller.on_call = lambda: calls.append(len(labeller.quarantined))
+    assert list(labeller.label(samples(16))) == []
     assert len(calls) == len(teacher.asked) == 30

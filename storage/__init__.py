@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from storage.base.errors import JobError, StillhouseError, UsageError, VerificationError
 from storage.cache.cache import Cache, open_cache
 from storage.cache.catalog import list_caches, verify
-from storage.encodings.targets import DenseTargets, Targets, TopKTargets
+from storage.encodings.dense import DenseTargets
+from storage.encodings.targets import Targets
+from storage.encodings.topk import TopKTargets
 from storage.rows.open import open_rows
 from storage.rows.prefetch import Reading
 from storage.rows.row_groups import RowGroups, first_rows

@@ -15,8 +15,8 @@ from storage.cache.cache import seal
 from storage.cache.commits import commit_shard, new_attempt
 from storage.encodings import Encoding
 from storage.encodings.convert import likeliest
-from storage.encodings.dense import Dense
-from storage.encodings.targets import DenseTargets, Targets
+from storage.encodings.dense import Dense, DenseTargets
+from storage.encodings.targets import Targets
 from storage.encodings.topk import TopK
 from storage.format.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
 from storage.objectstore.folder import Folder

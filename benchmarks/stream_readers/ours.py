@@ -136,8 +136,7 @@ def _shard(store: Any, part: Arrays, compression: str, smaller: int) -> Any:
 
     from storage.base.digest import sha256_of
     from storage.cache.commits import commit_shard, new_attempt
-    from storage.encodings.dense import Dense
-    from storage.encodings.targets import DenseTargets
+    from storage.encodings.dense import Dense, DenseTargets
     from storage.format.shard import FORMAT_VERSION, ShardHeader, row_bytes, shard_schema, write_shard
 
     key = sha256_of(["benchmark", compression, int(part["sample_id"][0]), sorted(part)])

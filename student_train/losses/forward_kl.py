@@ -8,7 +8,7 @@ import torch
 
 from storage.base.errors import RecipeError
 from storage.base.names import nearest
-from storage.encodings.targets import DenseTargets, Targets, TopKTargets
+from storage.encodings.targets import Sparse, Targets
 from student_train.losses.asks import Ask, Output, Picked, Term
 from student_train.losses.checks import check_targets
 from student_train.losses.passes import outside
@@ -74,22 +74,21 @@ def term(targets: Targets, *, temperature: float, tail: str | None = None, unigr
         raise RecipeError(
             f"The tail '{tail}' is not known.{nearest(tail, TAILS)}", f"It is one of: {', '.join(TAILS)}."
         )
-    if isinstance(targets, DenseTargets):
-        if tail is not None:
-            raise RecipeError(
-                f"forward_kl was given the tail '{tail}', and dense targets have no tail.",
-                "They hold every class.",
-                "Leave tail out.",
-            )
-        ask = Ask(temperature, mean=lambda piece: _log_probs(targets, temperature, piece))
-        return Term(ask, lambda picked: picked.mean_log_m_P - picked.mean_log_q_P)
-    return _sparse(targets, temperature, tail or "bucket", unigram)
+    sparse = targets.sparse(temperature)
+    if sparse is not None:
+        return _sparse(sparse, temperature, tail or "bucket", unigram)
+    if tail is not None:
+        raise RecipeError(
+            f"forward_kl was given the tail '{tail}', and {targets.kind} targets have no tail.",
+            "They hold every class.",
+            "Leave tail out.",
+        )
+    ask = Ask(temperature, mean=lambda piece: targets[piece].log_probs(temperature))
+    return Term(ask, lambda picked: picked.mean_log_m_P - picked.mean_log_q_P)
 
 
-def _sparse(targets: TopKTargets, temperature: float, tail: str, unigram: torch.Tensor | None) -> Term:
-    place, ids_PK = targets.place(temperature), targets.ids_PK.long()
-    log_p_PK = _wide(targets.log_probs_PK) / temperature - targets.log_z_PG[:, place, None]
-    log_tau_P = targets.log_tail_PG[:, place]
+def _sparse(sparse: Sparse, temperature: float, tail: str, unigram: torch.Tensor | None) -> Term:
+    ids_PK, log_p_PK, log_tau_P = sparse
     p_PK, tau_P = log_p_PK.exp(), log_tau_P.exp()
     weight_PK = p_PK
 
@@ -126,22 +125,3 @@ def _sparse(targets: TopKTargets, temperature: float, tail: str, unigram: torch.
         log_p_PK = log_p_PK - torch.logsumexp(log_p_PK, dim=1, keepdim=True)
         weight_PK = log_p_PK.exp()
     return Term(Ask(temperature, ids_PK), value)
-
-
-def teacher_log_probs(targets: DenseTargets, temperature: float) -> torch.Tensor:
-    """log p^T [P, V] of dense targets, in float32 or their own higher precision.
-
-    The stored logits are divided by their own T_c already, so T_c / T brings them to T. A class of probability 0 has
-    the lowest finite number.
-    """
-    return _log_probs(targets, temperature, slice(None))
-
-
-def _log_probs(targets: DenseTargets, temperature: float, piece: slice) -> torch.Tensor:
-    stored = _wide(targets.logits_PV[piece])
-    log_p = torch.log_softmax(stored * (targets.temperature_P[piece, None] / temperature), dim=1)
-    return log_p.clamp_(min=torch.finfo(log_p.dtype).min)
-
-
-def _wide(values: torch.Tensor) -> torch.Tensor:
-    return values if values.dtype == torch.float64 else values.float()

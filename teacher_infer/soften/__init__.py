@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from storage.encodings import Encoding
 from storage.encodings.dense import Dense
-from storage.encodings.targets import IGNORED, Targets, TopKTargets
+from storage.encodings.targets import IGNORED, Targets
 from storage.encodings.topk import TopK
 from teacher_infer.soften.dense import soften_dense
 from teacher_infer.soften.parts import Parts
@@ -59,8 +59,8 @@ def soften(logits: torch.Tensor, encoding: Encoding, label: np.ndarray[Any, Any]
         *lead, classes = logits.shape
         label_P = None if label is None else torch.from_numpy(np.array(label, np.int64)).to(logits.device).view(-1)
         parts = SOFTENERS[type(encoding)](logits.reshape(-1, classes), label_P, encoding)
-        if len(lead) > 1 and label_P is not None and isinstance(parts.targets, TopKTargets):
-            _clear(parts.targets, label_P == IGNORED)
+        if len(lead) > 1 and label_P is not None:
+            parts = replace(parts, targets=parts.targets.cleared(label_P == IGNORED))
         host = _on_host(parts)
     if len(lead) == 1:
         return Softened(host.targets, host.entropy_P, host.top1_P.astype(np.int32), host.bad_P)
@@ -70,12 +70,6 @@ def soften(logits: torch.Tensor, encoding: Encoding, label: np.ndarray[Any, Any]
     entropy_R = (sums_R / counted_RL.sum(axis=1).clip(min=1)).astype(np.float32)
     targets = host.targets.each(lambda array: array.reshape(*lead, *array.shape[1:]))
     return Softened(targets, entropy_R, None, host.bad_P.reshape(lead).any(axis=1), lead[1])
-
-
-def _clear(targets: TopKTargets, ignored_P: torch.Tensor) -> None:
-    """Zeros, in place, at positions without a target; NaN as their label_log_prob."""
-    targets.each(lambda array: array.masked_fill_(ignored_P.view(-1, *[1] * (array.ndim - 1)), 0))
-    targets.label_log_prob_P.masked_fill_(ignored_P, float("nan"))
 
 
 def _on_host(parts: Parts) -> Parts:

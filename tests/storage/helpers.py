@@ -22,8 +22,7 @@ from storage.base.digest import sha256_of
 from storage.cache.cache import Cache, seal
 from storage.cache.commits import Commit, commit_path, commit_shard, committed_keys, new_attempt, read_commits
 from storage.cache.leases import lease
-from storage.encodings.dense import Dense
-from storage.encodings.targets import DenseTargets
+from storage.encodings.dense import Dense, DenseTargets
 from storage.format.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
 from storage.objectstore.folder import Folder
 from storage.objectstore.listing import Entry

@@ -13,8 +13,8 @@ from storage.cache.cache import Cache, seal
 from storage.cache.commits import Commit, Quarantined, commit_shard, new_attempt
 from storage.encodings import Encoding
 from storage.encodings.convert import convert
-from storage.encodings.dense import Dense
-from storage.encodings.targets import IGNORED, DenseTargets, Targets
+from storage.encodings.dense import Dense, DenseTargets
+from storage.encodings.targets import IGNORED, Targets
 from storage.format.position_columns import ENTROPY, SEQUENCE_FIELDS
 from storage.format.shard import FORMAT_VERSION, ShardHeader, shard_schema, write_shard
 from storage.objectstore.folder import Folder

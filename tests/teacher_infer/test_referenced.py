@@ -17,8 +17,7 @@ import storage.format.shard
 from jobs.models.model_spec import ModelSpec
 from storage.base.errors import SourceChanged
 from storage.cache.commits import Commit
-from storage.encodings.dense import Dense
-from storage.encodings.targets import DenseTargets
+from storage.encodings.dense import Dense, DenseTargets
 from storage.format.position_columns import summarise
 from storage.objectstore.folder import Folder
 from storage.samples.samples import Inputs, inputs_digests

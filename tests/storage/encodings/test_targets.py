@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from storage.encodings.targets import IGNORED, DenseTargets, with_mask
+from storage.encodings.dense import DenseTargets
+from storage.encodings.targets import IGNORED, with_mask
 from storage.rows.open import open_rows
 from storage.rows.row_groups import first_rows
 from storage.stream.stream import Batch, Stream, scan

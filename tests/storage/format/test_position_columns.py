@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage.encodings.targets import DenseTargets
+from storage.encodings.dense import DenseTargets
 from storage.format.position_columns import ENTROPY, SUMMARY_FIELDS, TOP1, summarise
 
 

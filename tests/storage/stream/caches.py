@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 from storage.base.digest import sha256_of
 from storage.cache.cache import Cache, seal
 from storage.cache.commits import Commit, commit_shard, new_attempt
-from storage.encodings.dense import Dense
-from storage.encodings.targets import DenseTargets
+from storage.encodings.dense import Dense, DenseTargets
 from storage.format.position_columns import SUMMARY_FIELDS
 from storage.format.shard import FORMAT_VERSION, ROW_GROUP_BYTES, ShardHeader, shard_schema, write_shard
 from storage.objectstore.folder import Folder

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from storage.base.errors import Mismatch, RecipeError, SourceError
-from storage.encodings.dense import COLUMN, Dense
-from storage.encodings.targets import IGNORED, DenseTargets, with_mask
+from storage.encodings.dense import COLUMN, Dense, DenseTargets
+from storage.encodings.targets import IGNORED, with_mask
 from storage.format.shard import Rows
 from student_train.losses import LOSSES, Unprojected, count_positions, factor, loss_parts
 from student_train.losses.cross_entropy import cross_entropy

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from storage.encodings.targets import DenseTargets, TopKTargets
+from storage.encodings.dense import DenseTargets
+from storage.encodings.topk import TopKTargets
 from storage.format.shard import Rows
 from storage.stream.torch_tensors import to_torch
 from student_train.losses import Unprojected

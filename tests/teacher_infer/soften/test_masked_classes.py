@@ -11,8 +11,8 @@ import torch
 from storage.analysis.overview import view
 from storage.encodings import Encoding
 from storage.encodings.convert import convert
-from storage.encodings.dense import Dense
-from storage.encodings.targets import IGNORED, DenseTargets, Targets
+from storage.encodings.dense import Dense, DenseTargets
+from storage.encodings.targets import IGNORED, Targets
 from storage.encodings.topk import TopK
 from storage.format.position_columns import ENTROPY, TOP1, summarise
 from storage.samples import tensor_columns

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from storage.encodings.dense import Dense
-from storage.encodings.targets import DenseTargets
+from storage.encodings.dense import Dense, DenseTargets
 from storage.encodings.topk import TopK
 from storage.format.position_columns import ENTROPY, TOP1, summarise
 from storage.samples.tensor_columns import unpack

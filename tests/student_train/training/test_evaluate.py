@@ -15,6 +15,7 @@ from storage.format.shard import Rows
 from storage.stream.torch_tensors import to_torch
 from student_train.losses import Unprojected
 from student_train.training.evaluate import evaluate, rows_a_batch
+from tests.storage.encodings.test_targets import LABEL, factored
 from tests.student_train.sequences import SequenceRows
 
 LABELLED = {"accuracy", "cross_entropy", "ece"}
@@ -186,6 +187,14 @@ def test_masked_sequences_are_scored_as_the_positions_that_count(kind: str, monk
     monkeypatch.setattr("student_train.losses.chunks.CPU_BYTES", 13 * 4 * 5)
     assert evaluate(lambda rows: hidden @ weight.t(), [rows]) == pytest.approx(expected, rel=1e-5)
     assert evaluate(lambda rows: Unprojected(hidden, weight), [rows]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_teacher_of_another_encoding_is_scored_without_more_code() -> None:
+    student: Any = np.random.default_rng(2).normal(size=(2, 3, 11))
+    mine, dense = (Rows(np.arange(2), {"logits": student}, LABEL, targets) for targets in factored())
+    expected = score(to_torch(dense))
+    assert expected.keys() == LABELLED | SOFT | BOTH
+    assert score(to_torch(mine)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_as_many_rows_at_once_as_their_logits_allow() -> None:

@@ -17,10 +17,10 @@ from storage.encodings.dense import DenseTargets
 from storage.encodings.targets import Targets
 from storage.encodings.topk import TopKTargets
 from student_train.losses import Output, Unprojected
-from student_train.losses.asks import Ask, Term
 from student_train.losses.cross_entropy import cross_entropy
 from student_train.losses.forward_kl import forward_kl
-from student_train.losses.picks import alone
+from student_train.losses.queries import Query, Term
+from student_train.losses.student_log_probs import single_loss
 
 TEMPERATURE = 2.0
 GRID = (1.0, TEMPERATURE)
@@ -191,8 +191,8 @@ class Step:
         def rows(piece: slice) -> torch.Tensor:
             return torch.log_softmax((known[piece] @ head.t()).float() / TEMPERATURE, dim=1)
 
-        value = Term(Ask(TEMPERATURE, mean=rows), lambda picked: picked.mean_log_m_P - picked.mean_log_q_P)
-        return TEMPERATURE**2 * alone(output, value, slice(None))
+        value = Term(Query(TEMPERATURE, mean=rows), lambda result: result.mean_log_m_P - result.mean_log_q_P)
+        return TEMPERATURE**2 * single_loss(output, value, slice(None))
 
     def _given(self, source: str) -> Any:
         if source not in self.targets:

@@ -10,7 +10,7 @@ import torch
 
 from storage.base.errors import Mismatch, RecipeError, SourceError
 from storage.encodings.targets import IGNORED, Targets
-from student_train.losses.asks import Output, Unprojected
+from student_train.losses.queries import Output, Unprojected
 
 _SHAPES = "logits are [R, V] for targets [R], and [R, L, V] or [R * L, V] for targets [R, L]"
 

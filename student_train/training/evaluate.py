@@ -10,7 +10,7 @@ import torch
 from storage.encodings.targets import IGNORED, Targets
 from storage.format.shard import Rows
 from student_train.losses import Output
-from student_train.losses.chunks import logits
+from student_train.losses.chunked_logits import logits
 from student_train.losses.cross_entropy import cross_entropy
 from student_train.losses.forward_kl import kl_divergence
 from student_train.losses.positions import indices, kept, mask_of

@@ -184,7 +184,7 @@ def test_masked_sequences_are_scored_as_the_positions_that_count(kind: str, monk
     alone = Rows(np.arange(int(keep.sum())), {}, label, few)
     expected = evaluate(lambda rows: hidden.reshape(-1, 4)[keep] @ weight.t(), [alone])
     assert 0 < len(alone) < 42 and expected.keys() == LABELLED | SOFT | BOTH
-    monkeypatch.setattr("student_train.losses.chunks.CPU_BYTES", 13 * 4 * 5)
+    monkeypatch.setattr("student_train.losses.chunked_logits.CPU_BYTES", 13 * 4 * 5)
     assert evaluate(lambda rows: hidden @ weight.t(), [rows]) == pytest.approx(expected, rel=1e-5)
     assert evaluate(lambda rows: Unprojected(hidden, weight), [rows]) == pytest.approx(expected, rel=1e-5)
 

@@ -323,13 +323,16 @@ def test_teacher_log_probs_sum_to_one_at_every_temperature() -> None:
 # Another encoding.
 
 
-def test_targets_that_give_logits_are_trained_from_as_dense_ones_are() -> None:
+def test_targets_that_give_logits_are_trained_from_as_dense_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
     mine, dense = (targets.each(torch.from_numpy) for targets in factored())
     student_PV = torch.randn(6, 11, generator=torch.Generator().manual_seed(80), dtype=torch.float64)
     for temperature in (1.0, 3.0):
         found, expected = (forward_kl(student_PV, targets, temperature=temperature) for targets in (mine, dense))
         assert (found > 0).all()
         torch.testing.assert_close(found, expected)
+        with monkeypatch.context() as chunks_of_two:
+            chunks_of_two.setattr("student_train.losses.chunked_logits.CPU_BYTES", 2 * 11 * 8)
+            torch.testing.assert_close(forward_kl(student_PV, mine, temperature=temperature), expected)
     with pytest.raises(RecipeError, match="factored targets have no tail"):
         forward_kl(student_PV, mine, temperature=1.0, tail="bucket")
 

@@ -26,8 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from recipes.smollm2.data import documents  # noqa: E402
 from storage.encodings import planes  # noqa: E402
-from storage.encodings.targets import TopKTargets  # noqa: E402
-from storage.encodings.topk import TopK  # noqa: E402
+from storage.encodings.topk import TopK, TopKTargets  # noqa: E402
 from storage.samples import tensor_columns  # noqa: E402
 
 Array = np.ndarray[Any, Any]

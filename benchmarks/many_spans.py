@@ -117,7 +117,7 @@ def fill(folder: Path, spans: int) -> dict[str, Any]:
     prepared, _ = _prepared(folder)
     plan, store = prepared.parts[0].plan, Path(prepared.store.url)
     # One shard's bytes, written again under every key: its content does not matter here, its record does.
-    from storage.encodings.targets import DenseTargets
+    from storage.encodings.dense import DenseTargets
     from storage.sources import make_source
 
     source, span = make_source(prepared.parts[0].source), plan.spans[0]

@@ -13,12 +13,14 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaModel
 
-from storage.encodings.targets import DenseTargets, Targets, TopKTargets
+from storage.encodings.dense import DenseTargets
+from storage.encodings.targets import Targets
+from storage.encodings.topk import TopKTargets
 from student_train.losses import Output, Unprojected
-from student_train.losses.asks import Ask, Term
 from student_train.losses.cross_entropy import cross_entropy
 from student_train.losses.forward_kl import forward_kl
-from student_train.losses.picks import alone
+from student_train.losses.queries import Query, Term
+from student_train.losses.student_log_probs import single_loss
 
 TEMPERATURE = 2.0
 GRID = (1.0, TEMPERATURE)
@@ -189,8 +191,8 @@ class Step:
         def rows(piece: slice) -> torch.Tensor:
             return torch.log_softmax((known[piece] @ head.t()).float() / TEMPERATURE, dim=1)
 
-        value = Term(Ask(TEMPERATURE, mean=rows), lambda picked: picked.mean_log_m_P - picked.mean_log_q_P)
-        return TEMPERATURE**2 * alone(output, value, slice(None))
+        value = Term(Query(TEMPERATURE, mean=rows), lambda result: result.mean_log_m_P - result.mean_log_q_P)
+        return TEMPERATURE**2 * single_loss(output, value, slice(None))
 
     def _given(self, source: str) -> Any:
         if source not in self.targets:
@@ -210,9 +212,7 @@ def textbook(logits_PV: torch.Tensor, compared: Any) -> torch.Tensor:
     """Cross entropy, or forward KL with the tail as one bucket, by torch's own functions on all positions at once."""
     if isinstance(compared, torch.Tensor):
         return functional.cross_entropy(logits_PV.float(), compared, reduction="none")
-    place = compared.place(TEMPERATURE)
-    log_p_PK = compared.log_probs_PK.float() / TEMPERATURE - compared.log_z_PG[:, place, None]
-    log_tau_P = compared.log_tail_PG[:, place]
-    log_q_PK = torch.log_softmax(logits_PV.float() / TEMPERATURE, dim=1).gather(1, compared.ids_PK.long())
+    ids_PK, log_p_PK, log_tau_P = compared.sparse(TEMPERATURE)
+    log_q_PK = torch.log_softmax(logits_PV.float() / TEMPERATURE, dim=1).gather(1, ids_PK)
     log_rest_P = torch.log1p(-log_q_PK.exp().sum(dim=1).clamp(max=1 - 1e-6))
     return (log_p_PK.exp() * (log_p_PK - log_q_PK)).sum(dim=1) + log_tau_P.exp() * (log_tau_P - log_rest_P)

@@ -12,7 +12,9 @@ from storage.base.errors import JobError, StillhouseError, UsageError, Verificat
 from storage.cache.cache import Cache
 from storage.cache.catalog import list_caches, verify
 from storage.cache.open import open_cache
-from storage.encodings.targets import DenseTargets, Targets, TopKTargets
+from storage.encodings.dense import DenseTargets
+from storage.encodings.targets import Targets
+from storage.encodings.topk import TopKTargets
 from storage.rows.open import open_rows
 from storage.rows.reading import Reading
 from storage.rows.row_groups import RowGroups, first_rows

@@ -12,13 +12,14 @@ import numpy as np
 from storage.base.digest import sha256_of
 from storage.base.errors import RecipeError
 from storage.cache.cache import Cache
-from storage.encodings.targets import IGNORED, TopKTargets
+from storage.encodings.targets import IGNORED, Targets
 from storage.format.rows import DecodedRows
 from storage.order.sample_order import permute
 from storage.rows.cache_rows import CacheRows
 from storage.rows.open import open_rows
 from storage.rows.row_groups import read_group
 from storage.samples.samples import INPUTS_XXH3
+from storage.stream.torch_tensors import tensor
 from teacher_infer.planning.config import TeacherRecipe
 from teacher_infer.planning.key_parts import differences
 from teacher_infer.soften.blocks import blocks
@@ -121,7 +122,7 @@ def _compare(teacher: Teacher, rows: DecodedRows, batch: slice, found: _Comparis
     targets: Any = rows.targets.each(lambda array: array[batch]).flat()
     label_P = None if rows.label is None else rows.label[batch].reshape(-1)
     for block in blocks(logits_PV):
-        stored_PK, fresh_PK = _log_probs(targets.each(lambda array, b=block: array[b]), logits_PV[block])
+        stored_PK, fresh_PK = _log_probs(targets[block], logits_PV[block])
         counted_P = torch.ones(len(fresh_PK), dtype=torch.bool)
         if label_P is not None and rows.label is not None and rows.label.ndim > 1:
             counted_P = torch.from_numpy(label_P[block] != IGNORED)
@@ -141,17 +142,25 @@ def _compare(teacher: Teacher, rows: DecodedRows, batch: slice, found: _Comparis
             found.largest, found.at = worst, f"sample '{rows.sample_id[batch][place // each]}'{position}"
 
 
-def _log_probs(targets: Any, logits_PV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stored and fresh log p at T = 1 of the kept classes, [P, K] or [P, V], on the CPU in float64."""
+def _log_probs(targets: Targets, logits_PV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stored and fresh log p at T = 1 of the kept classes, [P, K] or [P, V], on the CPU in float64.
+
+    Where p is 0 both have the lowest finite number.
+    """
     import torch
 
+    def as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
+        return tensor(array).double() if array.dtype.kind == "f" else tensor(array)
+
     fresh_PV = torch.log_softmax(logits_PV.float(), dim=1)
-    if isinstance(targets, TopKTargets):
-        ids_PK = torch.from_numpy(targets.ids_PK.astype(np.int64)).to(fresh_PV.device)
-        stored_PK = torch.from_numpy(targets.log_probs_PK.astype(np.float64))
-        return stored_PK, fresh_PV.gather(1, ids_PK).cpu().double()
-    z_PV = torch.from_numpy(targets.logits_PV.astype(np.float64) * targets.temperature_P[:, None])
-    return torch.log_softmax(z_PV, dim=1), fresh_PV.cpu().double()
+    stored = targets.each(as_tensor)
+    sparse = stored.sparse(1.0)
+    if sparse is None:
+        stored_PK = stored.log_probs(1.0)
+    else:
+        stored_PK, fresh_PV = sparse.log_probs_PK, fresh_PV.gather(1, sparse.ids_PK.to(fresh_PV.device))
+    lowest = torch.finfo(torch.float64).min
+    return stored_PK.clamp(min=lowest), fresh_PV.cpu().double().clamp(min=lowest)
 
 
 def summary(answer: dict[str, Any]) -> str:

@@ -15,8 +15,8 @@ from storage.cache.commits import commit_shard, new_attempt
 from storage.cache.seal import seal
 from storage.encodings import Encoding
 from storage.encodings.convert import likeliest
-from storage.encodings.dense import Dense
-from storage.encodings.targets import DenseTargets, Targets
+from storage.encodings.dense import Dense, DenseTargets
+from storage.encodings.targets import Targets
 from storage.encodings.topk import TopK
 from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
 from storage.format.shard import write_shard

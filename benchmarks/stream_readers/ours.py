@@ -1,6 +1,6 @@
 """This project's own stream, on caches that are written without a teacher.
 
-Rows of tokens have no encoding of their own here: tokens, ids and log-probabilities are carried as a
+DecodedRows of tokens have no encoding of their own here: tokens, ids and log-probabilities are carried as a
 sample's inputs, beside a dense target of two classes.
 """
 
@@ -136,8 +136,7 @@ def _shard(store: Any, part: Arrays, compression: str, smaller: int) -> Any:
 
     from storage.base.digest import sha256_of
     from storage.cache.commits import commit_shard, new_attempt
-    from storage.encodings.dense import Dense
-    from storage.encodings.targets import DenseTargets
+    from storage.encodings.dense import Dense, DenseTargets
     from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
     from storage.format.shard import row_bytes, write_shard
 

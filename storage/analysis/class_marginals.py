@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from storage.base.errors import Mismatch
-from storage.encodings.targets import IGNORED, Targets, TopKTargets
+from storage.encodings.targets import IGNORED, Targets
 from storage.rows.row_groups import RowGroups, evenly_spaced, read_group
 
 Array = np.ndarray[Any, Any]
@@ -51,14 +51,13 @@ class _Counted:
             kept_P = label.reshape(-1) != IGNORED
         if not len(self._head_V):
             self._head_V, self._labels_V = np.zeros(targets.classes), np.ones(targets.classes)
-        if isinstance(targets, TopKTargets):
-            p_PK = np.exp(targets.log_probs_PK[kept_P].astype(np.float64))
-            np.add.at(self._head_V, targets.ids_PK[kept_P].astype(np.int64), p_PK)
-            self._tail += float(np.exp(targets.log_tail_PG[kept_P, targets.place(1.0)].astype(np.float64)).sum())
+        targets = targets.each(lambda array: array[kept_P])
+        sparse = targets.sparse(1.0)
+        if sparse is None:
+            self._head_V += np.exp(targets.log_probs(1.0)).sum(axis=0)
         else:
-            z_PV = targets.logits_PV[kept_P].astype(np.float64) * targets.temperature_P[kept_P, None]
-            p_PV = np.exp(z_PV - z_PV.max(axis=1, keepdims=True))
-            self._head_V += (p_PV / p_PV.sum(axis=1, keepdims=True)).sum(axis=0)
+            np.add.at(self._head_V, sparse.ids_PK, np.exp(sparse.log_probs_PK))
+            self._tail += float(np.exp(sparse.log_tail_P).sum())
         if label_P is not None:
             self._labels_V += np.bincount(label_P[label_P != IGNORED], minlength=targets.classes)
 

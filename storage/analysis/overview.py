@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from storage.cache.cache import Cache
-from storage.encodings.targets import IGNORED, Targets, TopKTargets
+from storage.encodings.targets import IGNORED, Targets
 from storage.rows.cache_rows import CacheRows
 from storage.rows.row_groups import evenly_spaced, read_group
 
@@ -24,39 +24,26 @@ ENTROPIES = (0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
 @dataclass(frozen=True)
 class View:
     """P positions at T = 1: the likeliest classes [P, n] with their probabilities, entropy [P] in nats,
-    the mass [P] of what is kept, and log p(label) [P], NaN without one."""
+    the mass [P] of what is kept (None where that is every class), and log p(label) [P], NaN without one."""
 
     top_Pn: Array
     probability_Pn: Array
     entropy_P: Array
-    kept_P: Array
+    kept_P: Array | None
     label_log_prob_P: Array
 
 
 def view(targets: Targets, label_P: Array | None, likeliest: int = 1) -> View:
     """Of flat targets, in float64, as right as what is stored."""
-    if isinstance(targets, TopKTargets):
-        place = targets.place(1.0)
-        probability_PK = np.exp(targets.log_probs_PK[:, :likeliest].astype(np.float64))
-        return View(
-            targets.ids_PK[:, :likeliest].astype(np.int64),
-            probability_PK,
-            targets.entropy_PG[:, place].astype(np.float64),
-            -np.expm1(targets.log_tail_PG[:, place].astype(np.float64)),
-            targets.label_log_prob_P.astype(np.float64),
-        )
-    z_PV = targets.logits_PV.astype(np.float64) * targets.temperature_P[:, None]
-    z_PV -= z_PV.max(axis=1, keepdims=True)
-    l_PV = z_PV - np.log(np.exp(z_PV).sum(axis=1, keepdims=True))
-    top_Pn = np.argsort(-l_PV, axis=1, kind="stable")[:, :likeliest]
-    label_l_P = np.full(len(l_PV), np.nan)
-    if label_P is not None:
-        l_P = np.take_along_axis(l_PV, np.maximum(label_P, 0)[:, None].astype(np.int64), axis=1)[:, 0]
-        label_l_P = np.where(label_P == IGNORED, np.nan, l_P)
-    probability_Pn = np.exp(np.take_along_axis(l_PV, top_Pn, axis=1))
-    # 0 * -inf is NaN; a probability of 0 adds 0.
-    entropy_P = -(np.exp(l_PV) * np.maximum(l_PV, np.finfo(np.float64).min)).sum(axis=1)
-    return View(top_Pn, probability_Pn, entropy_P, np.ones(len(l_PV)), label_l_P)
+    top_Pn, log_p_Pn = targets.top(likeliest)
+    sparse = targets.sparse(1.0)
+    return View(
+        top_Pn,
+        np.exp(log_p_Pn),
+        targets.entropy(),
+        None if sparse is None else -np.expm1(sparse.log_tail_P),
+        np.full(len(targets), np.nan) if label_P is None else targets.label_log_prob(label_P),
+    )
 
 
 def overview(cache: Cache) -> dict[str, Any]:
@@ -95,8 +82,9 @@ def overview(cache: Cache) -> dict[str, Any]:
             {"from": ends[at], "to": ends[at + 1], "share": float(found / count)} for at, found in enumerate(bins)
         ],
     }
-    if cache.encoding["encoding"] == "topk":
-        kept_P = np.concatenate([v.kept_P for v in seen])
+    kept = [v.kept_P for v in seen if v.kept_P is not None]
+    if kept:
+        kept_P = np.concatenate(kept)
         facts["mass_kept"] = {"mean": float(kept_P.mean()), "lowest": float(kept_P.min())}
     if sum(map(len, right)):
         facts["teacher_cross_entropy"] = float(-np.concatenate(log_probs).mean())

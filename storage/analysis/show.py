@@ -60,7 +60,7 @@ def first_rows(cache: Cache, text: Text = lambda _: None, count: int = 3) -> lis
                 "top": [{"class": i, "probability": p, **_said(text, i)} for i, p in pairs],
                 "entropy": float(seen.entropy_P[place]),
             }
-            if cache.encoding["encoding"] == "topk":
+            if seen.kept_P is not None:
                 position["kept"] = float(seen.kept_P[place])
             if label is not None:
                 position |= _said(text, label, "label_text")

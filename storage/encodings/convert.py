@@ -5,13 +5,14 @@ Legend: P positions, V classes, K kept ids, G temperatures.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from storage.base.errors import RecipeError
-from storage.encodings.targets import IGNORED, DenseTargets, Targets, TopKTargets
-from storage.encodings.topk import TopK
+from storage.encodings.targets import IGNORED, Targets
+from storage.encodings.topk import TopK, TopKTargets
 
 Array = np.ndarray[Any, Any]
 
@@ -24,13 +25,22 @@ def convert(targets: Targets, label: Array | None, encoding: Any) -> Targets:
 
     label: as rows have it. As right as what was stored: float16 has an error of 2^-11. Raises RecipeError.
     """
-    if not isinstance(encoding, TopK):
+    if type(encoding) not in CONVERSIONS:
         raise RecipeError(
             f"Targets are not derived as {encoding.to_dict()['encoding']}.",
             "Derived are: topk, from dense, or from topk with a larger k or more temperatures.",
             "Run the teacher's recipe with those targets.",
         )
+    return CONVERSIONS[type(encoding)](targets, label, encoding)
+
+
+def to_topk(targets: Targets, label: Array | None, encoding: TopK) -> TopKTargets:
+    """From topk, or from targets that hold every class. Raises RecipeError for any others."""
     return narrowed(targets, encoding) if isinstance(targets, TopKTargets) else likeliest(targets, label, encoding)
+
+
+# By the encoding that is wanted.
+CONVERSIONS: dict[type, Callable[[Targets, Array | None, Any], Targets]] = {TopK: to_topk}
 
 
 def narrowed(targets: TopKTargets, encoding: TopK) -> TopKTargets:
@@ -65,31 +75,29 @@ def narrowed(targets: TopKTargets, encoding: TopK) -> TopKTargets:
     )
 
 
-def likeliest(targets: DenseTargets, label: Array | None, encoding: TopK) -> TopKTargets:
+def likeliest(targets: Targets, label: Array | None, encoding: TopK) -> TopKTargets:
     """The k likeliest of all classes, in float64; a sequence's position whose label is IGNORED reads as zeros."""
-    lead, classes = targets.logits_PV.shape[:-1], targets.classes
+    lead, classes = targets.lead, targets.classes
     encoding.fields(classes)  # refuses a k that is no less than the classes
     flat = targets.flat()
     label_P = None if label is None else label.reshape(-1)
     size = max(1, _BLOCK_VALUES // classes)
     blocks = [
         _likeliest(
-            flat.logits_PV[start : start + size],
-            flat.temperature_P[start : start + size],
+            flat[start : start + size].logits(1.0),
             None if label_P is None else label_P[start : start + size],
             encoding,
-            len(lead) > 1,
         )
-        for start in range(0, max(1, len(flat.logits_PV)), size)
+        for start in range(0, max(1, len(flat)), size)
     ]
-    columns = [np.concatenate(parts).reshape(*lead, *parts[0].shape[1:]) for parts in zip(*blocks, strict=True)]
-    return TopKTargets(*columns, temperatures=encoding.temperatures, classes=classes)
+    columns = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
+    made = TopKTargets(*columns, temperatures=encoding.temperatures, classes=classes)
+    if label_P is not None and len(lead) > 1:
+        made = made.cleared(label_P == IGNORED)
+    return made.each(lambda array: array.reshape(*lead, *array.shape[1:]))
 
 
-def _likeliest(
-    logits_PV: Array, temperature_P: Array, label_P: Array | None, encoding: TopK, sequences: bool
-) -> tuple[Array, ...]:
-    z_PV = logits_PV.astype(np.float64) * temperature_P[:, None]
+def _likeliest(z_PV: Array, label_P: Array | None, encoding: TopK) -> tuple[Array, ...]:
     z_PV -= z_PV.max(axis=1, keepdims=True)
     ids_PK = np.argsort(-z_PV, axis=1, kind="stable")[:, : encoding.k]
     log_z1_P = _log_sum_exp(z_PV)
@@ -98,6 +106,7 @@ def _likeliest(
     if label_P is not None:
         there = np.maximum(label_P, 0).astype(np.int64)
         label_l_P = np.take_along_axis(z_PV, there[:, None], axis=1)[:, 0] - log_z1_P
+        label_l_P[label_P == IGNORED] = np.nan
     tail_PV = z_PV.copy()
     np.put_along_axis(tail_PV, ids_PK, -np.inf, axis=1)
     shape = (len(z_PV), len(encoding.temperatures))
@@ -109,13 +118,7 @@ def _likeliest(
         log_tail_PG[:, place] = _log_sum_exp(tail_PV / temperature) - log_z_P
         # 0 * -inf is NaN; a probability of 0 adds 0.
         entropy_PG[:, place] = -(np.exp(log_p_PV) * np.maximum(log_p_PV, np.finfo(np.float64).min)).sum(axis=1)
-    found = (ids_PK, l_PK, label_l_P, log_z_PG, log_tail_PG, entropy_PG)
-    if label_P is not None:
-        ignored_P = label_P == IGNORED
-        for array in found if sequences else ():
-            array[ignored_P] = 0
-        label_l_P[ignored_P] = np.nan
-    return found
+    return ids_PK, l_PK, label_l_P, log_z_PG, log_tail_PG, entropy_PG
 
 
 def _log_sum_exp(values: Array) -> Array:

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from storage.base.errors import RecipeError
+from storage.encodings.arrays import widen
 from storage.encodings.rounding import rounded
-from storage.encodings.targets import DenseTargets
+from storage.encodings.targets import Targets
 from storage.encodings.temperatures import BOUNDS, is_temperature
 from storage.samples import tensor_columns
 
 COLUMN = "soft_logits"
+
+
+@dataclass(frozen=True)
+class DenseTargets(Targets):
+    """Every class's logit, centred on its position's maximum and divided by that position's temperature.
+
+    logits_PV: [P, V] float16 or float32, at most 0; softmax(logits) is the teacher softened by T_c.
+    temperature_P: [P] float32, the T_c of each position; softmax(logits * T_c / T) serves any other T.
+    """
+
+    kind: ClassVar[str] = "dense"
+    logits_PV: Any
+    temperature_P: Any
+    mask_P: Any = None
+
+    @property
+    def classes(self) -> int:
+        return int(self.logits_PV.shape[-1])
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        return tuple(self.logits_PV.shape[:-1])
+
+    def logits(self, temperature: float) -> Any:
+        return widen(self.logits_PV) * (widen(self.temperature_P)[..., None] / temperature)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,91 @@
-"""TopK: the likeliest classes, and exactly how much lies outside them at each temperature of a grid."""
+"""TopK: the likeliest classes, and exactly how much lies outside them at each temperature of a grid.
+
+Legend: P positions, K kept ids, G temperatures.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from storage.base.errors import RecipeError
 from storage.encodings import planes
+from storage.encodings.arrays import as_int64, widen
 from storage.encodings.rounding import rounded
-from storage.encodings.targets import TopKTargets
+from storage.encodings.targets import Sparse, Targets
 from storage.encodings.temperatures import BOUNDS, is_temperature
 from storage.samples import tensor_columns
 
 IDS, LOG_PROBS, LABEL_LOG_PROB = "soft_ids", "soft_log_probs", "soft_label_log_prob"
 LOG_Z, LOG_TAIL, ENTROPIES = "soft_log_z", "soft_log_tail", "soft_entropies"
+
+
+@dataclass(frozen=True)
+class TopKTargets(Targets):
+    """The K likeliest classes of each position, and what is exactly known of the rest at each temperature of a grid.
+
+    With l = log softmax(z) and p^T = softmax(z / T):
+    ids_PK: [P, K] unsigned integers, likeliest first, of equal ones the lowest first.
+    log_probs_PK: [P, K] float16, l of those.
+    label_log_prob_P: [P] float16, l of the label (of a language model: the true next token); NaN where there is none.
+    log_z_PG: [P, G] float32, L_T = logsumexp(l / T), so that log p^T_i = l_i / T - L_T.
+    log_tail_PG: [P, G] float32, the log of the mass that p^T has outside the K ids; -inf where there is none.
+    entropy_PG: [P, G] float32, the entropy of p^T, in nats.
+    """
+
+    kind: ClassVar[str] = "topk"
+    ids_PK: Any
+    log_probs_PK: Any
+    label_log_prob_P: Any
+    log_z_PG: Any
+    log_tail_PG: Any
+    entropy_PG: Any
+    temperatures: tuple[float, ...]
+    classes: int
+    mask_P: Any = None
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        return tuple(self.label_log_prob_P.shape)
+
+    def cleared(self, ignored_P: Any) -> TopKTargets:
+        """These targets, with zeros written to positions without a target, and NaN as their label's log-probability."""
+        self.each(lambda array: _fill(array, ignored_P, 0))
+        _fill(self.label_log_prob_P, ignored_P, np.nan)
+        return self
+
+    def sparse(self, temperature: float) -> Sparse:
+        at = self.temperature_index(temperature)
+        log_p_PK = widen(self.log_probs_PK) / temperature - widen(self.log_z_PG)[..., at, None]
+        return Sparse(as_int64(self.ids_PK), log_p_PK, widen(self.log_tail_PG[..., at]))
+
+    def top(self, count: int) -> tuple[Any, Any]:
+        return as_int64(self.ids_PK[..., :count]), widen(self.log_probs_PK[..., :count])
+
+    def label_log_prob(self, label_P: Any) -> Any:
+        """As it was stored, for the labels that the teacher's job read."""
+        return widen(self.label_log_prob_P)
+
+    def entropy(self) -> Any:
+        return widen(self.entropy_PG[..., self.temperature_index(1.0)])
+
+    def temperature_index(self, temperature: float) -> int:
+        """Raises RecipeError, with the grid, for a temperature that is not in it."""
+        if temperature not in self.temperatures:
+            raise RecipeError(
+                f"The temperature {temperature:g} is not in the grid of these targets.",
+                f"They were kept for: {', '.join(f'{t:g}' for t in self.temperatures)}.",
+                "Take one of those, or label anew with targets.temperatures naming it too.",
+            )
+        return self.temperatures.index(temperature)
+
+
+def _fill(array: Any, ignored_P: Any, value: float) -> Any:
+    array[ignored_P] = value
+    return array
 
 
 @dataclass(frozen=True)

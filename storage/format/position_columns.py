@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pyarrow as pa
 
-from storage.encodings.targets import DenseTargets
 from storage.samples.tensor_columns import MEANING
 
 ENTROPY, TOP1 = "soft_entropy", "soft_top1"
@@ -29,14 +25,3 @@ SEQUENCE_FIELDS = (_field(ENTROPY, pa.float32(), _MEAN),)
 def summary_fields(positions: int | None) -> tuple[pa.Field, ...]:
     """The summary columns of rows that are sequences of so many positions, or a position each."""
     return SUMMARY_FIELDS if positions is None else SEQUENCE_FIELDS
-
-
-def summarise(targets: DenseTargets) -> dict[str, np.ndarray[Any, Any]]:
-    """The summary columns as they follow from targets, worked out in float64: as right as the targets' own rounding."""
-    z_PV = targets.logits_PV.astype(np.float64) * targets.temperature_P[:, None]
-    z_PV -= z_PV.max(axis=1, keepdims=True)
-    p_PV = np.exp(z_PV)
-    total_P = p_PV.sum(axis=1)
-    # 0 * -inf is NaN; a probability of 0 adds 0.
-    entropy_P = np.log(total_P) - (p_PV * np.maximum(z_PV, np.finfo(np.float64).min)).sum(axis=1) / total_P
-    return {ENTROPY: entropy_P.astype(np.float32), TOP1: z_PV.argmax(axis=1).astype(np.int32)}

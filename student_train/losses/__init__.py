@@ -1,7 +1,7 @@
 """Losses: small functions of a student's output, one value a position, no reduction hidden inside.
 
-A loss is a file with two functions: `term`, what it asks of the student's distribution and its value from the answer
-(see `asks` and, for the shortest, `cross_entropy`), and one of its own name for those who want this loss alone. It
+A loss is a file with two functions: `term`, its query about the student's distribution and its value from the result
+(see `queries` and, for the shortest, `cross_entropy`), and one of its own name for those who want this loss alone. It
 declares the power of the temperature that keeps the size of its gradient.
 Legend: P positions, C those of a chunk, V classes, K ids, d the width of hidden states, R rows of L positions.
 """
@@ -16,10 +16,10 @@ import torch
 
 from storage.format.rows import DecodedRows
 from student_train.losses import cross_entropy, forward_kl
-from student_train.losses.asks import Output, Term, Unprojected
-from student_train.losses.chunks import Positions
-from student_train.losses.picks import pick
+from student_train.losses.chunked_logits import Positions
 from student_train.losses.positions import Needs, count_positions, indices, kept, mask_of
+from student_train.losses.queries import Output, Term, Unprojected
+from student_train.losses.student_log_probs import query_student
 
 __all__ = [
     "LOSSES",
@@ -111,8 +111,8 @@ def loss_parts(
     """
     at = indices(mask_of(rows, needed(sections))) if at is None else at
     terms = terms_of(sections, kept(rows, at), unigram)
-    picked = pick(output, [term.ask for term in terms.values()], at)
-    return {name: term.value(found) for (name, term), found in zip(terms.items(), picked, strict=True)}
+    results = query_student(output, [term.query for term in terms.values()], at)
+    return {name: term.value(result) for (name, term), result in zip(terms.items(), results, strict=True)}
 
 
 def terms_of(

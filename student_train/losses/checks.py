@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from storage.base.errors import Mismatch, RecipeError, SourceError
 from storage.encodings.targets import IGNORED, Targets
-from student_train.losses.asks import Output, Unprojected
+from student_train.losses.queries import Output, Unprojected
 
 _SHAPES = "logits are [R, V] for targets [R], and [R, L, V] or [R * L, V] for targets [R, L]"
 
@@ -17,7 +18,7 @@ _SHAPES = "logits are [R, V] for targets [R], and [R, L, V] or [R * L, V] for ta
 def check_targets(output: Output, targets: Targets, temperature: float) -> None:
     """Raises Mismatch where output and targets differ in positions or classes, RecipeError for the temperature."""
     lead, classes = output_shape(output)
-    if not isinstance(next(iter(vars(targets).values())), torch.Tensor):
+    if any(isinstance(value, np.ndarray) for value in vars(targets).values()):
         raise Mismatch(
             "The targets are numpy arrays.",
             "A loss takes torch tensors.",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from storage.encodings.targets import IGNORED
-from student_train.losses.asks import Ask, Output, Term
 from student_train.losses.checks import check_label
-from student_train.losses.picks import alone
 from student_train.losses.positions import indices
+from student_train.losses.queries import Output, Query, Term
+from student_train.losses.student_log_probs import single_loss
 
 # Cross entropy has no temperature.
 TEMPERATURE_POWER = 0
@@ -17,8 +17,8 @@ TEMPERATURE_POWER = 0
 def term(label_P: torch.Tensor) -> Term:
     """-log q(label), q = softmax(logits); [P] in nats, and 0 where the label is IGNORED."""
     counts_P = label_P != IGNORED
-    ask = Ask(ids_PK=label_P.clamp(min=0)[:, None])
-    return Term(ask, lambda picked: torch.where(counts_P, -picked.log_q_PK[:, 0], 0.0))
+    query = Query(ids_PK=label_P.clamp(min=0)[:, None])
+    return Term(query, lambda result: torch.where(counts_P, -result.log_q_PK[:, 0], 0.0))
 
 
 def cross_entropy(output: Output, label: torch.Tensor) -> torch.Tensor:
@@ -32,4 +32,4 @@ def cross_entropy(output: Output, label: torch.Tensor) -> torch.Tensor:
     check_label(output, label)
     label_P = label.reshape(-1)
     at = indices(label_P != IGNORED)
-    return alone(output, term(label_P[at]), at)
+    return single_loss(output, term(label_P[at]), at)

@@ -8,12 +8,12 @@ import torch
 
 from storage.base.errors import RecipeError
 from storage.base.names import nearest
-from storage.encodings.targets import DenseTargets, Targets, TopKTargets
-from student_train.losses.asks import Ask, Output, Picked, Term
+from storage.encodings.targets import Sparse, Targets
 from student_train.losses.checks import check_targets
-from student_train.losses.passes import outside
-from student_train.losses.picks import alone
 from student_train.losses.positions import indices, take
+from student_train.losses.queries import Output, Query, QueryResult, Term
+from student_train.losses.softmax_passes import outside
+from student_train.losses.student_log_probs import single_loss
 
 # The gradient of the KL divergence shrinks by 1 / T^2 (Hinton, Vinyals & Dean 2015, section 2).
 TEMPERATURE_POWER = 2
@@ -65,37 +65,36 @@ def kl_divergence(
     """KL(p^T || q^T) [P] in nats, as `forward_kl` without its factor T^2: what training and evaluation report."""
     check_targets(output, targets, temperature)
     at = indices(targets.mask_P)
-    return alone(output, term(take(targets, at), temperature=temperature, tail=tail, unigram=unigram), at)
+    return single_loss(output, term(take(targets, at), temperature=temperature, tail=tail, unigram=unigram), at)
 
 
 def term(targets: Targets, *, temperature: float, tail: str | None = None, unigram: torch.Tensor | None = None) -> Term:
-    """What `kl_divergence` asks for, and its value; of targets with one axis of positions. Raises RecipeError."""
+    """The query of `kl_divergence`, and its value; of targets with one axis of positions. Raises RecipeError."""
     if tail is not None and tail not in TAILS:
         raise RecipeError(
             f"The tail '{tail}' is not known.{nearest(tail, TAILS)}", f"It is one of: {', '.join(TAILS)}."
         )
-    if isinstance(targets, DenseTargets):
-        if tail is not None:
-            raise RecipeError(
-                f"forward_kl was given the tail '{tail}', and dense targets have no tail.",
-                "They hold every class.",
-                "Leave tail out.",
-            )
-        ask = Ask(temperature, mean=lambda piece: _log_probs(targets, temperature, piece))
-        return Term(ask, lambda picked: picked.mean_log_m_P - picked.mean_log_q_P)
-    return _sparse(targets, temperature, tail or "bucket", unigram)
+    sparse = targets.sparse(temperature)
+    if sparse is not None:
+        return _sparse(sparse, temperature, tail or "bucket", unigram)
+    if tail is not None:
+        raise RecipeError(
+            f"forward_kl was given the tail '{tail}', and {targets.kind} targets have no tail.",
+            "They hold every class.",
+            "Leave tail out.",
+        )
+    query = Query(temperature, mean=lambda piece: targets[piece].log_probs(temperature))
+    return Term(query, lambda result: result.mean_log_m_P - result.mean_log_q_P)
 
 
-def _sparse(targets: TopKTargets, temperature: float, tail: str, unigram: torch.Tensor | None) -> Term:
-    place, ids_PK = targets.place(temperature), targets.ids_PK.long()
-    log_p_PK = _wide(targets.log_probs_PK) / temperature - targets.log_z_PG[:, place, None]
-    log_tau_P = targets.log_tail_PG[:, place]
+def _sparse(sparse: Sparse, temperature: float, tail: str, unigram: torch.Tensor | None) -> Term:
+    ids_PK, log_p_PK, log_tau_P = sparse
     p_PK, tau_P = log_p_PK.exp(), log_tau_P.exp()
     weight_PK = p_PK
 
-    def value(picked: Picked) -> torch.Tensor:
+    def value(result: QueryResult) -> torch.Tensor:
         # A class of probability 0 adds nothing; 0 times -inf is no number.
-        terms_PK = torch.where(weight_PK > 0, weight_PK * (log_p_PK - picked.log_q_PK), 0.0)
+        terms_PK = torch.where(weight_PK > 0, weight_PK * (log_p_PK - result.log_q_PK), 0.0)
         return terms_PK.sum(dim=1)
 
     def with_tail(log_rest_P: torch.Tensor) -> torch.Tensor:
@@ -103,8 +102,8 @@ def _sparse(targets: TopKTargets, temperature: float, tail: str, unigram: torch.
         return torch.where(tau_P > 0, tau_P * (log_tau_P - log_rest_P), torch.zeros_like(log_rest_P))
 
     if tail == "bucket":
-        ask = Ask(temperature, ids_PK, tail=True)
-        return Term(ask, lambda picked: value(picked) + with_tail(picked.log_tail_P))
+        query = Query(temperature, ids_PK, tail=True)
+        return Term(query, lambda result: value(result) + with_tail(result.log_tail_P))
     if tail == "unigram":
         if unigram is None:
             raise RecipeError(
@@ -116,32 +115,13 @@ def _sparse(targets: TopKTargets, temperature: float, tail: str, unigram: torch.
         spread_P = torch.xlogy(u_V, u_V).sum() - torch.xlogy(u_PK, u_PK).sum(dim=1)
         log_v_P = spread_P / mass_P - mass_P.log()
 
-        def completed(picked: Picked) -> torch.Tensor:
-            mean_P = picked.mean_log_q_P
+        def completed(result: QueryResult) -> torch.Tensor:
+            mean_P = result.mean_log_q_P
             rest_P = (mean_P.double() / mass_P - log_v_P).to(mean_P.dtype)
-            return value(picked) + with_tail(rest_P)
+            return value(result) + with_tail(rest_P)
 
-        return Term(Ask(temperature, ids_PK, mean=unigram), completed)
+        return Term(Query(temperature, ids_PK, mean=unigram), completed)
     if tail == "renormalise":
         log_p_PK = log_p_PK - torch.logsumexp(log_p_PK, dim=1, keepdim=True)
         weight_PK = log_p_PK.exp()
-    return Term(Ask(temperature, ids_PK), value)
-
-
-def teacher_log_probs(targets: DenseTargets, temperature: float) -> torch.Tensor:
-    """log p^T [P, V] of dense targets, in float32 or their own higher precision.
-
-    The stored logits are divided by their own T_c already, so T_c / T brings them to T. A class of probability 0 has
-    the lowest finite number.
-    """
-    return _log_probs(targets, temperature, slice(None))
-
-
-def _log_probs(targets: DenseTargets, temperature: float, piece: slice) -> torch.Tensor:
-    stored = _wide(targets.logits_PV[piece])
-    log_p = torch.log_softmax(stored * (targets.temperature_P[piece, None] / temperature), dim=1)
-    return log_p.clamp_(min=torch.finfo(log_p.dtype).min)
-
-
-def _wide(values: torch.Tensor) -> torch.Tensor:
-    return values if values.dtype == torch.float64 else values.float()
+    return Term(Query(temperature, ids_PK), value)

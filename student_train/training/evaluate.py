@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from storage.encodings.targets import IGNORED, DenseTargets, Targets
+from storage.encodings.targets import IGNORED, Targets
 from storage.format.rows import DecodedRows
 from student_train.losses import Output
-from student_train.losses.chunks import logits
+from student_train.losses.chunked_logits import logits
 from student_train.losses.cross_entropy import cross_entropy
-from student_train.losses.forward_kl import kl_divergence, teacher_log_probs
+from student_train.losses.forward_kl import kl_divergence
 from student_train.losses.positions import indices, kept, mask_of
 
 ECE_BINS = 15
@@ -67,18 +67,19 @@ def evaluate(logits_of: Callable[[DecodedRows], Output], batches: Iterable[Decod
             guess = logits_PV.argmax(dim=1)
             labelled = slice(None) if label is None else indices(label != IGNORED)
             if label is not None:
-                label, hard_PV = label[labelled], logits_PV[labelled]
-                add("accuracy", guess[labelled] == label)
-                add("cross_entropy", cross_entropy(hard_PV, label))
-                student_ece.add(-cross_entropy(hard_PV, guess[labelled]), guess[labelled] == label)
+                hard_PV, right = logits_PV[labelled], guess[labelled] == label[labelled]
+                add("accuracy", right)
+                add("cross_entropy", cross_entropy(hard_PV, label[labelled]))
+                student_ece.add(-cross_entropy(hard_PV, guess[labelled]), right)
             if targets is not None:
                 add("kl_to_teacher", kl_divergence(logits_PV, targets, temperature=1.0))
-                top, log_top, log_label = _teacher(targets, label, labelled)
+                top, log_top = (found_P1[:, 0] for found_P1 in targets.top(1))
                 add("agreement_top1", guess == top)
-                if log_label is not None:
-                    add("teacher_accuracy", top[labelled] == label)
-                    add("teacher_cross_entropy", -log_label)
-                    teacher_ece.add(log_top[labelled], top[labelled] == label)
+                if label is not None:
+                    right = top[labelled] == label[labelled]
+                    add("teacher_accuracy", right)
+                    add("teacher_cross_entropy", -targets.label_log_prob(label)[labelled])
+                    teacher_ece.add(log_top[labelled], right)
     means = {name: total / counts[name] for name, total in sums.items() if counts[name]}
     if "accuracy" in means:
         means["ece"] = student_ece.value()
@@ -97,15 +98,3 @@ def _pieces(
         for piece, logits_CV in logits(logits_of(rows), at):
             label: Any = None if of.label is None else of.label[piece].long()
             yield logits_CV, label, None if of.targets is None else of.targets.each(lambda a, piece=piece: a[piece])
-
-
-def _teacher(
-    targets: Targets, label: torch.Tensor | None, labelled: torch.Tensor | slice
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The teacher's guess [P], its log probability [P], and those of the labels at the positions `labelled`; T = 1."""
-    if isinstance(targets, DenseTargets):
-        log_p = teacher_log_probs(targets, 1.0)
-        log_top, top = log_p.max(dim=1)
-        return top, log_top, None if label is None else log_p[labelled].gather(1, label[:, None])[:, 0]
-    log_label = None if label is None else targets.label_log_prob_P[labelled].float()
-    return targets.ids_PK[:, 0].long(), targets.log_probs_PK[:, 0].float(), log_label

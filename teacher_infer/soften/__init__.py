@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from storage.encodings import Encoding
 from storage.encodings.dense import Dense
-from storage.encodings.targets import IGNORED, TopKTargets
+from storage.encodings.targets import IGNORED
 from storage.encodings.topk import TopK
 from teacher_infer.soften.dense import soften_dense
 from teacher_infer.soften.softened import Softened
@@ -38,16 +39,10 @@ def soften(logits: torch.Tensor, encoding: Encoding, label: np.ndarray[Any, Any]
         *lead, classes = logits.shape
         label_P = None if label is None else torch.from_numpy(np.array(label, np.int64)).to(logits.device).view(-1)
         softened = SOFTENERS[type(encoding)](logits.reshape(-1, classes), label_P, encoding)
-        if len(lead) > 1 and label_P is not None and isinstance(softened.targets, TopKTargets):
-            _clear(softened.targets, label_P == IGNORED)
+        if len(lead) > 1 and label_P is not None:
+            softened = replace(softened, targets=softened.targets.cleared(label_P == IGNORED))
         softened = _on_host(softened)
     return softened if len(lead) == 1 else _sequences(softened, label, lead)
-
-
-def _clear(targets: TopKTargets, ignored_P: torch.Tensor) -> None:
-    """Zeros, in place, at positions without a target; NaN as their label_log_prob."""
-    targets.each(lambda array: array.masked_fill_(ignored_P.view(-1, *[1] * (array.ndim - 1)), 0))
-    targets.label_log_prob_P.masked_fill_(ignored_P, float("nan"))
 
 
 def _on_host(softened: Softened) -> Softened:

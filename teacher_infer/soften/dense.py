@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from storage.encodings.dense import Dense
-from storage.encodings.targets import DenseTargets
+from storage.encodings.dense import Dense, DenseTargets
 from teacher_infer.soften.blocks import block_rows, blocks, padded
 from teacher_infer.soften.softened import Softened
 

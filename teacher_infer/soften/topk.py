@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from storage.encodings.targets import IGNORED, TopKTargets
-from storage.encodings.topk import TopK
+from storage.encodings.targets import IGNORED
+from storage.encodings.topk import TopK, TopKTargets
 from teacher_infer.soften.passes import CLASSES
 from teacher_infer.soften.softened import Softened
 from teacher_infer.soften.wide import Wide, wide

@@ -23,8 +23,7 @@ from storage.cache.cache import Cache
 from storage.cache.commits import Commit, commit_path, commit_shard, committed_keys, new_attempt, read_commits
 from storage.cache.leases import lease
 from storage.cache.seal import seal
-from storage.encodings.dense import Dense
-from storage.encodings.targets import DenseTargets
+from storage.encodings.dense import Dense, DenseTargets
 from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
 from storage.format.shard import write_shard
 from storage.objectstore.folder import Folder

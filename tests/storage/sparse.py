@@ -14,8 +14,8 @@ from storage.cache.commits import Commit, Quarantined, commit_shard, new_attempt
 from storage.cache.seal import seal
 from storage.encodings import Encoding
 from storage.encodings.convert import convert
-from storage.encodings.dense import Dense
-from storage.encodings.targets import IGNORED, DenseTargets, Targets
+from storage.encodings.dense import Dense, DenseTargets
+from storage.encodings.targets import IGNORED, Targets
 from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
 from storage.format.position_columns import ENTROPY, SEQUENCE_FIELDS
 from storage.format.shard import write_shard

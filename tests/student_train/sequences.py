@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage.encodings.targets import IGNORED, DenseTargets, TopKTargets, with_mask
+from storage.encodings.dense import DenseTargets
+from storage.encodings.targets import IGNORED, with_mask
+from storage.encodings.topk import TopKTargets
 from storage.format.rows import DecodedRows
 from storage.rows.row_groups import Arrays, Column, Ints
 from storage.samples.samples import LABEL, SAMPLE_ID

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from storage.encodings.targets import TopKTargets
+from storage.encodings.topk import TopKTargets
 
 GRID = (0.5, 1.0, 2.0, 8.0)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jobs.models.model_spec import ModelSpec
-from storage.encodings.targets import DenseTargets
+from storage.encodings.dense import DenseTargets
 from storage.rows.open import open_rows
 from storage.stream.stream import Stream
 from storage.stream.torch_tensors import to_torch

@@ -11,12 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
+from storage.encodings.convert import convert
+from storage.encodings.topk import TopK
 from teacher_infer.__main__ import main
-from teacher_infer.audit import Settings, audit
+from teacher_infer.audit import Settings, _log_probs, audit
 from teacher_infer.planning.config import TeacherRecipe
 from tests import tiny_models
+from tests.storage.encodings.test_targets import factored
 from tests.teacher_infer.without_ray import labelled
 
 
@@ -72,6 +76,22 @@ def test_a_cache_that_is_right_is_found_right(
     assert audit(read, cache, Settings(fraction=0.3)) == some
     places = {audit(read, cache, Settings(fraction=0.2, seed=seed))["largest_at"] for seed in range(5)}
     assert places != {some["largest_at"]}
+
+
+def test_stored_log_probabilities_are_those_of_any_encoding() -> None:
+    mine, dense = factored()
+    fresh = torch.from_numpy(dense.flat().logits_PV)
+    fresh[0, 0] = -torch.inf
+    for targets in (mine, dense):
+        stored_PK, fresh_PK = _log_probs(targets.flat(), fresh)
+        assert stored_PK.dtype == fresh_PK.dtype == torch.float64
+        torch.testing.assert_close(stored_PK[1:], fresh_PK[1:], rtol=1e-6, atol=1e-6)
+    # `dense` shares the logits' memory, so both sides rule that class out.
+    assert stored_PK[0, 0] == fresh_PK[0, 0] == torch.finfo(torch.float64).min
+    fresh[0, :9] = -torch.inf
+    stored_PK, fresh_PK = _log_probs(convert(dense.flat(), None, TopK(3)), fresh)
+    assert stored_PK.shape == fresh_PK.shape == (6, 3)
+    assert stored_PK[0, 2] == fresh_PK[0, 2] == torch.finfo(torch.float64).min
 
 
 def test_answers_that_are_not_the_teachers_are_found(

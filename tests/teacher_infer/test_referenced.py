@@ -17,9 +17,7 @@ import storage.format.shard
 from jobs.models.model_spec import ModelSpec
 from storage.base.errors import SourceChanged
 from storage.cache.commits import Commit
-from storage.encodings.dense import Dense
-from storage.encodings.targets import DenseTargets
-from storage.format.position_columns import summarise
+from storage.encodings.dense import Dense, DenseTargets
 from storage.objectstore.folder import Folder
 from storage.samples.inputs_digest import inputs_digests
 from storage.samples.samples import Inputs
@@ -81,11 +79,11 @@ def test_the_summary_of_each_row_is_that_of_its_own_targets(toys: Path, tmp_path
     work = work_of(tmp_path, inputs)
     table = read(work, label(work))
     logits_PV = np.stack([np.frombuffer(value, "<f4") for value in table.column("soft_logits").to_pylist()])
-    expected = summarise(DenseTargets(logits_PV, np.full(40, 2.0, np.float32)))
+    targets = DenseTargets(logits_PV, np.full(40, 2.0, np.float32))
     assert table.schema.field("soft_entropy").nullable is False
-    np.testing.assert_allclose(table.column("soft_entropy").to_numpy(), expected["soft_entropy"], rtol=1e-5)
-    np.testing.assert_array_equal(table.column("soft_top1").to_numpy(), expected["soft_top1"])
-    assert len(set(expected["soft_entropy"].tolist())) == 40
+    np.testing.assert_allclose(table.column("soft_entropy").to_numpy(), targets.entropy(), rtol=1e-5)
+    np.testing.assert_array_equal(table.column("soft_top1").to_numpy(), targets.top(1)[0][:, 0])
+    assert len(set(targets.entropy().tolist())) == 40
 
 
 def test_quarantined_rows_have_neither_row_nor_digest(toys: Path, tmp_path: Path) -> None:

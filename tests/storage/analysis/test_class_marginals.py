@@ -12,8 +12,8 @@ from storage.analysis.class_marginals import _Counted, unigram
 from storage.base.errors import Mismatch
 from storage.encodings import Encoding
 from storage.encodings.convert import convert
-from storage.encodings.dense import Dense
-from storage.encodings.targets import IGNORED, DenseTargets
+from storage.encodings.dense import Dense, DenseTargets
+from storage.encodings.targets import IGNORED
 from storage.encodings.topk import TopK
 from storage.objectstore.folder import Folder
 from storage.rows.cache_rows import CacheRows

@@ -19,9 +19,8 @@ from storage.cache.gc import collect
 from storage.cache.open import open_cache
 from storage.encodings import Encoding
 from storage.encodings.convert import convert
-from storage.encodings.dense import Dense
-from storage.encodings.targets import DenseTargets, TopKTargets
-from storage.encodings.topk import TopK
+from storage.encodings.dense import Dense, DenseTargets
+from storage.encodings.topk import TopK, TopKTargets
 from storage.format.rows import DecodedRows
 from storage.objectstore.folder import Folder
 from storage.rows.cache_rows import CacheRows

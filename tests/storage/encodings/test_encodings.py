@@ -12,9 +12,9 @@ import pytest
 from storage.base.digest import canonical_json
 from storage.base.errors import RecipeError
 from storage.encodings import ENCODINGS, Encoding, make_encoding
-from storage.encodings.dense import Dense
-from storage.encodings.targets import DenseTargets, Targets, TopKTargets
-from storage.encodings.topk import TopK
+from storage.encodings.dense import Dense, DenseTargets
+from storage.encodings.targets import Targets
+from storage.encodings.topk import TopK, TopKTargets
 from storage.samples import tensor_columns
 
 # Each member in the settings that it is tried in; a new member is tested by being listed in ENCODINGS and here.

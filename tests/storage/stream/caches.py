@@ -16,8 +16,7 @@ from storage.base.digest import sha256_of
 from storage.cache.cache import Cache
 from storage.cache.commits import Commit, commit_shard, new_attempt
 from storage.cache.seal import seal
-from storage.encodings.dense import Dense
-from storage.encodings.targets import DenseTargets
+from storage.encodings.dense import Dense, DenseTargets
 from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
 from storage.format.position_columns import SUMMARY_FIELDS
 from storage.format.sections import SECTIONS

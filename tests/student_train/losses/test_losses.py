@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
 from storage.base.errors import Mismatch, RecipeError, SourceError
-from storage.encodings.dense import COLUMN, Dense
-from storage.encodings.targets import IGNORED, DenseTargets, with_mask
+from storage.encodings.dense import COLUMN, Dense, DenseTargets
+from storage.encodings.targets import IGNORED, Sparse, Targets, with_mask
 from storage.format.rows import DecodedRows
 from student_train.losses import LOSSES, Unprojected, count_positions, factor, loss_parts
 from student_train.losses.cross_entropy import cross_entropy
-from student_train.losses.forward_kl import TAILS, forward_kl, kl_divergence, teacher_log_probs
+from student_train.losses.forward_kl import TAILS, forward_kl, kl_divergence
 from student_train.losses.positions import indices
+from tests.storage.encodings.test_targets import factored
 from tests.student_train.sparse import GRID, top_k
 
 P, V = 12, 7
@@ -315,8 +316,56 @@ def test_forward_kl_gives_the_teacher_no_gradient_it_did_not_ask_for() -> None:
 
 def test_teacher_log_probs_sum_to_one_at_every_temperature() -> None:
     for temperature in (0.5, 1.0, 3.0):
-        total_P = teacher_log_probs(kept(draw(19), 2.0), temperature).exp().sum(dim=1)
+        total_P = kept(draw(19), 2.0).log_probs(temperature).exp().sum(dim=1)
         torch.testing.assert_close(total_P, torch.ones(P))
+
+
+# Another encoding.
+
+
+def test_targets_that_give_logits_are_trained_from_as_dense_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, dense = (targets.each(torch.from_numpy) for targets in factored())
+    student_PV = torch.randn(6, 11, generator=torch.Generator().manual_seed(80), dtype=torch.float64)
+    for temperature in (1.0, 3.0):
+        found, expected = (forward_kl(student_PV, targets, temperature=temperature) for targets in (mine, dense))
+        assert (found > 0).all()
+        torch.testing.assert_close(found, expected)
+        with monkeypatch.context() as chunks_of_two:
+            chunks_of_two.setattr("student_train.losses.chunked_logits.CPU_BYTES", 2 * 11 * 8)
+            torch.testing.assert_close(forward_kl(student_PV, mine, temperature=temperature), expected)
+    with pytest.raises(RecipeError, match="factored targets have no tail"):
+        forward_kl(student_PV, mine, temperature=1.0, tail="bucket")
+
+
+@dataclass(frozen=True)
+class Drawn(Targets):
+    """Weighted ids, for one temperature."""
+
+    kind: ClassVar[str] = "drawn"
+    ids_PK: Any
+    log_weights_PK: Any
+    classes: int
+    mask_P: Any = None
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        return tuple(self.ids_PK.shape[:-1])
+
+    def sparse(self, temperature: float) -> Sparse:
+        if temperature != 2.0:
+            raise RecipeError("These ids were drawn at the temperature 2.")
+        return Sparse(self.ids_PK, self.log_weights_PK, torch.full(self.lead, -torch.inf, dtype=torch.float64))
+
+
+def test_targets_that_give_ids_and_weights_are_trained_from() -> None:
+    ids_PK, weights_PK = torch.tensor([[0, 3], [5, 1]]), torch.tensor([[0.75, 0.25], [0.5, 0.5]], dtype=torch.float64)
+    targets, student_PV = Drawn(ids_PK, weights_PK.log(), 7), draw(81, rows=2)
+    log_q_PK = torch.log_softmax(student_PV / 2.0, dim=1).gather(1, ids_PK)
+    expected = (weights_PK * (weights_PK.log() - log_q_PK)).sum(dim=1)
+    for tail in (None, "bucket", "none"):
+        torch.testing.assert_close(kl_divergence(student_PV, targets, temperature=2.0, tail=tail), expected)
+    with pytest.raises(RecipeError, match="drawn at the temperature 2"):
+        kl_divergence(student_PV, targets, temperature=1.0)
 
 
 # Cross entropy.

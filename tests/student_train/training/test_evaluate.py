@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from storage.encodings.targets import DenseTargets, TopKTargets
+from storage.encodings.dense import DenseTargets
+from storage.encodings.topk import TopKTargets
 from storage.format.rows import DecodedRows
 from storage.stream.torch_tensors import to_torch
 from student_train.losses import Unprojected
 from student_train.training.evaluate import evaluate, rows_a_batch
+from tests.storage.encodings.test_targets import LABEL, factored
 from tests.student_train.sequences import SequenceRows
 
 LABELLED = {"accuracy", "cross_entropy", "ece"}
@@ -182,9 +184,17 @@ def test_masked_sequences_are_scored_as_the_positions_that_count(kind: str, monk
     alone = DecodedRows(np.arange(int(keep.sum())), {}, label, few)
     expected = evaluate(lambda rows: hidden.reshape(-1, 4)[keep] @ weight.t(), [alone])
     assert 0 < len(alone) < 42 and expected.keys() == LABELLED | SOFT | BOTH
-    monkeypatch.setattr("student_train.losses.chunks.CPU_BYTES", 13 * 4 * 5)
+    monkeypatch.setattr("student_train.losses.chunked_logits.CPU_BYTES", 13 * 4 * 5)
     assert evaluate(lambda rows: hidden @ weight.t(), [rows]) == pytest.approx(expected, rel=1e-5)
     assert evaluate(lambda rows: Unprojected(hidden, weight), [rows]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_teacher_of_another_encoding_is_scored_without_more_code() -> None:
+    student: Any = np.random.default_rng(2).normal(size=(2, 3, 11))
+    mine, dense = (DecodedRows(np.arange(2), {"logits": student}, LABEL, targets) for targets in factored())
+    expected = score(to_torch(dense))
+    assert expected.keys() == LABELLED | SOFT | BOTH
+    assert score(to_torch(mine)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_as_many_rows_at_once_as_their_logits_allow() -> None:

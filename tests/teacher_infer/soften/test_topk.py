@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from storage.encodings.dense import Dense
-from storage.encodings.targets import IGNORED, TopKTargets
-from storage.encodings.topk import TopK
+from storage.encodings.targets import IGNORED
+from storage.encodings.topk import TopK, TopKTargets
 from teacher_infer.soften import blocks, soften
 from tests.teacher_infer.distributions import KINDS, arrays, made, without_compiler
 

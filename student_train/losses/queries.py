@@ -1,4 +1,4 @@
-"""What a loss wants to know of a student's distribution, and what it is told."""
+"""A loss's query about the student's distribution, and its result."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ LogProbs = Callable[[slice], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A question about q = softmax(z / temperature) of P positions.
+class Query:
+    """A query about q = softmax(z / temperature) of P positions.
 
     ids_PK: classes whose log q is wanted; distinct within a position.
-    tail: whether the log of the mass outside these ids is.
+    tail: whether the log of the mass outside these ids is wanted.
     mean: weights of the classes, whose mean of log q is: one vector m [V] for all positions, of which the classes
       outside the ids count, or a teacher's whole rows, made chunk by chunk (then there are no ids).
     """
@@ -59,8 +59,8 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Picked:
-    """The answer to an Ask, in float32 or the logits' higher precision; what was not asked for is empty.
+class QueryResult:
+    """The result of a Query, in float32 or the logits' higher precision; what was not queried is empty.
 
     log_q_PK: [P, K] log q of the ids. log_tail_P: [P] log of q's mass outside them.
     mean_log_q_P: [P] the sum of m log q. mean_log_m_P: [P] the sum of m log m of a teacher's rows; no gradient.
@@ -73,10 +73,10 @@ class Picked:
 
 
 class Term(NamedTuple):
-    """A loss's two halves: what it asks for, and its value [P] from what was picked."""
+    """The two halves of a loss: its query, and its value [P] from the query's result."""
 
-    ask: Ask
-    value: Callable[[Picked], torch.Tensor]
+    query: Query
+    value: Callable[[QueryResult], torch.Tensor]
 
 
 def flat(output: Output) -> Output:

@@ -1,4 +1,4 @@
-"""One exponential over the classes that several asks share: what it tells of a chunk, and its gradient."""
+"""Passes over a chunk of logits: one exponential over the classes that several queries share, and its gradient."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from student_train.losses.asks import Ask, Picked
-from student_train.losses.chunks import Positions
+from student_train.losses.chunked_logits import Positions
+from student_train.losses.queries import Query, QueryResult
 
 
 @dataclass
@@ -16,15 +16,15 @@ class Pass:
     """Asks of one temperature that share an exponential: one of them at most takes its ids out of it."""
 
     temperature: float
-    asks: list[int]
+    queries: list[int]
     owner: int | None = None
 
 
 @dataclass
 class Plan:
-    """What a call of `pick` does at each chunk, forward and backward. dtype: that of the products."""
+    """What a call of `query_student` does at each chunk, forward and backward. dtype: that of the products."""
 
-    asks: list[Ask]
+    queries: list[Query]
     at: Positions | None
     chunk_bytes: int | None
     dtype: torch.dtype
@@ -33,18 +33,18 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.passes = []
-        for number, ask in enumerate(self.asks):
-            if ask.ids_PK is not None and callable(ask.mean):
+        for number, query in enumerate(self.queries):
+            if query.ids_PK is not None and callable(query.mean):
                 raise ValueError("A mean over whole rows has no ids.")
-            if ask.ids_PK is None and ask.tail:
+            if query.ids_PK is None and query.tail:
                 raise ValueError("A tail is what lies outside ids.")
-            mine = (one for one in self.passes if one.temperature == ask.temperature)
-            found = next((one for one in mine if one.owner is None or not ask.owns), None)
+            mine = (one for one in self.passes if one.temperature == query.temperature)
+            found = next((one for one in mine if one.owner is None or not query.owns), None)
             if found is None:
-                found = Pass(ask.temperature, [])
+                found = Pass(query.temperature, [])
                 self.passes.append(found)
-            found.asks.append(number)
-            if ask.owns:
+            found.queries.append(number)
+            if query.owns:
                 found.owner = number
         # Where there is one temperature only, logits are made divided by it.
         self.scale = 1 / self.passes[0].temperature if len(self.passes) == 1 else 1.0
@@ -54,16 +54,19 @@ class Plan:
         return z if one.temperature == 1.0 or self.scale != 1.0 else z.mul_(1 / one.temperature)
 
 
-def look(
-    y: torch.Tensor, one: Pass, plan: Plan, answers: list[Picked], piece: slice
+def forward_chunk(
+    y: torch.Tensor, one: Pass, plan: Plan, answers: list[QueryResult], piece: slice
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Answer a pass's asks of a chunk, whose logits y [C, V] are used up; gives lse over all and outside the ids."""
+    """Answer the queries of a pass for a chunk. Returns the logsumexp over all classes and over those outside the ids.
+
+    y: the chunk's logits [C, V], which are overwritten.
+    """
     plan.soften(y, one)
-    for number in one.asks:
-        ids = _ids(plan.asks[number], piece)
+    for number in one.queries:
+        ids = _ids(plan.queries[number], piece)
         if ids is not None:
             answers[number].log_q_PK[piece] = y.gather(1, ids)
-    owner = None if one.owner is None else plan.asks[one.owner]
+    owner = None if one.owner is None else plan.queries[one.owner]
     out = None if owner is None else _ids(owner, piece)
     if out is not None:
         y.scatter_(1, out, -torch.inf)
@@ -75,7 +78,7 @@ def look(
     lse = rest
     if out is not None and one.owner is not None:
         lse = torch.logaddexp(rest, torch.logsumexp(answers[one.owner].log_q_PK[piece], dim=1))
-    for number in one.asks:
+    for number in one.queries:
         answers[number].log_q_PK[piece] -= lse[:, None]
     if one.owner is not None and owner is not None:
         answer = answers[one.owner]
@@ -90,7 +93,7 @@ def look(
 
 
 def _mean(
-    y: torch.Tensor, owner: Ask, out: torch.Tensor | None, piece: slice
+    y: torch.Tensor, owner: Query, out: torch.Tensor | None, piece: slice
 ) -> tuple[torch.Tensor, torch.Tensor | float, torch.Tensor | None]:
     """The sum of m y, of m, and of m log m [C]; y [C, V] is -inf at the ids `out`, and left so.
 
@@ -119,11 +122,11 @@ def outside(weights_V: torch.Tensor, ids_PK: torch.Tensor) -> torch.Tensor:
     return (wide.sum() - wide[ids_PK].sum(dim=1)).clamp_(min=0)
 
 
-def _ids(ask: Ask, piece: slice) -> torch.Tensor | None:
-    return None if ask.ids_PK is None else ask.ids_PK[piece].long()
+def _ids(query: Query, piece: slice) -> torch.Tensor | None:
+    return None if query.ids_PK is None else query.ids_PK[piece].long()
 
 
-class Slope:
+class PassGradient:
     """The gradient of a pass with respect to z; its small parts are worked out for all positions at once."""
 
     def __init__(
@@ -137,9 +140,9 @@ class Slope:
     ) -> None:
         self.one, self.plan, scale = one, plan, 1 / one.temperature
         self.rest_P1 = rest_P.clamp(min=torch.finfo(rest_P.dtype).min)[:, None]
-        self.grads = {number: given[number][0] * scale for number in one.asks}
+        self.grads = {number: given[number][0] * scale for number in one.queries}
         factor_P = -sum((grad.sum(dim=1) for grad in self.grads.values()), start=torch.zeros_like(rest_P))
-        self.owner = None if one.owner is None else plan.asks[one.owner]
+        self.owner = None if one.owner is None else plan.queries[one.owner]
         self.mean_P1, inside_PK = None, None
         if self.owner is not None and one.owner is not None:
             tail_P, mean_P = (grad * scale for grad in given[one.owner][1:])
@@ -171,6 +174,6 @@ class Slope:
         if self.owner is not None and self.inside_PK is not None and self.owner.ids_PK is not None:
             y.scatter_(1, self.owner.ids_PK[piece].long(), self.inside_PK[piece])
         for number, grad_PK in self.grads.items():
-            ids = _ids(self.plan.asks[number], piece)
+            ids = _ids(self.plan.queries[number], piece)
             if ids is not None:
                 y.scatter_add_(1, ids, grad_PK[piece])

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from student_train.losses.asks import Output, Unprojected, flat
+from student_train.losses.queries import Output, Unprojected, flat
 
 # Logits that are held at once, as float32. Large enough that reading and writing the head's gradient [V, d], once a
 # chunk, is little beside the products; a GPU needs more for that.

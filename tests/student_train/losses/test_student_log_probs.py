@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from student_train.losses import Unprojected
-from student_train.losses.asks import Ask, Picked
 from student_train.losses.forward_kl import TAILS, kl_divergence
-from student_train.losses.picks import pick
+from student_train.losses.queries import Query, QueryResult
+from student_train.losses.student_log_probs import query_student
 from tests.student_train.sparse import GRID, dense_definition, top_k
 
 P, V, D, K = 5, 11, 4, 3
@@ -31,35 +31,35 @@ ROWS = torch.log_softmax(normal(3, P, V), dim=1)
 IDS = normal(4, P, V).argsort(dim=1)[:, :K]
 UNIGRAM = distribution(5, V)
 
-ASKS = {
-    "ids": lambda at: Ask(3.0, IDS[at, :2]),
-    "tail": lambda at: Ask(2.0, IDS[at], tail=True),
-    "label": lambda at: Ask(1.0, IDS[at, :1]),
-    "mean outside": lambda at: Ask(2.0, IDS[at], mean=UNIGRAM),
-    "mean": lambda at: Ask(1.0, mean=UNIGRAM),
-    "rows": lambda at: Ask(2.0, mean=lambda piece: ROWS[at][piece].clone()),
-    "all of it": lambda at: Ask(1.0, IDS[at], tail=True, mean=UNIGRAM),
+QUERIES = {
+    "ids": lambda at: Query(3.0, IDS[at, :2]),
+    "tail": lambda at: Query(2.0, IDS[at], tail=True),
+    "label": lambda at: Query(1.0, IDS[at, :1]),
+    "mean outside": lambda at: Query(2.0, IDS[at], mean=UNIGRAM),
+    "mean": lambda at: Query(1.0, mean=UNIGRAM),
+    "rows": lambda at: Query(2.0, mean=lambda piece: ROWS[at][piece].clone()),
+    "all of it": lambda at: Query(1.0, IDS[at], tail=True, mean=UNIGRAM),
 }
-SETS = [*([name] for name in ASKS), list(ASKS), ["tail", "label"], ["label", "all of it", "mean"]]
+SETS = [*([name] for name in QUERIES), list(QUERIES), ["tail", "label"], ["label", "all of it", "mean"]]
 
 
-def by_hand(ask: Ask, z: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    log_q = torch.log_softmax(z / ask.temperature, dim=1)
+def by_hand(query: Query, z: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    log_q = torch.log_softmax(z / query.temperature, dim=1)
     outside = torch.ones_like(log_q, dtype=torch.bool)
     none = log_q.new_zeros(0)
     ids, tail, mean = log_q[:, :0], none, none
-    if ask.ids_PK is not None:
-        ids, outside = log_q.gather(1, ask.ids_PK), outside.scatter(1, ask.ids_PK, False)
-    if ask.tail:
+    if query.ids_PK is not None:
+        ids, outside = log_q.gather(1, query.ids_PK), outside.scatter(1, query.ids_PK, False)
+    if query.tail:
         tail = torch.log((log_q.exp() * outside).sum(dim=1))
-    if isinstance(ask.mean, torch.Tensor):
-        mean = (ask.mean * outside * log_q).sum(dim=1)
-    elif ask.mean is not None:
-        mean = (ask.mean(slice(None)).exp() * log_q).sum(dim=1)
+    if isinstance(query.mean, torch.Tensor):
+        mean = (query.mean * outside * log_q).sum(dim=1)
+    elif query.mean is not None:
+        mean = (query.mean(slice(None)).exp() * log_q).sum(dim=1)
     return ids, tail, mean
 
 
-def parts(found: list[Picked]) -> tuple[torch.Tensor, ...]:
+def parts(found: list[QueryResult]) -> tuple[torch.Tensor, ...]:
     return tuple(part for one in found for part in (one.log_q_PK, one.log_tail_P, one.mean_log_q_P))
 
 
@@ -70,17 +70,17 @@ def parts(found: list[Picked]) -> tuple[torch.Tensor, ...]:
 def test_values_and_gradients_of_whatever_is_asked_together(names: list[str], at: Any, bias: bool) -> None:
     hidden, weight = normal(0, P, D).requires_grad_(), normal(1, V, D).requires_grad_()
     given = (hidden, weight, *([normal(2, V).requires_grad_()] if bias else []))
-    asks = [ASKS[name](at) for name in names]
+    queries = [QUERIES[name](at) for name in names]
 
     def fused(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # Chunks of two positions.
-        return parts(pick(Unprojected(*given), asks, at, chunk_bytes=2 * V * 8))
+        return parts(query_student(Unprojected(*given), queries, at, chunk_bytes=2 * V * 8))
 
     def naive(z: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return parts(pick(z, asks, at, chunk_bytes=2 * V * 8))
+        return parts(query_student(z, queries, at, chunk_bytes=2 * V * 8))
 
     z = (hidden @ weight.t() + (given[2] if bias else 0.0)).detach().requires_grad_()
-    expected = tuple(part for ask in asks for part in by_hand(ask, z[at]))
+    expected = tuple(part for query in queries for part in by_hand(query, z[at]))
     torch.testing.assert_close(fused(*given), expected)
     torch.testing.assert_close(naive(z), expected)
     assert torch.autograd.gradcheck(fused, given, fast_mode=True)
@@ -88,7 +88,7 @@ def test_values_and_gradients_of_whatever_is_asked_together(names: list[str], at
 
 
 def test_a_teachers_rows_tell_their_entropy_too() -> None:
-    (found,) = pick(normal(0, P, V), [ASKS["rows"](slice(None))])
+    (found,) = query_student(normal(0, P, V), [QUERIES["rows"](slice(None))])
     torch.testing.assert_close(found.mean_log_m_P, (ROWS.exp() * ROWS).sum(dim=1))
     assert not found.mean_log_m_P.requires_grad
 
@@ -96,10 +96,10 @@ def test_a_teachers_rows_tell_their_entropy_too() -> None:
 @pytest.mark.parametrize("kind", ["logits", "hidden"])
 def test_what_was_given_is_not_changed_and_may_need_no_gradient(kind: str) -> None:
     z, hidden, weight = normal(0, P, V), normal(1, P, D), normal(2, V, D).requires_grad_()
-    asks = [ASKS["tail"](slice(None)), ASKS["label"](slice(None))]
+    queries = [QUERIES["tail"](slice(None)), QUERIES["label"](slice(None))]
     given = z if kind == "logits" else Unprojected(hidden, weight)
     before = [part.clone() for part in ([z] if kind == "logits" else [hidden, weight])]
-    found = pick(given, asks)
+    found = query_student(given, queries)
     if kind == "hidden":
         sum(part.sum() for part in parts(found)).backward()  # type: ignore[union-attr]
         assert hidden.grad is None and weight.grad is not None
@@ -109,15 +109,15 @@ def test_what_was_given_is_not_changed_and_may_need_no_gradient(kind: str) -> No
 def test_sequences_are_one_axis_of_positions() -> None:
     z = normal(0, 2, 3, V).requires_grad_()
     ids = normal(1, 6, V).argsort(dim=1)[:, :2]
-    (found,) = pick(z, [Ask(1.0, ids[[1, 5]], tail=True)], torch.tensor([1, 5]))
-    (same,) = pick(z.reshape(6, V)[[1, 5]], [Ask(1.0, ids[[1, 5]], tail=True)])
+    (found,) = query_student(z, [Query(1.0, ids[[1, 5]], tail=True)], torch.tensor([1, 5]))
+    (same,) = query_student(z.reshape(6, V)[[1, 5]], [Query(1.0, ids[[1, 5]], tail=True)])
     torch.testing.assert_close(found.log_tail_P, same.log_tail_P)
 
 
-@pytest.mark.parametrize("ask", [Ask(tail=True), Ask(1.0, IDS, mean=lambda piece: ROWS[piece])])
-def test_what_makes_no_question_is_refused(ask: Ask) -> None:
+@pytest.mark.parametrize("query", [Query(tail=True), Query(1.0, IDS, mean=lambda piece: ROWS[piece])])
+def test_what_makes_no_question_is_refused(query: Query) -> None:
     with pytest.raises(ValueError, match=r"outside ids|no ids"):
-        pick(normal(0, P, V), [ask])
+        query_student(normal(0, P, V), [query])
 
 
 # The sparse losses against their dense definitions.
@@ -172,7 +172,7 @@ def test_a_tail_of_the_student_that_is_less_than_any_float_is_told() -> None:
     z[0, 0] = 500.0
     targets = top_k(normal(0, 1, LARGE), 1)
     targets = targets.each(lambda array: array.float() if array.is_floating_point() else torch.zeros_like(array))
-    (found,) = pick(z, [Ask(1.0, targets.ids_PK, tail=True)])
+    (found,) = query_student(z, [Query(1.0, targets.ids_PK, tail=True)])
     assert float(found.log_tail_P) == pytest.approx(-500 + torch.log(torch.tensor(LARGE - 1.0)).item(), rel=1e-6)
     z.requires_grad_()
     kl_divergence(z, targets, temperature=1.0).sum().backward()
@@ -202,7 +202,7 @@ def test_large_vocabularies_in_float32_are_those_of_float64(classes: int) -> Non
 
 def losses(output: Any, tail: str, chunk_bytes: int | None = None, monkeypatch: Any = None) -> torch.Tensor:
     if chunk_bytes is not None:
-        monkeypatch.setattr("student_train.losses.chunks.CPU_BYTES", chunk_bytes)
+        monkeypatch.setattr("student_train.losses.chunked_logits.CPU_BYTES", chunk_bytes)
     targets, unigram = top_k(normal(20, 6, LARGE), 20), distribution(21, LARGE)
     return kl_divergence(output, targets, temperature=2.0, tail=tail, unigram=unigram)
 
@@ -238,9 +238,9 @@ def test_low_precision_is_multiplied_up() -> None:
 
 def test_autocast_does_not_round_what_is_summed() -> None:
     hidden, weight = normal(26, 6, 8).float().requires_grad_(), normal(27, LARGE, 8).float().requires_grad_()
-    ask = Ask(2.0, torch.arange(18).reshape(6, 3), tail=True)
-    (plain,) = pick(Unprojected(hidden, weight), [ask])
+    query = Query(2.0, torch.arange(18).reshape(6, 3), tail=True)
+    (plain,) = query_student(Unprojected(hidden, weight), [query])
     with torch.autocast("cpu", torch.bfloat16):
-        (cast,) = pick(Unprojected(hidden, weight), [ask])
+        (cast,) = query_student(Unprojected(hidden, weight), [query])
     assert cast.log_tail_P.dtype == torch.float32
     torch.testing.assert_close(parts([cast]), parts([plain]))

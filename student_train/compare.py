@@ -13,7 +13,7 @@ from jobs.console import say, table
 from jobs.tracking.settings import TrackingSection
 from jobs.tracking.sqlite_uri import sqlite_path
 from storage.base.digest import sha256_of
-from storage.base.errors import TrackingError, UsageError
+from storage.base.errors import JobError, UsageError
 from storage.cache.open import open_cache
 from storage.objectstore.location import absolute
 
@@ -46,7 +46,7 @@ def compare_runs(asked: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
         )
     database = sqlite_path(uri)
     if database is not None and not database.exists():
-        raise TrackingError(
+        raise JobError(
             f"There is no database at {uri}.", "Training runs make it.", "Train first, or name another with --tracking."
         )
     runs = finished_runs(uri, "tags.`distill.role` != 'cache'")

@@ -41,7 +41,7 @@ def run(recipe: StudentRecipe) -> list[dict[str, Any]]:
     """Train every seed of a recipe, some at the same time, and give their results in the seeds' order.
 
     A seed goes on where it stopped, and one that is finished gives the result that it has. Raises
-    ForeignState when a run's folder belongs to another recipe or other data, FolderInUse when another process
+    VerificationError when a run's folder belongs to another recipe or other data, FolderInUse when another process
     trains it.
     """
     runs = begin(recipe)

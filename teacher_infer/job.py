@@ -14,8 +14,9 @@ from jobs.cluster.metrics import Meter
 from jobs.cluster.node_losses import Losses
 from jobs.cluster.resources import bundle, refuse_too_large, what_there_is
 from jobs.console import Progress, say
+from jobs.errors import DeviceLost
 from jobs.failures.classification import Failure, classify, delay_s
-from storage.base.errors import DeviceLost, JobError, RecipeError, StillhouseError, StoreLost
+from storage.base.errors import JobError, RecipeError, StillhouseError, StoreLost
 from storage.cache.commits import Commit, settle
 from storage.cache.leases import Lease
 from teacher_infer.labelling.job_progress import JobProgress

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jobs.console import say
-from storage.base.errors import RecipeError, StoreError, TeacherError
+from storage.base.errors import JobError, RecipeError, StoreError
 from storage.base.redact import redact
 from storage.cache import seal as sealing
 from storage.cache.cache import Cache
@@ -87,7 +87,7 @@ def _be_the_only_one(store: Folder, marker: str) -> None:
 def _refuse_empty(parts: Sequence[Part], progress: JobProgress) -> None:
     for part in parts:
         if not any(progress.commit(span).rows for span in part.plan.spans):
-            raise TeacherError(f"The teacher could label no sample of '{part.name}'.", "A cache has at least one.")
+            raise JobError(f"The teacher could label no sample of '{part.name}'.", "A cache has at least one.")
 
 
 def _answers(parts: Sequence[Part], sealed: Sequence[Cache], progress: JobProgress) -> list[dict[str, Any]]:

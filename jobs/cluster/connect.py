@@ -16,8 +16,9 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from jobs.cluster.resources import what_there_is
+from jobs.errors import ClusterError
 from stillhouse_commands import ray_settings
-from storage.base.errors import ClusterError, SubmissionError, TokenRefused
+from storage.base.errors import UsageError
 from storage.base.redact import redact
 
 log = logging.getLogger("stillhouse.cluster")
@@ -49,7 +50,7 @@ def connect(num_cpus: int | None) -> None:
     """The Ray of RAY_ADDRESS, or one embedded in this process until it ends; the one at hand if there is one.
 
     Logs which one it is. Raises ClusterError when nobody answers at RAY_ADDRESS or the embedded Ray does
-    not start, SubmissionError for a RAY_ADDRESS that is none, TokenRefused.
+    not start, UsageError for a RAY_ADDRESS that is none or asks for another token.
     """
     if ray.is_initialized():
         _announce("The Ray that this process is connected to", None)
@@ -65,7 +66,7 @@ def connect(num_cpus: int | None) -> None:
         _announce("A Ray embedded in this process", context)
         return
     if re.match("https?://", address):
-        raise SubmissionError(
+        raise UsageError(
             f"RAY_ADDRESS is '{address}', where a cluster takes jobs that are submitted to it.",
             "A job that runs here connects to HOST:6379, from one of the cluster's own machines.",
             "Put the word submit before the recipe, or unset RAY_ADDRESS to use this machine alone.",
@@ -74,7 +75,7 @@ def connect(num_cpus: int | None) -> None:
     try:
         context = _init(log_to_driver=True)
     except AuthenticationError as error:
-        raise TokenRefused(f"{first_line(error.message)}.", TOKEN_IS_LOOKED_FOR) from None
+        raise UsageError(f"{first_line(error.message)}.", TOKEN_IS_LOOKED_FOR) from None
     except Exception as error:
         if address == "auto":
             raise ClusterError(
@@ -165,7 +166,7 @@ def _announce(what: str, context: Any) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raises SubmissionError for an address of no form that Ray knows, and ClusterError when nobody listens there.
+    """Raises UsageError for an address of no form that Ray knows, and ClusterError when nobody listens there.
 
     Ray itself would ask for two minutes, then exit.
     """
@@ -174,7 +175,7 @@ def _knock(address: str) -> None:
         # Other schemes are those of packages that are installed beside Ray.
         if address == "auto" or re.match(r"(?!ray:)\w+://", address):
             return
-        raise SubmissionError(
+        raise UsageError(
             f"RAY_ADDRESS is '{address}'.",
             "It is HOST:PORT, ray://HOST:PORT, auto (the Ray on this machine) or local (one of the job's own).",
             "Mend it, or unset it to use this machine alone.",

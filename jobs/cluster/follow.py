@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from jobs.console import say
-from storage.base.errors import ClusterError
+from jobs.errors import ClusterError
 from storage.base.redact import redact
 
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from jobs.cluster.connect import ANSWER_S, TOKEN_IS_LOOKED_FOR, first_line
 from jobs.cluster.submission import Submission
-from storage.base.errors import ClusterError, SubmissionError, TokenRefused
+from jobs.errors import ClusterError
+from storage.base.errors import UsageError
 from storage.base.redact import redact
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -22,19 +23,19 @@ T = TypeVar("T")
 
 
 def resolve_address(given: str | None, environment: Mapping[str, str]) -> str:
-    """Where to submit to: what was given, otherwise what the environment names. Raises SubmissionError."""
+    """Where to submit to: what was given, otherwise what the environment names. Raises UsageError."""
     named = [("--address", given), *((name, environment.get(name)) for name in ADDRESS_VARIABLES)]
     for name, address in named:
         if not address:
             continue
         if not address.startswith(("http://", "https://")):
-            raise SubmissionError(
+            raise UsageError(
                 f"{name} is '{address}'.",
                 "Jobs are submitted to the head's dashboard, over HTTP.",
                 "Give --address http://HOST:8265.",
             )
         return address.rstrip("/")
-    raise SubmissionError(
+    raise UsageError(
         "No cluster is named.",
         "--address, RAY_API_SERVER_ADDRESS or RAY_ADDRESS names the dashboard of one.",
         "Give --address http://127.0.0.1:8265 for one on this machine, or one that `ray dashboard` leads to.",
@@ -88,7 +89,7 @@ class Head:
         try:
             return _within(seconds, question)
         except AuthenticationError as error:
-            raise TokenRefused(
+            raise UsageError(
                 f"The cluster at {redact(self.address)} was not entered: {first_line(error.message)}.",
                 TOKEN_IS_LOOKED_FOR,
                 "Set RAY_AUTH_MODE=token, and put the cluster's token there.",

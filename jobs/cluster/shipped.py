@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.base.errors import SubmissionError
+from storage.base.errors import UsageError
 
 LEFT_BEHIND = "Ray leaves behind what a .gitignore or a .rayignore names, and .git, .venv, venv and __pycache__"
 
@@ -38,7 +38,7 @@ class Shipped:
 
 
 def shipped(folder: Path) -> Shipped:
-    """What Ray makes a package of. Raises SubmissionError when that is more than a cluster takes.
+    """What Ray makes a package of. Raises UsageError when that is more than a cluster takes.
 
     It is Ray's own walk: `git check-ignore` says another thing of files that are tracked although a
     pattern names them, of ignore files above the working directory, and of .rayignore. The walk has
@@ -48,7 +48,7 @@ def shipped(folder: Path) -> Shipped:
         from ray._private import ray_constants
         from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
     except ImportError as error:
-        raise SubmissionError(
+        raise UsageError(
             f"This Ray does not tell what it ships ({error}).",
             "stillhouse asks it in the way of Ray 2.60.",
             "Install the versions of constraints.txt.",
@@ -69,7 +69,7 @@ def shipped(folder: Path) -> Shipped:
             logger=_quiet(),
         )
     except OSError as error:
-        raise SubmissionError(
+        raise UsageError(
             f"The working directory cannot be read ({error}).",
             "All of it goes with the job.",
             "Name what stays here in a .rayignore.",
@@ -79,7 +79,7 @@ def shipped(folder: Path) -> Shipped:
     limit = ray_constants.DASHBOARD_CLIENT_MAX_SIZE
     if found.bytes >= limit:
         largest = sorted(files, key=lambda name: -files[name])[:5]
-        raise SubmissionError(
+        raise UsageError(
             f"The working directory {folder} has {_mib(found.bytes)} in {len(files):,} files to ship. The largest: "
             f"{', '.join(f'{name} ({_mib(files[name])})' for name in largest)}.",
             f"Ray takes less than {_mib(limit)}.",

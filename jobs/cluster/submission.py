@@ -13,7 +13,7 @@ from typing import Any
 from jobs.cluster.portable import refuse_left_behind, refuse_secrets, tracker
 from jobs.cluster.shipped import LEFT_BEHIND, Shipped, shipped
 from jobs.recipe import read_recipe, recipe_digest
-from storage.base.errors import SubmissionError
+from storage.base.errors import UsageError
 from storage.base.settings import Section
 
 # What a job is asked does not change with the machines that it is given, nor with who is told of it.
@@ -43,7 +43,7 @@ class Submission:
 def prepare(job: Job, recipe_path: str, overrides: Sequence[str]) -> Submission:
     """A recipe of the working directory, checked.
 
-    Raises RecipeError or SubmissionError where it would not run there as it does here.
+    Raises RecipeError or UsageError where it would not run there as it does here.
     """
     folder = Path.cwd()
     recipe: Any = read_recipe(recipe_path, overrides, job.kind, on_cluster=True)
@@ -52,13 +52,13 @@ def prepare(job: Job, recipe_path: str, overrides: Sequence[str]) -> Submission:
     files = shipped(folder)
     inside = files.inside(recipe_path)
     if inside is None:
-        raise SubmissionError(
+        raise UsageError(
             f"The recipe '{recipe_path}' lies outside the working directory {folder}.",
             "The working directory goes to the cluster, and the recipe with it.",
             "Submit from the folder that holds your code and recipes.",
         )
     if not files.holds(inside):
-        raise SubmissionError(
+        raise UsageError(
             f"The recipe '{recipe_path}' is not shipped.",
             f"{LEFT_BEHIND}.",
             "Take it out of the ignore file, or put it into another folder.",

@@ -10,7 +10,8 @@ from typing import Any
 from jobs.cluster.follow import Fate, Follower, fate
 from jobs.cluster.submission import Job, Submission, next_id, prepare
 from jobs.console import say
-from storage.base.errors import ClusterError, StillhouseError, SubmissionError
+from jobs.errors import ClusterError
+from storage.base.errors import StillhouseError, UsageError
 from storage.base.redact import redact
 
 
@@ -43,7 +44,7 @@ def submit(job: Job, asked: argparse.Namespace) -> tuple[dict[str, Any], str, in
 
 
 def _hand_over(head: Any, submission: Submission) -> str:
-    """The id under which the cluster has the job. Raises SubmissionError when the same recipe is at work there."""
+    """The id under which the cluster has the job. Raises UsageError when the same recipe is at work there."""
     jobs = [(one.submission_id, one.status.is_terminal()) for one in head.jobs()]
     submission_id, going = next_id(submission.base, jobs)
     if going is None:
@@ -53,7 +54,7 @@ def _hand_over(head: Any, submission: Submission) -> str:
         # Of two who submit the same at the same time, Ray takes the id of one.
         going = None if head.submit(submission_id, submission) else submission_id
     if going is not None:
-        raise SubmissionError(
+        raise UsageError(
             f"The cluster at {redact(head.address)} has a job of this recipe that has not ended, {going}.",
             "One is enough: another would do the same work.",
             _how_to(going, head.address),

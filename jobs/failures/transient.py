@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from jobs.errors import ClusterError, DeviceLost
 from jobs.failures.device_lost import is_device_lost
 from jobs.failures.out_of_memory import chain, is_out_of_memory
-from storage.base.errors import ClusterError, DeviceLost, StoreLost
+from storage.base.errors import StoreLost
 from storage.objectstore.client_errors import NETWORK_ERRNO
 
 PASSING_ERRORS = (StoreLost, DeviceLost, ClusterError)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from inspect import Parameter
 from typing import Any
 
-from storage.base.errors import Mismatch
+from storage.base.errors import UsageError
 
 
 def apply_model(model: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
@@ -20,7 +20,7 @@ def apply_model(model: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
 
     DistributedDataParallel, FullyShardedDataParallel and torch.compile wrappers are looked through. Of an output with
     `logits`, as the transformers library gives, these are returned; any other output as it is.
-    Raises Mismatch for an input that `forward` does not take, and for a parameter without an input or default.
+    Raises UsageError for an input that `forward` does not take, and for a parameter without an input or default.
     """
     inner = _inner(model)
     forward = getattr(inner, "forward", inner)
@@ -44,7 +44,7 @@ def apply_model(model: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
         _refuse_missing(model, {n: p for n, p in named.items() if n != first}, inputs, options)
         return _logits(model(*inputs.values(), **options))
     if unknown:
-        raise Mismatch(
+        raise UsageError(
             f"The data has the inputs {', '.join(inputs)}, and {_name(model)}.forward takes no '{unknown[0]}'.",
             f"It takes {_shown(parameters)}; inputs are passed by name.",
             "Rename the column or the parameter, or choose the columns with source.columns.inputs.",
@@ -59,7 +59,7 @@ def _refuse_missing(
     required = [name for name, parameter in named.items() if parameter.default is Parameter.empty]
     missing = [name for name in required if name not in inputs and name not in options]
     if missing:
-        raise Mismatch(
+        raise UsageError(
             f"{_name(model)}.forward needs '{missing[0]}', and the data has the inputs {', '.join(inputs)}.",
             "Inputs are passed by name; every parameter without a default needs one.",
             "Rename the columns or the parameters, or add the column with source.columns.inputs.",

@@ -22,7 +22,7 @@ from jobs.tracking.client import (
     within,
 )
 from storage.base import yaml12
-from storage.base.errors import TrackingError
+from storage.base.errors import JobError
 from storage.base.redact import redact
 from storage.cache.cache import Cache
 
@@ -164,7 +164,7 @@ def register_model(uri: str, run_id: str, name: str, facts: dict[str, str]) -> s
 
 
 def finished_runs(uri: str, filter_string: str) -> list[dict[str, Any]]:
-    """Finished runs of every experiment: {"run_id", "started", "tags", "metrics"}. Raises TrackingError."""
+    """Finished runs of every experiment: {"run_id", "started", "tags", "metrics"}. Raises JobError."""
     try:
         client, _ = connect(uri)
         ids = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -178,7 +178,7 @@ def finished_runs(uri: str, filter_string: str) -> list[dict[str, Any]]:
                 break
     except Exception as error:
         text = redact(" ".join(str(error).split()))
-        raise TrackingError(
+        raise JobError(
             f"MLflow at {redact(uri)} did not answer ({type(error).__name__}: {text[:300]}).",
             "Runs are compared from what MLflow was told.",
             "Name the tracking server with --tracking or MLFLOW_TRACKING_URI.",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.base.errors import Mismatch
+from storage.base.errors import UsageError
 from storage.encodings.targets import IGNORED, Targets
 from storage.rows.row_groups import RowGroups, evenly_spaced, read_group
 
@@ -27,11 +27,11 @@ def unigram(groups: RowGroups) -> np.ndarray[Any, np.dtype[np.float32]]:
     for group in evenly_spaced(groups, GROUPS):
         rows = read_group(groups, group)
         if rows.targets is None:
-            raise Mismatch(f"{groups.where} has no soft targets.", "A mean is taken of a cache's.")
+            raise UsageError(f"{groups.where} has no soft targets.", "A mean is taken of a cache's.")
         counted.add(rows.targets.flat(), rows.label)
     mean_V = counted.mean()
     if not len(mean_V):
-        raise Mismatch(f"{groups.where} has no rows.", "A mean is taken of some.")
+        raise UsageError(f"{groups.where} has no rows.", "A mean is taken of some.")
     return mean_V
 
 

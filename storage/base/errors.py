@@ -6,23 +6,12 @@
     + SourceError         samples that are not there, or not as they were described
     + ModelError          a factory or weights that do not load
     + StoreError          a store that is not there or cannot be written
-    + FolderInUse         a run's folder that another process is writing to
     + NoCache             a place that holds no sealed cache
-    + Mismatch            shapes or class counts of two things that should fit together
-    + SubmissionError     a job that a cluster is not to be given
-    + TokenRefused        a cluster that asks for another token
   x JobError, exit 1: it was asked for rightly, and failed
-    + TeacherError        logits that are not numbers
-    + DeviceLost          a device that answers nothing any more
-    + TrainingError       a loss that is not a number
-    + TrackingError       MLflow could not answer a question that only it can answer
-    + ClusterError        a cluster that does not answer
     + StoreLost           a store that stopped answering
     + StoreFull           a disk or a quota without room
   x VerificationError, exit 3: bytes, digests or lineage that do not agree
     + CorruptShard        a shard whose bytes are not the bytes that were committed
-    + SourceChanged       rows or a teacher that changed between the plan and the work
-    + ForeignState        a checkpoint or stream state of another cache, order or recipe
 """
 
 from __future__ import annotations
@@ -61,48 +50,12 @@ class StoreError(UsageError):
     pass
 
 
-class FolderInUse(UsageError):
-    pass
-
-
 class NoCache(UsageError):
-    pass
-
-
-class Mismatch(UsageError):
-    pass
-
-
-class SubmissionError(UsageError):
-    pass
-
-
-class TokenRefused(UsageError):
     pass
 
 
 class JobError(StillhouseError):
     exit_code = 1
-
-
-class TeacherError(JobError):
-    pass
-
-
-class DeviceLost(JobError):
-    pass
-
-
-class TrainingError(JobError):
-    pass
-
-
-class TrackingError(JobError):
-    pass
-
-
-class ClusterError(JobError):
-    pass
 
 
 class StoreLost(JobError):
@@ -118,12 +71,4 @@ class VerificationError(StillhouseError):
 
 
 class CorruptShard(VerificationError):
-    pass
-
-
-class SourceChanged(VerificationError):
-    pass
-
-
-class ForeignState(VerificationError):
     pass

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.base.errors import Mismatch, RecipeError
+from storage.base.errors import RecipeError, UsageError
 from storage.base.names import nearest
 from storage.cache.cache import Cache
 from storage.cache.checked_reads import footer_metadata, read_checked
@@ -129,7 +129,7 @@ class CacheRows:
         mine = self._columns_of(footer) if self.columns else ()
         # Bytes of another dtype or shape would be taken for what the first shard's are.
         if set(mine) != set(self.columns):
-            raise Mismatch(
+            raise UsageError(
                 f"The shard {self._url(shard)} has the columns {_told(mine)}.",
                 f"The first one of {self.where} has {_told(self.columns)}.",
                 "All shards of a cache have the same columns, types and shapes.",

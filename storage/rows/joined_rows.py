@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from storage.base.errors import CorruptShard, Mismatch, RecipeError, SourceChanged, SourceError
+from storage.base.errors import CorruptShard, RecipeError, SourceError, UsageError, VerificationError
 from storage.format.rows import DecodedRows
 from storage.rows.cache_rows import CacheRows
 from storage.rows.row_groups import Arrays, Column, Ints
@@ -33,7 +33,7 @@ class JoinedRows:
     """
 
     def __init__(self, groups: CacheRows, source: Source) -> None:
-        """Reads the ids of the whole source. Raises RecipeError, Mismatch, SourceError."""
+        """Reads the ids of the whole source. Raises RecipeError, UsageError, SourceError."""
         self.cache = cache = groups.cache
         if cache.inputs:
             raise RecipeError(
@@ -49,7 +49,7 @@ class JoinedRows:
         self._places = _Places(source)
         if self._places.is_text != (kept[SAMPLE_ID].dtype is None):
             found, expected = ("texts", "integers") if self._places.is_text else ("integers", "texts")
-            raise Mismatch(
+            raise UsageError(
                 f"The sample ids of {told(source)} are {found}, those of the cache {cache.url} {expected}.",
                 "A row's inputs are found by its id.",
                 "Name the source that the cache was made from.",
@@ -79,14 +79,14 @@ class JoinedRows:
         return DecodedRows(rows.sample_id, {c.name: columns[c.name] for c in self._inputs}, rows.label, rows.targets)
 
     def load(self, group: int, out: Arrays) -> Arrays:
-        """Raises SourceChanged for rows whose inputs are not those of the cache, and what a cache's rows raise."""
+        """Raises VerificationError for rows whose inputs are not those of the cache, and what a cache's rows raise."""
         digests_P = np.empty((int(self.sizes[group]), 16), np.uint8)
         texts = self._groups.load(group, {**out, INPUTS_XXH3: digests_P})
         ids_P = texts[SAMPLE_ID] if SAMPLE_ID in texts else out[SAMPLE_ID]
         at_P = self._places.find(ids_P)
         absent = np.flatnonzero(at_P < 0)
         if len(absent):
-            raise SourceChanged(
+            raise VerificationError(
                 f"{told(self._source)} lacks {len(absent):,} of the {len(at_P):,} samples of {self.name_of(group)}; "
                 f"the first is '{ids_P[absent[0]]}'.",
                 f"The cache {self.cache.url} keeps their inputs by reference.",
@@ -103,7 +103,7 @@ class JoinedRows:
         try:
             return self._source.read(file, start, stop)
         except SourceError as error:
-            raise SourceChanged(
+            raise VerificationError(
                 f"Rows {start:,} to {stop:,} of {file.name} cannot be read, and the ids could. {error}",
                 "",
                 _REMEDY,
@@ -112,16 +112,16 @@ class JoinedRows:
     def _check(
         self, table: pa.Table, file: SourceFile, first: int, rows_P: Ints, ids_P: np.ndarray, digests_P: np.ndarray
     ) -> None:
-        """Raises SourceChanged unless rows of a table, read from `first` on, have these ids and input digests."""
+        """Raises VerificationError unless rows of a table, read from `first` on, have these ids and input digests."""
         if table.num_rows <= rows_P[-1]:
-            raise SourceChanged(
+            raise VerificationError(
                 f"{file.name} ends before row {first + rows_P[-1]:,}.", f"It had {file.rows:,} rows.", _REMEDY
             )
         found_P = tensor_columns.unpack(table.column(SAMPLE_ID), table.schema.field(SAMPLE_ID))[rows_P]
         moved = np.flatnonzero(found_P != ids_P)
         if len(moved):
             at = int(moved[0])
-            raise SourceChanged(
+            raise VerificationError(
                 f"Row {first + rows_P[at]:,} of {file.name} is the sample '{found_P[at]}'.",
                 f"It was '{ids_P[at]}' when the ids were read.",
                 "Leave a source alone while a stream reads it, and begin again.",
@@ -131,14 +131,14 @@ class JoinedRows:
         other = np.flatnonzero((digests != digests_P).any(axis=1))
         if len(other):
             at = int(other[0])
-            raise SourceChanged(
+            raise VerificationError(
                 f"The sample '{ids_P[at]}' in row {first + rows_P[at]:,} of {file.name} has inputs ({_shown(inputs)}) "
                 f"with the digest {digests[at].tobytes().hex()[:16]}.",
                 f"The teacher of {self.cache.url} saw {digests_P[at].tobytes().hex()[:16]}.",
                 f"{_REMEDY} Another choice or order of the columns (columns.inputs) is another input, too.",
             )
         if inputs != self._inputs:
-            raise SourceChanged(
+            raise VerificationError(
                 f"{file.name} has inputs ({_shown(inputs)}).",
                 f"{self._places.files[0].name} has ({_shown(self._inputs)}).",
                 _REMEDY,

@@ -26,7 +26,7 @@ def open_rows(
 
     parts: `inputs`, `targets` or both; ids and labels always come. where: an expression over plain columns
     that rows are chosen by (see `Selected`). inputs: where the inputs of a cache by reference are, as a
-    source or as a recipe describes one. Raises NoCache, RecipeError, SourceError, Mismatch, CorruptShard.
+    source or as a recipe describes one. Raises NoCache, RecipeError, SourceError, UsageError, CorruptShard.
 
     Example: `Stream(open_rows("s3://bucket/store/digits", where="soft_entropy < 1"), batch_size=256)`.
     """

@@ -37,7 +37,7 @@ def plain_table(cache: Cache, columns: Sequence[str] | None = None) -> pa.Table:
     """Those of COLUMNS that the shards of a cache have, or some of them; all rows, in stored order.
 
     Taken from the store where somebody put it there; else made from the plain sections, and put there if
-    that may be written. Raises RecipeError for columns that are not there, Mismatch where shards have
+    that may be written. Raises RecipeError for columns that are not there, UsageError where shards have
     different ones, CorruptShard and StoreLost.
     """
     data = _kept(cache)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.base.digest import sha256_of
-from storage.base.errors import SourceChanged, SourceError
+from storage.base.errors import SourceError, VerificationError
 from storage.format.rows import DecodedRows
 from storage.rows.row_groups import Arrays, Column, Ints, plain_rows
 from storage.samples import tensor_columns
@@ -64,7 +64,7 @@ class SourceRows:
         return row_B
 
     def load(self, group: int, out: Arrays) -> Arrays:
-        """Raises SourceChanged when the rows are not those that were digested at the start."""
+        """Raises VerificationError when the rows are not those that were digested at the start."""
         table = self._read(group)
         texts: Arrays = {}
         for column in self.columns:
@@ -82,12 +82,12 @@ class SourceRows:
         try:
             table = self._source.read(*self._groups[group])
         except SourceError as error:
-            raise SourceChanged(
+            raise VerificationError(
                 f"{self.name_of(group)} could be read at the start, and cannot any more. {error}", "", _REMEDY
             ) from error
         found, expected = rows_digest(table), self._digests[group]
         if found != expected:
-            raise SourceChanged(
+            raise VerificationError(
                 f"{self.name_of(group)} have the digest {found[:16]}.", f"It was {expected[:16]} at the start.", _REMEDY
             )
         return table

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.base.digest import canonical_json
-from storage.base.errors import SourceChanged
+from storage.base.errors import VerificationError
 from storage.objectstore.client_errors import in_words
 from storage.objectstore.staging import this_machine
 from storage.samples import tensor_columns
@@ -93,9 +93,9 @@ class RowsDigest:
         self._rows += piece.num_rows
 
     def hexdigest(self) -> str:
-        """`rows_digest` of all rows. Raises SourceChanged when they were not so many as expected."""
+        """`rows_digest` of all rows. Raises VerificationError when they were not so many as expected."""
         if self._rows != self._expected:
-            raise SourceChanged(
+            raise VerificationError(
                 f"{self._where} gave {self._rows:,} rows.",
                 f"It had {self._expected:,} when the rows of the source were counted.",
                 "Leave a source alone while a job reads it, and run the same command again.",

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from storage.base.errors import ForeignState, RecipeError
+from storage.base.errors import RecipeError, VerificationError
 from storage.encodings.targets import Targets
 from storage.format.rows import DecodedRows
 from storage.order import sample_order as ordering
@@ -159,20 +159,20 @@ class Stream:
         return {"place": place, "digest": self.groups.digest, "order": self.order.to_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a state was taken. Raises ForeignState for a state of other content or another order."""
+        """Go on where a state was taken. Raises VerificationError for a state of other content or another order."""
         try:
             digest, place, order = state["digest"], index(state["place"]), dict(state["order"])
             same = Order.from_dict(order) == self.order
             if not 0 <= place < _PLACES:
                 raise ValueError(place)
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise ForeignState(
+            raise VerificationError(
                 "This is no state of a stream.", "A state is what `state_dict` gave: place, digest and order."
             ) from None
         mine = self.state_dict()
         for part, told, agrees in (("digest", digest, digest == mine["digest"]), ("order", order, same)):
             if not agrees:
-                raise ForeignState(
+                raise VerificationError(
                     f"The stream's state has the {part} {told}.",
                     f"{self.groups.where} has {mine[part]}.",
                     "Continue with the data, seed, lanes and window of that state, or begin anew.",

@@ -91,7 +91,7 @@ class StreamDataset(IterableDataset[TorchBatch]):
         return self.stream.state_dict(after)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next loop begin where a state was taken, in the workers too. Raises ForeignState."""
+        """Let the next loop begin where a state was taken, in the workers too. Raises VerificationError."""
         self.stream.load_state_dict(state)
         self._set(self.stream.place)
 

@@ -27,7 +27,7 @@ def cross_entropy(output: Output, label: torch.Tensor) -> torch.Tensor:
     output: logits [R, V] or [R, L, V], or Unprojected; label: integers [R] or [R, L]. P is R or R * L: of sequences
     the positions are one axis. The value is 0, without a gradient, where the label is -100, as in
     torch.nn.functional.cross_entropy. Divide its sum by `count_positions(label)` for a mean.
-    Raises Mismatch for shapes that do not fit, SourceError for a label that is no class.
+    Raises UsageError for shapes that do not fit, SourceError for a label that is no class.
     """
     check_label(output, label)
     label_P = label.reshape(-1)

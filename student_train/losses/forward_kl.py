@@ -47,7 +47,7 @@ def forward_kl(
     A class that the teacher rules out (logit -inf) has p = 0 and adds nothing. One that only the student rules out
     makes the value infinite.
     Formulas: Hinton, Vinyals & Dean 2015, equation 1; of sparse targets `storage.encodings.targets` and w = p in
-    dL/dy = (sum w) q - w. Raises Mismatch for shapes and classes that do not fit, RecipeError for a tail that is not
+    dL/dy = (sum w) q - w. Raises UsageError for shapes and classes that do not fit, RecipeError for a tail that is not
     known or that the targets do not have, and for a temperature outside their grid.
     """
     more: dict[str, Any] = {"temperature": temperature, "tail": tail, "unigram": unigram}

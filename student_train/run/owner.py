@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from storage.base.errors import FolderInUse, JobError, StillhouseError, StoreError
+from jobs.errors import FolderInUse
+from storage.base.errors import JobError, StillhouseError, StoreError
 from storage.cache.leases import DEAD_S, is_fresh, renewed, take_back
 from storage.objectstore.folder import Folder
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from jobs.errors import FolderInUse
 from jobs.models.model_spec import CONFIG_FILE, WEIGHTS_FILE
 from storage.base.digest import sha256_file
-from storage.base.errors import FolderInUse, StillhouseError, StoreError
+from storage.base.errors import StillhouseError, StoreError
 from storage.base.redact import redact
 from storage.cache.lineage import software
 from storage.objectstore.folder import Folder
@@ -91,7 +92,7 @@ def begin(recipe: StudentRecipe) -> list[Run]:
     """A run for each seed of a recipe; with resume=never, after what earlier attempts left was removed.
 
     Their folders are this process's until `Run.release`. Raises FolderInUse, with nothing removed, when one is another
-    process's, and ForeignState when one belongs to another recipe, model or data.
+    process's, and VerificationError when one belongs to another recipe, model or data.
     """
     output = Folder(recipe.output)
     if not output.is_local:

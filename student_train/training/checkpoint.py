@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from storage.base.errors import ForeignState
+from storage.base.errors import VerificationError
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
@@ -54,7 +54,7 @@ def read_state(folder: Path) -> State:
 def restore(
     folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, recipe_digest: str, data_digest: str
 ) -> State:
-    """Load a checkpoint into a model and its optimiser. Raises ForeignState for one of another recipe or data."""
+    """Load a checkpoint into a model and its optimiser. Raises VerificationError for one of another recipe or data."""
     state = read_state(folder)
     refuse_foreign(asdict(state), {"recipe_digest": recipe_digest, "data_digest": data_digest}, str(folder))
     model.load_state_dict(load_file(folder / MODEL))
@@ -67,10 +67,10 @@ def restore(
 
 
 def refuse_foreign(found: dict[str, Any], mine: dict[str, Any], where: str) -> None:
-    """Raises ForeignState where one of the digests that were found is not mine."""
+    """Raises VerificationError where one of the digests that were found is not mine."""
     for name, digest in mine.items():
         if found.get(name) != digest:
-            raise ForeignState(
+            raise VerificationError(
                 f"{where} belongs to a run of another {name.removesuffix('_digest')} ({str(found.get(name))[:8]}).",
                 f"This one is {str(digest)[:8]}.",
                 "Give the run another name, or begin anew in its place with resume=never.",

@@ -10,7 +10,7 @@ import torch
 
 from jobs.failures.out_of_memory import is_out_of_memory
 from jobs.models.model_call import apply_model
-from storage.base.errors import Mismatch, SourceError, StillhouseError
+from storage.base.errors import SourceError, StillhouseError, UsageError
 from storage.encodings.targets import IGNORED
 from storage.format.rows import DecodedRows
 from storage.rows.row_groups import RowGroups, first_rows
@@ -25,20 +25,20 @@ def check_fit(
 ) -> int:
     """Put one row of the data through a copy of the model, and give the model's number of classes.
 
-    losses: those that are to be taken on the data. Raises Mismatch, and RecipeError for what the data's targets cannot
-    serve: a temperature that they were not kept for, a tail where there is none.
+    losses: those that are to be taken on the data. Raises UsageError, and RecipeError for what the data's targets
+    cannot serve: a temperature that they were not kept for, a tail where there is none.
     """
     batch, losses = to_torch(first_rows(data, 1), device), losses or {}
     for name in losses:
         if LOSSES[name].needs == "label" and batch.label is None:
-            raise Mismatch(
+            raise UsageError(
                 f"{data.where} has no labels.",
                 f"The loss {name} needs them.",
                 "Leave that loss out, or give data with labels.",
             )
     found, classes = output_shape(_output(model, batch, data))
     if found != lead(batch):
-        raise Mismatch(
+        raise UsageError(
             f"The model gives logits for positions {list(found)} where the labels or targets of {data.where} "
             f"have {list(lead(batch))}.",
             "There is a logit for each class at each position: [R, V] of classified samples, [R, L, V] of sequences.",
@@ -62,7 +62,7 @@ def _output(model: torch.nn.Module, batch: DecodedRows, data: RowGroups) -> Outp
         if is_out_of_memory(error):
             raise
         shapes = ", ".join(f"{name} {list(value.shape[1:])} {value.dtype}" for name, value in batch.inputs.items())
-        raise Mismatch(
+        raise UsageError(
             f"The model does not take the inputs of {data.where} ({shapes}): {type(error).__name__}: {error}."
         ) from error
 
@@ -80,14 +80,14 @@ def _copy(model: torch.nn.Module) -> torch.nn.Module:
         return model  # it holds what Python cannot copy: a lock, a graph of autograd
 
 
-def _other_classes(where: str, theirs: int, mine: int, sequences: bool) -> Mismatch:
+def _other_classes(where: str, theirs: int, mine: int, sequences: bool) -> UsageError:
     if sequences:
-        return Mismatch(
+        return UsageError(
             f"The cache {where} was written for {theirs:,} tokens, this student has {mine:,}.",
             "Student and teacher share a vocabulary.",
             "Give the student the teacher's tokenizer, and the vocabulary's size without padding.",
         )
-    return Mismatch(
+    return UsageError(
         f"The cache {where} was written for {theirs} classes, this student has {mine}.",
         "Student and teacher tell the same classes apart.",
         "Give the student's factory the teacher's number of classes.",

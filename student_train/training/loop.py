@@ -15,7 +15,7 @@ import torch
 
 from jobs.models.model_call import apply_model
 from storage.base.digest import canonical_json, sha256_of
-from storage.base.errors import RecipeError, SourceChanged, TrainingError
+from storage.base.errors import JobError, RecipeError, VerificationError
 from storage.format.rows import DecodedRows
 from storage.rows.open import open_rows
 from storage.rows.reading import Reading
@@ -82,7 +82,7 @@ class Unobserved:
 
 
 def open_data(recipe: StudentRecipe) -> RowGroups:
-    """What a recipe learns from. Raises NoCache, CorruptShard, SourceError, RecipeError, Mismatch."""
+    """What a recipe learns from. Raises NoCache, CorruptShard, SourceError, RecipeError, UsageError."""
     section = recipe.source if recipe.cache is None else recipe.cache
     assert section is not None
     return _open(section)
@@ -116,7 +116,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 def _refuse_changed(groups: Sequence[RowGroups | None], expected: Sequence[str | None]) -> None:
     for rows, digest in zip(groups, expected, strict=True):
         if rows is not None and rows.digest != digest:
-            raise SourceChanged(
+            raise VerificationError(
                 f"The data that this worker reads from {rows.where} has the digest {rows.digest[:16]}.",
                 f"The driver read {str(digest)[:16]}.",
                 "Leave a source alone while a job reads it; a function gives the same rows at every call.",
@@ -133,8 +133,8 @@ def train(
 ) -> Outcome:
     """Train a recipe's model to its last step, from a checkpoint folder if one is given.
 
-    expected: the digests of the data and of the held-out data that the driver read. Raises Mismatch, SourceError,
-    SourceChanged, TrainingError, CorruptShard, ForeignState.
+    expected: the digests of the data and of the held-out data that the driver read. Raises UsageError, SourceError,
+    VerificationError, JobError.
     """
     started, observer = time.monotonic(), observer or Unobserved()
     if isinstance(recipe.seed, list):
@@ -233,7 +233,7 @@ def _check_finite(model: torch.nn.Module, step: int) -> None:
     # A step can break the weights after its own loss was fine; such a checkpoint would replace a good one.
     for name, value in model.named_parameters():
         if not torch.isfinite(value).all():
-            raise TrainingError(
+            raise JobError(
                 f"The parameter {name} is not finite after step {step}.",
                 "Weights are finite numbers.",
                 "Lower optimizer.lr; the checkpoint before this step is kept.",

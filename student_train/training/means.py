@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
-from storage.base.errors import TrainingError
+from storage.base.errors import JobError
 from student_train.training.journal import Point
 
 
@@ -38,7 +38,7 @@ class Means:
             self._counts[name] = self._counts[name] + counts[name]
 
     def take(self, step: int, lr: float) -> list[Point]:
-        """One point a metric, and begin anew. Raises TrainingError for what is not a number, on every worker."""
+        """One point a metric, and begin anew. Raises JobError for what is not a number, on every worker."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for total in self._sums.values():
                 torch.distributed.all_reduce(total)
@@ -49,7 +49,7 @@ class Means:
         values = {"train/loss": objective, **{f"train/loss_{name}": mean for name, mean in means.items()}}
         for name, value in values.items():
             if not math.isfinite(value):
-                raise TrainingError(
+                raise JobError(
                     f"{name} is {value} at step {step}.",
                     "A loss is a finite number.",
                     "Lower optimizer.lr, or look at the inputs.",

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from jobs.errors import DeviceLost
 from jobs.failures.device_lost import is_device_lost
 from jobs.failures.out_of_memory import is_out_of_memory
 from jobs.failures.transient import is_network_failure, is_passing
-from storage.base.errors import DeviceLost, SourceError, StillhouseError, StoreLost, TeacherError
+from storage.base.errors import JobError, SourceError, StillhouseError, StoreLost
 from storage.base.redact import redact
 from storage.cache.commits import Quarantined
 from storage.encodings import Encoding
@@ -45,7 +46,7 @@ class BatchLabeller:
     def label(self, samples: pa.Table) -> Iterator[tuple[pa.Table, Softened]]:
         """Batches of the samples that could be labelled, each with its softened rows.
 
-        Raises TeacherError, with the first sample's id, once more than `max_bad` samples are quarantined; SourceError
+        Raises JobError, with the first sample's id, once more than `max_bad` samples are quarantined; SourceError
         for labels that do not fit the logits; StoreLost and DeviceLost.
         """
         for start in range(0, samples.num_rows, self._batch_size):
@@ -80,7 +81,7 @@ class BatchLabeller:
         """Raises for errors of memory, network and device, which are no fault of a sample and quarantine none."""
         # Before a lost device: CUBLAS_STATUS_ALLOC_FAILED is a lack of memory.
         if is_out_of_memory(error):
-            raise TeacherError(
+            raise JobError(
                 f"The teacher has no memory for {batch.num_rows} samples (in {self._where}): {_short(error)}.",
                 f"teacher.batch_size is {self._batch_size}.",
                 "Lower it, or give each actor more memory.",
@@ -96,7 +97,7 @@ class BatchLabeller:
     def _quarantine(self, batch: pa.Table, row: int, reason: str) -> None:
         self.quarantined.append(Quarantined(str(batch.column(SAMPLE_ID)[row].as_py()), reason))
         if len(self.quarantined) > self._max_bad:
-            raise TeacherError(
+            raise JobError(
                 f"The teacher cannot label the sample '{self.quarantined[0].sample_id}' (in {self._where}): "
                 f"{self.quarantined[0].reason}.",
                 f"max_bad_samples lets a job leave out {self._max_bad}.",

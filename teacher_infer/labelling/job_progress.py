@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage.base.errors import TeacherError
+from storage.base.errors import JobError
 from storage.cache.commits import Commit, Quarantined, commit_path
 from teacher_infer.labelling.label import Labelled
 from teacher_infer.planning.plan import Span
@@ -38,7 +38,7 @@ class JobProgress:
             self._quarantine(commit)
 
     def add(self, span: Span, labelled: Labelled) -> None:
-        """Raises TeacherError once more samples are quarantined than the recipe lets it."""
+        """Raises JobError once more samples are quarantined than the recipe lets it."""
         self.labelled[span.shard_key] = labelled
         self.done += span.rows * self.positions_a_row.get(span.shard_key, 1)
         self.bytes += labelled.commit.bytes
@@ -55,7 +55,7 @@ class JobProgress:
         self.quarantined += commit.quarantined
         bad = self.quarantined
         if len(bad) > self.max_bad_samples:
-            raise TeacherError(
+            raise JobError(
                 f"{len(bad)} samples are quarantined; the first is '{bad[0].sample_id}': {bad[0].reason}.",
                 f"max_bad_samples lets this job leave out {self.max_bad_samples}.",
                 "Allow more, or mend the samples. Where the fault was the teacher's or a machine's, remove "

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from storage.base.errors import SourceChanged, SourceError, TeacherError
+from storage.base.errors import JobError, SourceError, VerificationError
 from storage.cache.commits import Commit, new_attempt, publish_shard, read_commit, settle
 from storage.encodings import Encoding
 from storage.format.header import FORMAT_VERSION, ShardHeader, shard_schema
@@ -86,8 +86,8 @@ def label_span(
 
     turn: held while the teacher runs, so that of several calls in threads one computes while others read
     and write. At most `writer.WAITING` batches of softened logits wait to be written: a slow disk
-    stops the teacher, not the memory. Raises SourceChanged when the rows are not those of the plan,
-    TeacherError with a sample's id for one that cannot be labelled, SourceError for a label outside the
+    stops the teacher, not the memory. Raises VerificationError when the rows are not those of the plan,
+    JobError with a sample's id for one that cannot be labelled, SourceError for a label outside the
     classes, StoreFull and StoreLost.
     """
     with suppress(FileNotFoundError):
@@ -137,10 +137,12 @@ def _read(work: Work, span: Span, report: Report) -> pa.Table:
     try:
         samples = concat_samples(pieces(), span.file.name)
     except SourceError as error:
-        raise SourceChanged(f"The rows {span} could be planned, and cannot be read. {error}", "", _REMEDY) from error
+        raise VerificationError(
+            f"The rows {span} could be planned, and cannot be read. {error}", "", _REMEDY
+        ) from error
     found = rows_digest(samples)
     if found != span.digest:
-        raise SourceChanged(
+        raise VerificationError(
             f"The rows {span} have the digest {found[:16]}.",
             f"The plan read {span.digest[:16]}.",
             _REMEDY,
@@ -166,7 +168,7 @@ def _shape(teacher: Teacher, samples: pa.Table, labeller: BatchLabeller, span: S
     shape = teacher.answer_shape(samples.slice(0, 1)) if samples.num_rows == 1 else None
     if shape is None:
         first = labeller.quarantined[0]
-        raise TeacherError(
+        raise JobError(
             f"The teacher can label no sample of {span}; of '{first.sample_id}': {first.reason}.",
             "A teacher can label most of a span.",
             "Look at the teacher, its dtype and the machine that it ran on.",

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from storage.base.digest import sha256_of
-from storage.base.errors import RecipeError, SourceChanged, StoreError
+from storage.base.errors import RecipeError, StoreError, VerificationError
 from storage.encodings import make_encoding
 from storage.objectstore.folder import Folder
 from storage.objectstore.staging import remove_dead_stages
@@ -30,7 +30,7 @@ class Worker:
         self._reports, self._rows, self._doing = 0, dict[str, int](), dict[str, Step]()
 
     def load(self, gpus: int) -> None:
-        """Load the teacher. Raises StoreError, RecipeError, SourceChanged, and what loading raises."""
+        """Load the teacher. Raises StoreError, RecipeError, VerificationError, and what loading raises."""
         settings, here = self._settings, socket.gethostname()
         store = Folder(settings["store"], settings["keeps_create"])
         remove_dead_stages()
@@ -51,7 +51,7 @@ class Worker:
                 remedy="Ship the module with the job's working directory, or install it on every machine.",
             ) from None
         if found != planned:
-            raise SourceChanged(
+            raise VerificationError(
                 f"The teacher {spec.lineage()['factory']} on {here} has the digest {sha256_of(found)[:16]}; other than "
                 f"planned: {', '.join(differences(planned, found))}.",
                 f"The job was planned with {sha256_of(planned)[:16]}.",

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.failures.out_of_memory import is_out_of_memory
-from storage.base.errors import StillhouseError, TeacherError
+from storage.base.errors import JobError, StillhouseError
 from storage.encodings import Encoding
 from storage.format.position_columns import ENTROPY, TOP1
 from storage.format.shard import write_shard
@@ -111,7 +111,7 @@ def _translated(error: BaseException, where: str) -> BaseException:
     """A lack of memory as one sentence; any other error as it is."""
     if isinstance(error, StillhouseError) or not is_out_of_memory(error):
         return error
-    return TeacherError(
+    return JobError(
         f"There is no memory to write a shard of {where} ({type(error).__name__}).",
         "Some batches of soft targets and one row group must fit into an actor's memory.",
         "Lower teacher.batch_size, or give each actor more memory.",

@@ -87,7 +87,7 @@ def make_plan(
 
     span_rows: None for `default_span_rows`. refuse: is shown all samples, a piece at a time, with where they are from,
     and raises for what the teacher cannot take. length: gives `Plan.length` for samples that it can take. Raises
-    SourceChanged, and StoreFull where a digest needs a temporary file and there is no space.
+    VerificationError, and StoreFull where a digest needs a temporary file and there is no space.
     """
     files = source.files()
     positions = None

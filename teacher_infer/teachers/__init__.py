@@ -19,7 +19,7 @@ from teacher_infer.teachers.transformers import TransformersTeacher
 
 class Teacher(Protocol):
     def logits(self, inputs: dict[str, np.ndarray[Any, Any]]) -> Any:
-        """Logits on the teacher's device, as a torch tensor, for inputs by name, of S rows each. Raises TeacherError.
+        """Logits on the teacher's device, as a torch tensor, for inputs by name, of S rows each. Raises JobError.
 
         [S, V] of samples, [S, L, V] of sequences of L positions.
         """

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.models.hugging_face import HuggingFaceSpec
 from jobs.models.weight_names import few
-from storage.base.errors import ModelError, TeacherError
+from storage.base.errors import JobError, ModelError
 from teacher_infer.teachers.adapter import merge_adapter
 from teacher_infer.teachers.attention import (
     META,
@@ -35,7 +35,7 @@ def resolve_attention(spec: HuggingFaceSpec, dtype: str) -> HuggingFaceSpec:
 def load(spec: HuggingFaceSpec, dtype: str, device: str) -> Any:
     """The model in eval mode. device: cpu, cuda, meta, or auto, which lays it over all that this process sees.
 
-    Raises ModelError, and TeacherError where the GPUs do not hold it.
+    Raises ModelError, and JobError where the GPUs do not hold it.
     """
     import torch
 
@@ -83,7 +83,7 @@ def load(spec: HuggingFaceSpec, dtype: str, device: str) -> Any:
         placed_on = getattr(model, "hf_device_map", {})
         elsewhere = {str(place) for place in placed_on.values()} & {"cpu", "disk"}
         if elsewhere and torch.cuda.is_available():
-            raise TeacherError(
+            raise JobError(
                 f"The teacher does not fit into the GPUs of an actor: a part of it would lie on {elsewhere.pop()}.",
                 "All of it lies on GPUs.",
                 "Raise ray.gpus_per_actor.",

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from jobs.models.model_call import apply_model
 from jobs.models.model_spec import ModelSpec
-from storage.base.errors import StillhouseError, TeacherError
+from storage.base.errors import JobError, StillhouseError
 from storage.samples import tensor_columns
 from storage.samples.samples import input_names
 
@@ -32,7 +32,7 @@ class ModuleTeacher:
             logits = apply_model(self._model, {name: self._tensor(array) for name, array in inputs.items()})
         if not isinstance(logits, torch.Tensor) or logits.ndim not in (2, 3) or len(logits) != rows:
             found = f"shape {list(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise TeacherError(
+            raise JobError(
                 f"The teacher gave {found} for {rows} samples.",
                 "It gives logits [samples, classes], or of sequences [samples, positions, classes].",
             )

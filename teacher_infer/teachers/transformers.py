@@ -12,7 +12,7 @@ import pyarrow as pa
 from jobs.models.hugging_face import HuggingFaceSpec
 from jobs.models.hugging_face.inputs import forward_names, holds_several, refuse_mask_of_packed, refuse_names
 from jobs.models.hugging_face.sample_table import MASK, Array
-from storage.base.errors import ModelError, SourceError, TeacherError
+from storage.base.errors import JobError, ModelError, SourceError
 from storage.sources.packing.packed_source import INPUT_IDS, POSITION_IDS
 from teacher_infer.teachers.loading import load
 
@@ -69,7 +69,7 @@ class TransformersTeacher:
             self._refuse_padding_ahead(inputs)
         several = spec.is_language_model and positions is not None and bool(holds_several(positions).any())
         if several and self._leak > self._allowed:
-            raise TeacherError(
+            raise JobError(
                 f"{spec.architecture} lets one packed document see another: its logits differ by {self._leak:.2g} of "
                 "their spread from those of the document alone.",
                 f"Up to {self._allowed:.2g} may be {self._dtype}'s rounding.",
@@ -79,7 +79,7 @@ class TransformersTeacher:
             logits = self._ask(inputs)[..., : spec.classes]
         expected = (*ids.shape, spec.classes) if spec.is_language_model else (len(ids), spec.classes)
         if tuple(logits.shape) != expected:
-            raise TeacherError(
+            raise JobError(
                 f"{spec.architecture} gave logits {list(logits.shape)}.", f"Its config says {list(expected)}."
             )
         return logits
@@ -121,13 +121,13 @@ class TransformersTeacher:
         return max(*firsts, *seconds), min(max(least, _ROUNDINGS * max(firsts)), most)
 
     def _refuse_padding_ahead(self, inputs: dict[str, Array]) -> None:
-        """Raises TeacherError for padding before the text where the model counts it as positions, as GPT-2 does."""
+        """Raises JobError for padding before the text where the model counts it as positions, as GPT-2 does."""
         mask_RL = inputs.get(MASK)
         if mask_RL is None or POSITION_IDS in inputs or mask_RL[:, 0].all():
             return
         moved, allowed = self._moved_by_padding
         if moved > allowed:
-            raise TeacherError(
+            raise JobError(
                 f"{self._spec.architecture} counts padding before a text as positions: it moves the logits by "
                 f"{moved:.2g} of their spread.",
                 f"Up to {allowed:.2g} may be {self._dtype}'s rounding.",

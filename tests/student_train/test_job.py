@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jobs.failures import classification
-from storage.base.errors import JobError, RecipeError, StoreLost, TrainingError
+from storage.base.errors import JobError, RecipeError, StoreLost
 from student_train import job
 from student_train.__main__ import main
 from student_train.run.attempts import train_in_attempts, translate
@@ -58,8 +58,8 @@ def test_once_its_budget_is_spent_the_last_error_ends_the_run(quick: None) -> No
 
 
 def test_a_final_error_ends_the_run_at_once() -> None:
-    answers: list[Any] = [TrainingError("NaN"), {"steps": 3}]
-    with pytest.raises(TrainingError):
+    answers: list[Any] = [JobError("NaN"), {"steps": 3}]
+    with pytest.raises(JobError):
         fit(answers)
     assert len(answers) == 1
 
@@ -149,7 +149,7 @@ def test_a_loss_that_is_no_number_is_met_once_however_many_workers(
     code = main([labelled({"bad": 0.0}, {"count": 8}, ray={"workers": 2, "max_failures": 3})])
     said = capfd.readouterr().err
     assert code == 1
-    assert "TrainingError: " in said and "attempt 2" not in said
+    assert "JobError: " in said and "attempt 2" not in said
 
 
 def test_workers_that_an_embedded_ray_never_has_room_for_are_refused_at_once(

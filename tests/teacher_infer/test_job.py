@@ -147,7 +147,7 @@ def test_a_teacher_that_changes_under_a_job_leaves_no_shard(
     import torch
     from safetensors.torch import load_file, save_file
 
-    from storage.base.errors import SourceChanged
+    from storage.base.errors import VerificationError
     from storage.objectstore.folder import Folder
     from teacher_infer.planning.config import TeacherRecipe
     from teacher_infer.planning.prepare import prepare
@@ -156,7 +156,7 @@ def test_a_teacher_that_changes_under_a_job_leaves_no_shard(
     asked = TeacherRecipe.model_validate(recipe())
     prepared = prepare(asked, Folder(asked.store))
     save_file({name: value + torch.ones(()) for name, value in load_file(weights).items()}, weights)
-    with pytest.raises(SourceChanged, match="The job was planned with"):
+    with pytest.raises(VerificationError, match="The job was planned with"):
         run_job(prepared)
     assert Folder(asked.store).names("commits") == []
 

@@ -15,7 +15,7 @@ import pytest
 
 import storage.format.shard
 from jobs.models.model_spec import ModelSpec
-from storage.base.errors import SourceChanged
+from storage.base.errors import VerificationError
 from storage.cache.commits import Commit
 from storage.encodings.dense import Dense, DenseTargets
 from storage.objectstore.folder import Folder
@@ -119,7 +119,7 @@ def test_the_rows_that_the_plan_saw_are_looked_for_in_full(toys: Path, tmp_path:
     """Of a referenced span too, though no input is stored."""
     planned = spans_of(work_of(tmp_path))[0]
     teacher = ModuleTeacher(ModelSpec("stillhouse_toys:linear", {}), dtype="float32", seed=3, device="cpu")
-    with pytest.raises(SourceChanged):
+    with pytest.raises(VerificationError):
         label_span(work_of(tmp_path, features=5), teacher, planned)
 
 

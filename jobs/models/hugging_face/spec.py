@@ -200,7 +200,7 @@ class HuggingFaceSpec:
         ]
 
     def refuse_source(self, source: Any) -> None:
-        """Raises Mismatch for a source whose tokenizer has another vocabulary. source: any; most have none."""
+        """Raises UsageError for a source whose tokenizer has another vocabulary. source: any; most have none."""
         theirs: TokenizerFile | None = getattr(source, "tokenizer", None)
         if theirs is not None:
             mine = self.tokenizer

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from storage.base.errors import Mismatch
+from storage.base.errors import UsageError
 from storage.sources.packing.tokenizer import TokenizerFile
 
 
 def refuse_other_vocabulary(theirs: TokenizerFile, mine: TokenizerFile | None, name: str, classes: int | None) -> None:
-    """Raises Mismatch for a source's tokenizer with another vocabulary than the model's.
+    """Raises UsageError for a source's tokenizer with another vocabulary than the model's.
 
     mine: the model's; None where it has none. name: the model's, for the message. classes: of a language model.
     """
     if mine is None:
         if classes is not None and theirs.size > classes:
-            raise Mismatch(
+            raise UsageError(
                 f"The tokenizer {theirs.where} has {theirs.size:,} tokens.",
                 f"The teacher '{name}' has a vocabulary of {classes:,}.",
                 "Name the teacher's own tokenizer in source.pack.tokenizer.",
@@ -25,7 +25,7 @@ def refuse_other_vocabulary(theirs: TokenizerFile, mine: TokenizerFile | None, n
         (w for w in {**mine.vocabulary, **theirs.vocabulary} if mine.vocabulary.get(w) != theirs.vocabulary.get(w)),
         key=lambda w: (mine.vocabulary.get(w, 1 << 40), w),
     )
-    raise Mismatch(
+    raise UsageError(
         f"The tokenizer {theirs.where} has another vocabulary ({theirs.size:,} tokens; '{word}' is "
         f"{theirs.vocabulary.get(word, 'none')}).",
         f"The teacher's own in '{name}' has {mine.size:,} tokens, and '{word}' is {mine.vocabulary.get(word, 'none')}.",

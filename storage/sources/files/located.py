@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from storage.base.errors import SourceChanged, SourceError
+from storage.base.errors import SourceError, VerificationError
 from storage.objectstore.client_errors import in_words
 from storage.objectstore.filesystem import open_filesystem
 
@@ -91,7 +91,7 @@ def _seconds(moment: Any) -> float:
 def reading(fs: Any, name: str, kind: str) -> Generator[Version]:
     """Gives the version of a file that is going to be read.
 
-    What fails meanwhile is a SourceChanged if the file is another one by then, and otherwise as with `told`.
+    What fails meanwhile is a VerificationError if the file is another one by then, and otherwise as with `told`.
     """
     with told(name, kind):
         version = version_of(fs, name)
@@ -103,7 +103,7 @@ def reading(fs: Any, name: str, kind: str) -> Generator[Version]:
             now = version_of(fs, name)
         if now.facts == version.facts:
             raise
-        raise SourceChanged(
+        raise VerificationError(
             f"'{name}' was written while it was read. {error}",
             "A source stays as it is while a job reads it.",
             "Run the same command again once the file is complete.",

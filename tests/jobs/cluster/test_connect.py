@@ -20,7 +20,8 @@ from ray.exceptions import AuthenticationError
 
 from jobs.cluster import connect as module
 from jobs.cluster.connect import connect, first_line
-from storage.base.errors import ClusterError, StillhouseError, SubmissionError, TokenRefused
+from jobs.errors import ClusterError
+from storage.base.errors import StillhouseError, UsageError
 from tests.servers import free_ports
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -217,13 +218,13 @@ def test_an_address_where_nobody_listens(inits: list[Any], monkeypatch: pytest.M
 @pytest.mark.parametrize("address", ["nonsense", "10.0.0.1", ":6379", "[::1", "AUTO", "ray://", "ray://host", "h:p"])
 def test_an_address_that_is_none(inits: list[Any], monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    assert refused(SubmissionError).startswith(f"RAY_ADDRESS is '{address}'. It is HOST:PORT, ray://HOST:PORT, auto")
+    assert refused(UsageError).startswith(f"RAY_ADDRESS is '{address}'. It is HOST:PORT, ray://HOST:PORT, auto")
     assert inits == []
 
 
 def test_an_address_for_submitting(inits: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
-    assert "Put the word submit before the recipe" in refused(SubmissionError)
+    assert "Put the word submit before the recipe" in refused(UsageError)
 
 
 def test_what_ray_says_is_kept_to_its_first_line(inits: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,5 +247,5 @@ def test_what_ray_says_is_kept_to_its_first_line(inits: list[Any], monkeypatch: 
     said = refused(ClusterError)
     assert "There is no way to the cluster at '10.0.0.1:6379', which RAY_ADDRESS names: The node was not found" in said
     monkeypatch.setattr(module.ray, "init", init(AuthenticationError("The file cannot be opened: /x")))
-    assert refused(TokenRefused).startswith("The file cannot be opened: /x. With RAY_AUTH_MODE=token Ray takes")
+    assert refused(UsageError).startswith("The file cannot be opened: /x. With RAY_AUTH_MODE=token Ray takes")
     assert first_line(ValueError()) == "ValueError"

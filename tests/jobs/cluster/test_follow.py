@@ -13,7 +13,8 @@ from jobs.cluster import submit as command
 from jobs.cluster.follow import Fate, Follower, fate
 from jobs.cluster.shipped import Shipped
 from jobs.cluster.submission import Submission
-from storage.base.errors import ClusterError, SubmissionError
+from jobs.errors import ClusterError
+from storage.base.errors import UsageError
 
 ID = "teacher-toy-0123456789ab"
 HANGS = "hangs"
@@ -159,7 +160,7 @@ def test_a_job_is_handed_over_once(tmp_path: Any, capfd: pytest.CaptureFixture[s
     assert (hand_over(new, tmp_path), hand_over(ended, tmp_path)) == (ID, f"{ID}-2")
     assert "hunter2" not in capfd.readouterr().err
     for head in (FakeHead(["PENDING"]), FakeHead([None], takes=False)):
-        with pytest.raises(SubmissionError, match=rf"has a job of this recipe that has not ended, {ID}\."):
+        with pytest.raises(UsageError, match=rf"has a job of this recipe that has not ended, {ID}\."):
             hand_over(head, tmp_path)
     # The second of two at the same moment tried; the one who saw the other's job did not.
     assert head.submitted == [ID]

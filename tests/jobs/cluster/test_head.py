@@ -19,7 +19,8 @@ from jobs.cluster import head as module
 from jobs.cluster.head import ADDRESS_VARIABLES, Head, resolve_address
 from jobs.cluster.shipped import Shipped
 from jobs.cluster.submission import Submission
-from storage.base.errors import ClusterError, SubmissionError, TokenRefused
+from jobs.errors import ClusterError
+from storage.base.errors import UsageError
 
 
 def test_the_address_that_is_given_wins() -> None:
@@ -30,12 +31,12 @@ def test_the_address_that_is_given_wins() -> None:
 
 
 def test_no_address_or_one_of_another_kind_is_a_sentence() -> None:
-    with pytest.raises(SubmissionError, match=r"^No cluster is named\. --address, RAY_API_SERVER_ADDRESS or RAY_"):
+    with pytest.raises(UsageError, match=r"^No cluster is named\. --address, RAY_API_SERVER_ADDRESS or RAY_"):
         resolve_address(None, {"RAY_ADDRESS": ""})
     for address in ("127.0.0.1:6379", "auto", "ray://host:10001"):
-        with pytest.raises(SubmissionError, match=rf"^RAY_ADDRESS is '{address}'\. Jobs are submitted to the head's"):
+        with pytest.raises(UsageError, match=rf"^RAY_ADDRESS is '{address}'\. Jobs are submitted to the head's"):
             resolve_address(None, {"RAY_ADDRESS": address})
-    with pytest.raises(SubmissionError, match=r"^--address is 'host'"):
+    with pytest.raises(UsageError, match=r"^--address is 'host'"):
         resolve_address("host", {"RAY_ADDRESS": "http://ray:8265"})
 
 
@@ -108,8 +109,8 @@ def test_what_else_goes_wrong_is_a_sentence_without_a_traceback() -> None:
         (500, trace, ClusterError, "refused: RuntimeError: no room. `ray job list`"),
         (413, "Maximum request body size exceeded", ClusterError, "refused: Request failed with status code 413"),
         (200, "no json", ClusterError, "cannot be reached"),
-        (401, "Unauthorized", TokenRefused, "was not entered: Authentication required: Unauthorized"),
-        (403, "Forbidden", TokenRefused, "was not entered: Authentication failed: Forbidden"),
+        (401, "Unauthorized", UsageError, "was not entered: Authentication required: Unauthorized"),
+        (403, "Forbidden", UsageError, "was not entered: Authentication failed: Forbidden"),
     ):
         with serving(lambda method, path, said=(status, body): said) as address:
             head = Head(address)

@@ -8,7 +8,7 @@ from zipfile import ZipFile
 import pytest
 
 from jobs.cluster.shipped import Shipped, shipped
-from storage.base.errors import SubmissionError
+from storage.base.errors import UsageError
 
 
 def lay(folder: Path, *files: str) -> None:
@@ -66,7 +66,7 @@ def test_a_package_that_is_too_large_names_its_largest_files(work: Path) -> None
     for name, size in (("small.bin", 1), ("large.bin", 70 * 2**20), ("larger.bin", 80 * 2**20)):
         with open(work / name, "wb") as file:
             file.truncate(size)
-    with pytest.raises(SubmissionError) as caught:
+    with pytest.raises(UsageError) as caught:
         shipped(work)
     said = str(caught.value)
     assert "has 150.0 MiB in 3 files to ship. The largest: larger.bin (80.0 MiB), large.bin (70.0 MiB), small" in said
@@ -80,5 +80,5 @@ def test_a_folder_that_cannot_be_read_is_a_sentence(work: Path, monkeypatch: pyt
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "iterdir", locked)
-    with pytest.raises(SubmissionError, match=r"cannot be read \(.*Permission denied.*\)\. All of it goes"):
+    with pytest.raises(UsageError, match=r"cannot be read \(.*Permission denied.*\)\. All of it goes"):
         shipped(work)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from jobs.cluster.submission import Job, Submission, entrypoint, next_id, prepare
-from storage.base.errors import RecipeError, SubmissionError
+from storage.base.errors import RecipeError, UsageError
 from teacher_infer.planning.config import TeacherRecipe
 
 JOB = Job("teacher-infer", "teacher", TeacherRecipe)
@@ -84,11 +84,11 @@ def test_the_submitters_tracker_stands_in_the_command_line(
 
 def test_a_recipe_that_does_not_travel_is_refused(recipe: dict[str, Any], work: Path, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(SubmissionError, match=r"The recipe '\.\./r\.yaml' lies outside the working directory"):
+    with pytest.raises(UsageError, match=r"The recipe '\.\./r\.yaml' lies outside the working directory"):
         prepare(JOB, "../r.yaml", [])
     for ignore in (".gitignore", ".rayignore"):
         (work / ignore).write_text("recipes/*.yaml\n")
-        with pytest.raises(SubmissionError, match=r"The recipe 'recipes/r\.yaml' is not shipped\. Ray leaves behind"):
+        with pytest.raises(UsageError, match=r"The recipe 'recipes/r\.yaml' is not shipped\. Ray leaves behind"):
             prepared()
         (work / ignore).unlink()
 

@@ -172,7 +172,7 @@ def test_a_token_that_is_wrong_or_missing_is_told_and_never_shown(head: LiveHead
     ]
     for code, answer, said in map(ended, started):
         assert (code, answer) == (2, None)
-        assert f"TokenRefused: The cluster at {head.address} was not entered: " in said
+        assert f"UsageError: The cluster at {head.address} was not entered: " in said
         assert "RAY_AUTH_MODE=token" in said and "RAY_AUTH_TOKEN_PATH" in said and "~/.ray/auth_token" in said
         assert len(said.splitlines()) == 1
     assert not [one for one in head.ask("") if (one["submission_id"] or "").startswith("teacher-locked-")]

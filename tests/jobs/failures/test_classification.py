@@ -13,18 +13,10 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal import exceptions as train
 from ray.train.v2.api import exceptions as api
 
+from jobs.errors import ClusterError, DeviceLost
 from jobs.failures import classification
 from jobs.failures.classification import Failure, Retries, classify, decisive, delay_s, portable
-from storage.base.errors import (
-    ClusterError,
-    CorruptShard,
-    DeviceLost,
-    RecipeError,
-    StoreFull,
-    StoreLost,
-    TeacherError,
-    TrainingError,
-)
+from storage.base.errors import CorruptShard, JobError, RecipeError, StoreFull, StoreLost
 
 NODE_LOST, PROCESS_LOST, FINAL, PASSING = Failure
 
@@ -68,8 +60,8 @@ GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connec
         (GLOO, PASSING),
         (torch.distributed.DistNetworkError("The client socket has timed out"), PASSING),
         (caused_by(RuntimeError("cannot read"), ConnectionResetError("x")), PASSING),
-        (TrainingError("NaN"), FINAL),
-        (TeacherError("NaN"), FINAL),
+        (JobError("NaN"), FINAL),
+        (JobError("NaN"), FINAL),
         (RecipeError("x"), FINAL),
         (CorruptShard("x"), FINAL),
         (StoreFull("x"), FINAL),
@@ -136,7 +128,7 @@ def test_a_death_that_the_autoscaler_announced() -> None:
         # The others fail because of a lost one, in whatever way.
         ((of_worker(ValueError("collateral")), of_health_check(died(node=True))), NODE_LOST, 1),
         ((of_worker(GLOO), of_health_check(died())), PROCESS_LOST, 1),
-        ((of_worker(GLOO), of_worker(TrainingError("NaN"))), FINAL, 1),
+        ((of_worker(GLOO), of_worker(JobError("NaN"))), FINAL, 1),
         ((of_worker(StoreLost("no answer")), of_worker(GLOO)), PASSING, 0),
     ],
 )
@@ -191,6 +183,6 @@ def test_an_attempt_is_made_again_within_its_budget_and_never_after_a_final_erro
     assert retries.after(of_group(of_health_check(died(node=True)))) is not None
     assert retries.after(of_group(of_health_check(died()))) is not None
     assert retries.after(StoreLost("no answer")) is None
-    assert Retries(9, 9).after(TrainingError("NaN")) is None
+    assert Retries(9, 9).after(JobError("NaN")) is None
     assert Retries(9, 0).after(died(node=True)) is None
     assert Retries(0, 9).after(StoreLost("no answer")) is None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from jobs.models.model_call import apply_model
-from storage.base.errors import Mismatch
+from storage.base.errors import UsageError
 
 A, B = torch.tensor([1.0]), torch.tensor([2.0])
 
@@ -49,7 +49,7 @@ def test_a_forward_that_takes_anything_gets_everything(forward: Callable[..., An
     ],
 )
 def test_names_that_do_not_fit_are_refused(forward: Callable[..., Any], inputs: dict[str, Any], said: str) -> None:
-    with pytest.raises(Mismatch, match=said):
+    with pytest.raises(UsageError, match=said):
         apply_model(module(forward), inputs)
 
 
@@ -61,12 +61,12 @@ def test_a_transformers_model_swallows_no_name() -> None:
             return input_ids, attention_mask, kwargs
 
     assert apply_model(PreTrainedModel(), {"attention_mask": B, "input_ids": A}) == (A, B, {})
-    with pytest.raises(Mismatch, match="takes no 'token_types'"):
+    with pytest.raises(UsageError, match="takes no 'token_types'"):
         apply_model(PreTrainedModel(), {"input_ids": A, "token_types": B})
 
 
 def test_wrappers_are_looked_through() -> None:
     wrapped = torch.compile(TWO, backend="eager")
     assert apply_model(wrapped, {"mask": B, "x": A}) == (A, B)
-    with pytest.raises(Mismatch, match=r"Made\.forward takes no 'flag'"):
+    with pytest.raises(UsageError, match=r"Made\.forward takes no 'flag'"):
         apply_model(nn.DataParallel(TWO), {"x": A, "flag": B})

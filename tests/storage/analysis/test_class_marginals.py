@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from storage.analysis.class_marginals import _Counted, unigram
-from storage.base.errors import Mismatch
+from storage.base.errors import UsageError
 from storage.encodings import Encoding
 from storage.encodings.convert import convert
 from storage.encodings.dense import Dense, DenseTargets
@@ -52,7 +52,7 @@ def test_of_topk_the_tail_is_spread_as_the_labels_are(tmp_path: Path) -> None:
 
 def test_rows_without_targets_have_none(tmp_path: Path) -> None:
     cache = sparse.cache(Folder(str(tmp_path)), TopK(5))
-    with pytest.raises(Mismatch, match="has no soft targets"):
+    with pytest.raises(UsageError, match="has no soft targets"):
         unigram(CacheRows(cache, ["inputs"]))
     assert next(iter(scan(CacheRows(cache), 8))).targets is not None
 

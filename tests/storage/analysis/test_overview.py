@@ -10,7 +10,7 @@ import pytest
 from storage.analysis.class_marginals import unigram
 from storage.analysis.overview import overview
 from storage.analysis.show import _position_line, lines, look
-from storage.base.errors import Mismatch
+from storage.base.errors import UsageError
 from storage.encodings import Encoding
 from storage.encodings.dense import Dense
 from storage.encodings.topk import TopK
@@ -97,5 +97,5 @@ def test_a_cache_without_rows_is_shown(tmp_path: Path, encoding: Encoding) -> No
     shown = look(cache)
     assert shown["overview"] == {"positions": 0, "masked": 0.0} and shown["rows"] == []
     assert lines(shown)
-    with pytest.raises(Mismatch, match="has no rows"):
+    with pytest.raises(UsageError, match="has no rows"):
         unigram(CacheRows(cache))

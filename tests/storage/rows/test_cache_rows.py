@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.base.digest import sha256_of
-from storage.base.errors import CorruptShard, Mismatch, RecipeError, StoreError, StoreLost
+from storage.base.errors import CorruptShard, RecipeError, StoreError, StoreLost, UsageError
 from storage.cache.cache import Cache
 from storage.cache.commits import Commit, commit_shard, new_attempt
 from storage.cache.open import open_cache
@@ -657,7 +657,7 @@ def test_shards_of_other_columns_are_refused(local: Folder, make_samples: Make) 
     cache = seal(local, "odd", [put(0, np.float32), put(4, np.int32)], {})
     groups = CacheRows(cache)
     assert read_group(groups, 0).inputs["x"].tolist() == [0, 1, 2, 3]
-    with pytest.raises(Mismatch) as caught:
+    with pytest.raises(UsageError) as caught:
         read_group(groups, 1)
     path = cache.store.url_of(cache.shards[1].path)
     assert caught.value.args[0].startswith(f"The shard {path} has the columns x int32, ")

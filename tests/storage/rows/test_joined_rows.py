@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.base.errors import Mismatch, RecipeError, SourceChanged, SourceError
+from storage.base.errors import RecipeError, SourceError, UsageError, VerificationError
 from storage.cache.cache import Cache
 from storage.cache.seal import seal
 from storage.objectstore.folder import Folder
@@ -50,7 +50,7 @@ def all_values(groups: Any) -> list[Any]:
 
 def wrong(groups: Any) -> str:
     """What reading all rows is refused with."""
-    with pytest.raises(SourceChanged) as refused:
+    with pytest.raises(VerificationError) as refused:
         list(scan(groups, 5, Reading(threads=1)))
     return str(refused.value)
 
@@ -260,7 +260,7 @@ def test_an_id_that_a_source_has_twice_is_refused(cache: Cache, tmp_path: Path, 
 @pytest.mark.parametrize(("texts", "words"), [(False, "integers, .* texts"), (True, "texts, .* integers")])
 def test_texts_are_not_looked_for_among_integers(local: Folder, tmp_path: Path, texts: bool, words: str) -> None:
     cache = put_cache(local, SHARDS, "referenced", texts=not texts)
-    with pytest.raises(Mismatch, match=f"The sample ids of .* are {words}"):
+    with pytest.raises(UsageError, match=f"The sample ids of .* are {words}"):
         JoinedRows(CacheRows(cache), source_of(tmp_path, texts=texts))
 
 

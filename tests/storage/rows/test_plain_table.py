@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.base.digest import range_digest
-from storage.base.errors import CorruptShard, Mismatch, RecipeError, StoreError, StoreFull
+from storage.base.errors import CorruptShard, RecipeError, StoreError, StoreFull, UsageError
 from storage.cache.cache import Cache
 from storage.cache.open import open_cache
 from storage.cache.seal import seal
@@ -160,7 +160,7 @@ def test_ids_may_be_text_and_labels_absent(local: Folder) -> None:
 
 def test_shards_without_the_columns_that_the_first_one_has_are_refused(local: Folder, put_shard: Make) -> None:
     cache = seal(local, "mixed", [put_rows(local, range(5)), put_shard(local, 5, 5)], {})
-    with pytest.raises(Mismatch, match=r"has the columns .*The first one of .* has .*soft_entropy.*soft_top1"):
+    with pytest.raises(UsageError, match=r"has the columns .*The first one of .* has .*soft_entropy.*soft_top1"):
         plain_table(cache)
     assert not kept_names(cache)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from storage.base.digest import range_digest, sha256_of
-from storage.base.errors import ForeignState, RecipeError
+from storage.base.errors import RecipeError, VerificationError
 from storage.cache.cache import Cache
 from storage.objectstore.folder import Folder
 from storage.rows import selected_rows as selections
@@ -239,7 +239,7 @@ def test_a_state_of_other_rows_is_refused(cache: Cache) -> None:
             if mine == other:
                 stream.load_state_dict(state)
                 continue
-            with pytest.raises(ForeignState, match="digest"):
+            with pytest.raises(VerificationError, match="digest"):
                 stream.load_state_dict(state)
 
 

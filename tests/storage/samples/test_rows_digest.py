@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage.base.errors import SourceChanged, StoreFull
+from storage.base.errors import StoreFull, VerificationError
 from storage.samples import rows_digest as module
 from storage.samples import tensor_columns
 from storage.samples.rows_digest import RowsDigest, rows_digest
@@ -53,7 +53,7 @@ def test_the_digest_of_pieces_is_that_of_the_rows(
 
 def test_another_number_of_rows_than_expected_is_refused() -> None:
     for rows in (ROWS - 1, ROWS + 1):
-        with pytest.raises(SourceChanged, match=f"a source gave {ROWS} rows. It had {rows} when"):
+        with pytest.raises(VerificationError, match=f"a source gave {ROWS} rows. It had {rows} when"):
             in_pieces([10], rows)
 
 

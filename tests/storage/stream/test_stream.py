@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage.base.errors import CorruptShard, ForeignState, RecipeError
+from storage.base.errors import CorruptShard, RecipeError, VerificationError
 from storage.cache.cache import Cache
 from storage.cache.seal import seal
 from storage.format import shard as shards
@@ -529,7 +529,7 @@ def test_a_state_of_other_content_or_another_order_is_refused(cache: Cache, chan
         state["digest"] = "0" * 64
     else:
         state["order"][change] = "feistel7" if change == "version" else 5
-    with pytest.raises(ForeignState) as caught:
+    with pytest.raises(VerificationError) as caught:
         stream.load_state_dict(state)
     found, expected, remedy = caught.value.args
     part = "digest" if change == "digest" else "order"
@@ -542,7 +542,7 @@ def test_a_state_of_other_content_or_another_order_is_refused(cache: Cache, chan
 def test_a_state_of_another_cache_is_refused(cache: Cache, put_shard: Make) -> None:
     other = seal(cache.store, "other", [put_shard(cache.store, N)], {})
     state = Stream(CacheRows(other), batch_size=5, seed=6).state_dict()
-    with pytest.raises(ForeignState, match=cache.digest):
+    with pytest.raises(VerificationError, match=cache.digest):
         Stream(CacheRows(cache), batch_size=5, seed=6).load_state_dict(state)
 
 
@@ -580,7 +580,7 @@ def test_what_is_no_state_is_refused(rubbish: Any) -> None:
     if isinstance(rubbish, dict) and rubbish and rubbish != {"place": 3}:
         state = {**stream.state_dict(), **rubbish}
     with pytest.raises(
-        ForeignState,
+        VerificationError,
         match=r"^This is no state of a stream\. A state is what `state_dict` gave: place, digest and order\.$",
     ):
         stream.load_state_dict(state)
@@ -592,7 +592,7 @@ def test_a_state_without_a_part_is_refused(missing: str) -> None:
     stream = Stream(Fake([11, 3, 9]), batch_size=5, seed=6)
     state = stream.state_dict()
     del state[missing]
-    with pytest.raises(ForeignState, match=r"^This is no state of a stream\."):
+    with pytest.raises(VerificationError, match=r"^This is no state of a stream\."):
         stream.load_state_dict(state)
 
 

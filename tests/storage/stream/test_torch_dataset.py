@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from storage.base.errors import ForeignState, RecipeError
+from storage.base.errors import RecipeError, VerificationError
 from storage.cache.cache import Cache
 from storage.objectstore.folder import Folder
 from storage.rows.cache_rows import CacheRows
@@ -227,7 +227,7 @@ def test_a_state_is_one_after_a_batch_where_workers_are_ahead(cache: Cache) -> N
         resumed.load_state_dict(states[used - 1])
         assert resumed.state_dict() == states[used - 1]
         assert told(new_loader(resumed, workers)) == expected[used:]
-    with pytest.raises(ForeignState):
+    with pytest.raises(VerificationError):
         StreamDataset(new_stream(cache)).load_state_dict(states[0])
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from storage.base.errors import Mismatch, RecipeError, SourceError
+from storage.base.errors import RecipeError, SourceError, UsageError
 from storage.encodings.dense import COLUMN, Dense, DenseTargets
 from storage.encodings.targets import IGNORED, Sparse, Targets, with_mask
 from storage.format.rows import DecodedRows
@@ -559,21 +559,21 @@ def test_shapes_that_do_not_belong_together_are_refused_with_their_numbers(
     kind: str, shape: tuple[int, ...], said: str
 ) -> None:
     _, targets, label = sequences(kind)
-    with pytest.raises(Mismatch, match=said):
+    with pytest.raises(UsageError, match=said):
         forward_kl(torch.zeros(shape), targets, temperature=2.0)
     if "classes" not in said:
-        with pytest.raises(Mismatch, match=said.replace("targets", "labels")):
+        with pytest.raises(UsageError, match=said.replace("targets", "labels")):
             cross_entropy(torch.zeros(shape), label)
 
 
 def test_a_micro_batch_is_not_compared_with_the_first_rows() -> None:
     targets = stored(draw(65))
-    with pytest.raises(Mismatch, match=r"logits are \[4, 7\], the targets are for positions \[12\]"):
+    with pytest.raises(UsageError, match=r"logits are \[4, 7\], the targets are for positions \[12\]"):
         forward_kl(draw(66)[8:], targets, temperature=1.0)
 
 
 def test_a_head_whose_parts_do_not_fit_is_refused() -> None:
-    with pytest.raises(Mismatch, match=r"hidden states \[12, 5\] with a weight \[7, 4\]"):
+    with pytest.raises(UsageError, match=r"hidden states \[12, 5\] with a weight \[7, 4\]"):
         forward_kl(Unprojected(torch.zeros(P, 5), torch.zeros(V, 4)), stored(draw(67)), temperature=1.0)
 
 
@@ -581,12 +581,12 @@ def test_what_is_no_tensor_is_refused_by_its_name() -> None:
     from types import SimpleNamespace
 
     numbers: Any = stored(draw(68)).each(lambda array: array.numpy())
-    with pytest.raises(Mismatch, match=r"targets are numpy arrays.*to_torch"):
+    with pytest.raises(UsageError, match=r"targets are numpy arrays.*to_torch"):
         forward_kl(draw(69), numbers, temperature=1.0)
     wrapped: Any = SimpleNamespace(logits=draw(69))
-    with pytest.raises(Mismatch, match=r"gave SimpleNamespace.*Give its `logits`"):
+    with pytest.raises(UsageError, match=r"gave SimpleNamespace.*Give its `logits`"):
         forward_kl(wrapped, stored(draw(68)), temperature=1.0)
-    with pytest.raises(Mismatch, match=r"labels are torch.float64"):
+    with pytest.raises(UsageError, match=r"labels are torch.float64"):
         cross_entropy(draw(69), draw(69)[:, 0])
 
 

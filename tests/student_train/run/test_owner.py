@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from storage.base.errors import FolderInUse, JobError, StoreError
+from jobs.errors import FolderInUse
+from storage.base.errors import JobError, StoreError
 from storage.cache import leases
 from storage.objectstore.folder import Folder
 from student_train.run import owner

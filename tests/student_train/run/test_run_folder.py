@@ -16,11 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file, save_model
 
+from jobs.errors import FolderInUse
 from jobs.models.model_spec import spec_from_folder
 from jobs.models.weights import INDEX_FILE, WEIGHTS_FILE
 from jobs.tracking.client import connect
 from jobs.tracking.settings import TrackingSection
-from storage.base.errors import FolderInUse, ForeignState, JobError, StoreError
+from storage.base.errors import JobError, StoreError, VerificationError
 from storage.cache.open import open_cache
 from storage.objectstore.folder import Folder
 from student_train import job
@@ -51,7 +52,7 @@ def test_a_folder_is_its_recipes_until_begun_anew(make_cache: Any, make_recipe: 
     [again] = begin(make_recipe(cache=cache))
     assert again.left["run_id"] == "a run"
     assert not again.finished
-    with pytest.raises(ForeignState, match="another recipe"):
+    with pytest.raises(VerificationError, match="another recipe"):
         begin(make_recipe(cache=cache, steps=21))
     [anew] = begin(make_recipe(cache=cache, steps=21, resume="never"))
     assert anew.left == {}
@@ -88,7 +89,7 @@ def test_what_a_run_stands_on_counts_by_content(
         importlib.reload(sys.modules[nets])
     if change == "weights":
         keep_model(first, folder, train(make_recipe(cache=cache, steps=2), Place()))
-    with pytest.raises(ForeignState, match=f"another {word}"):
+    with pytest.raises(VerificationError, match=f"another {word}"):
         begin(make_recipe(**changed))
 
 
@@ -97,9 +98,9 @@ def test_other_rows_of_a_cache_are_other_data(make_cache: Any, make_recipe: Any)
     section = {"url": url, "where": "label < 2"}
     begin(make_recipe(cache=section, evaluate=section))[0].note(None)
     assert begin(make_recipe(cache=section, evaluate=section))[0].left
-    with pytest.raises(ForeignState, match="another data"):
+    with pytest.raises(VerificationError, match="another data"):
         begin(make_recipe(cache=url, evaluate=section))
-    with pytest.raises(ForeignState, match="another evaluation"):
+    with pytest.raises(VerificationError, match="another evaluation"):
         begin(make_recipe(cache=section, evaluate=url))
 
 
@@ -251,7 +252,7 @@ def test_a_second_start_of_a_run_touches_nothing(
 def test_a_folder_of_another_recipe_is_given_back(make_cache: Any, make_recipe: Any) -> None:
     cache = make_cache()
     begin(make_recipe(cache=cache, seed=1))[0].note(None)
-    with pytest.raises(ForeignState):
+    with pytest.raises(VerificationError):
         begin_and_own(make_recipe(cache=cache, seed=[0, 1], steps=21))
     begin(make_recipe(cache=cache, seed=[0, 1]))
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from storage.base.errors import ForeignState
+from storage.base.errors import VerificationError
 from student_train.training.checkpoint import MODEL, OPTIMIZER, STATE, State, read_state, refuse_foreign, restore, save
 
 MINE = {"recipe_digest": "a" * 64, "data_digest": "b" * 64}
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_another_recipe_or_other_data_is_refused_and_loads_nothi
     save(tmp_path, model, OPTIMIZERS["plain"](model.parameters()), state())
     other = net()
     before = copy.deepcopy(other.state_dict())
-    with pytest.raises(ForeignState, match=f"another {word} .*{MINE[name][:8]}.*cccccccc.*resume=never"):
+    with pytest.raises(VerificationError, match=f"another {word} .*{MINE[name][:8]}.*cccccccc.*resume=never"):
         restore(tmp_path, other, OPTIMIZERS["plain"](other.parameters()), **{**MINE, name: "c" * 64})
     torch.testing.assert_close(other.state_dict(), before, rtol=0, atol=0)
 
@@ -137,7 +137,7 @@ def test_a_state_reads_back_as_it_was(tmp_path: Path) -> None:
 
 def test_a_digest_that_is_not_there_is_foreign() -> None:
     refuse_foreign({"data_digest": "x", "more": 1}, {"data_digest": "x"}, "a folder")
-    with pytest.raises(ForeignState, match="a folder belongs to a run of another evaluation"):
+    with pytest.raises(VerificationError, match="a folder belongs to a run of another evaluation"):
         refuse_foreign({"data_digest": "x"}, {"data_digest": "x", "evaluation_digest": "y"}, "a folder")
 
 

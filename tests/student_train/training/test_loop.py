@@ -21,15 +21,7 @@ from safetensors.torch import load_file
 
 from jobs.recipe import read_recipe
 from storage.analysis import class_marginals
-from storage.base.errors import (
-    ForeignState,
-    Mismatch,
-    ModelError,
-    RecipeError,
-    SourceChanged,
-    SourceError,
-    TrainingError,
-)
+from storage.base.errors import JobError, ModelError, RecipeError, SourceError, UsageError, VerificationError
 from storage.cache.open import open_cache
 from storage.encodings.targets import with_mask
 from storage.format.rows import DecodedRows
@@ -114,7 +106,7 @@ def test_a_worker_that_reads_other_rows_than_the_driver_is_refused(write_source:
     recipe = make_recipe(source={"parquet": write_source("data.parquet", 60)}, steps=2)
     digest = open_data(recipe).digest
     write_source("data.parquet", 61)
-    with pytest.raises(SourceChanged, match=rf"has the digest .*The driver read {digest[:16]}\."):
+    with pytest.raises(VerificationError, match=rf"has the digest .*The driver read {digest[:16]}\."):
         train(recipe, Place(), expected=[digest, None])
 
 
@@ -230,7 +222,7 @@ def test_inputs_by_reference_train_the_weights_of_stored_ones(
 def test_inputs_that_changed_train_nobody(make_cache: Any, make_recipe: Any, write_source: Any) -> None:
     url = make_cache(inputs="referenced")
     other = write_source("other.parquet", 37, seed=1)
-    with pytest.raises(SourceChanged, match=r"The sample 's\d+' in row \d+ of .*other.parquet has inputs"):
+    with pytest.raises(VerificationError, match=r"The sample 's\d+' in row \d+ of .*other.parquet has inputs"):
         train(make_recipe(cache={"url": url, "inputs": {"parquet": other}}), Place())
     with pytest.raises(RecipeError, match=r"by reference, and no source of them.*toy\.parquet.*cache\.inputs"):
         train(make_recipe(cache=url), Place())
@@ -321,14 +313,14 @@ def test_a_checkpoint_of_another_recipe_is_refused(
 ) -> None:
     cache, kept = make_cache(), Keeper(tmp_path)
     train(make_recipe(cache=cache, checkpoint_every=5), Place(), observer=kept)
-    with pytest.raises(ForeignState, match="another recipe"):
+    with pytest.raises(VerificationError, match="another recipe"):
         train(make_recipe(cache=cache, checkpoint_every=5, **change), Place(), restored=kept.at(5))
 
 
 def test_a_checkpoint_of_another_cache_is_refused(make_cache: Any, make_recipe: Any, tmp_path: Path) -> None:
     kept = Keeper(tmp_path)
     train(make_recipe(cache=make_cache("one"), checkpoint_every=5), Place(), observer=kept)
-    with pytest.raises(ForeignState, match="another data"):
+    with pytest.raises(VerificationError, match="another data"):
         train(make_recipe(cache=make_cache("two", seed=9), checkpoint_every=5), Place(), restored=kept.at(5))
 
 
@@ -336,7 +328,7 @@ def test_a_checkpoint_of_other_rows_of_the_cache_is_refused(make_cache: Any, mak
     cache, kept = make_cache(), Keeper(tmp_path)
     train(make_recipe(cache={"url": cache, "where": "label < 2"}, steps=2), Place(), observer=kept)
     for other in (cache, {"url": cache, "where": "label <= 1"}):
-        with pytest.raises(ForeignState, match="data"):
+        with pytest.raises(VerificationError, match="data"):
             train(make_recipe(cache=other, steps=2), Place(), restored=kept.at(2))
     outcome = train(make_recipe(cache={"url": cache, "where": "(label<2)"}, steps=2), Place(), restored=kept.at(2))
     assert outcome.resumed_from == 2
@@ -357,24 +349,24 @@ def test_where_a_cache_lies_does_not_make_a_checkpoint_foreign(
 
 
 def test_a_student_of_other_classes_is_refused(make_cache: Any, make_recipe: Any) -> None:
-    with pytest.raises(Mismatch, match=r"was written for 3 classes, this student has 5.*number of classes") as caught:
+    with pytest.raises(UsageError, match=r"was written for 3 classes, this student has 5.*number of classes") as caught:
         train(make_recipe(cache=make_cache(), arguments={"classes": 5}), Place())
     assert caught.value.exit_code == 2
 
 
 def test_a_student_that_takes_other_inputs_is_refused(make_cache: Any, make_recipe: Any) -> None:
     arguments = {"in_features": 9, "out_features": 3}
-    with pytest.raises(Mismatch, match=r"does not take the inputs .*x \[4\] torch.float32"):
+    with pytest.raises(UsageError, match=r"does not take the inputs .*x \[4\] torch.float32"):
         train(make_recipe(cache=make_cache(), factory="torch.nn:Linear", arguments=arguments), Place())
 
 
 def test_whatever_a_student_says_of_its_inputs_is_told_in_a_sentence(make_cache: Any, make_recipe: Any) -> None:
-    with pytest.raises(Mismatch, match=r"does not take the inputs .*ValueError: four numbers are too few\."):
+    with pytest.raises(UsageError, match=r"does not take the inputs .*ValueError: four numbers are too few\."):
         train(make_recipe(cache=make_cache(), factory="choosy"), Place())
 
 
 def test_a_student_that_gives_no_logits_is_refused(make_cache: Any, make_recipe: Any) -> None:
-    with pytest.raises(Mismatch, match=r"gave tuple.*logits"):
+    with pytest.raises(UsageError, match=r"gave tuple.*logits"):
         train(make_recipe(cache=make_cache(), factory="pair"), Place())
 
 
@@ -390,7 +382,7 @@ def test_a_loss_of_labels_needs_labels(kind: str, make_cache: Any, write_source:
         if kind == "cache"
         else {"source": {"parquet": write_source("data.parquet", 10, labels=None)}}
     )
-    with pytest.raises(Mismatch, match=r"has no labels.*cross_entropy needs them"):
+    with pytest.raises(UsageError, match=r"has no labels.*cross_entropy needs them"):
         train(make_recipe(**data), Place())
 
 
@@ -420,13 +412,13 @@ def test_a_loss_that_is_not_a_number_ends_the_run_where_it_is_logged(
     recipe = make_recipe(
         cache=make_cache(), factory="breaks", arguments={"at": 3}, steps=6, log_every=log_every, checkpoint_every=100
     )
-    with pytest.raises(TrainingError, match=f"train/loss is nan at step {named}.*Lower optimizer.lr"):
+    with pytest.raises(JobError, match=f"train/loss is nan at step {named}.*Lower optimizer.lr"):
         train(recipe, Place())
 
 
 def test_a_rate_that_is_far_too_high_ends_as_an_error(make_cache: Any, make_recipe: Any) -> None:
     recipe = make_recipe(cache=make_cache(), optimizer={"name": "sgd", "lr": 1e30}, log_every=1)
-    with pytest.raises(TrainingError, match=r"at step \d"):
+    with pytest.raises(JobError, match=r"at step \d"):
         train(recipe, Place())
 
 
@@ -492,7 +484,7 @@ def test_weights_that_a_last_step_broke_are_no_checkpoint(make_cache: Any, make_
         optimizer={"name": "sgd", "lr": 1e36, "schedule": "constant"},
         losses={"forward_kl": {"weight": 1e6}},
     )
-    with pytest.raises(TrainingError, match=r"is not finite after step 1\."):
+    with pytest.raises(JobError, match=r"is not finite after step 1\."):
         train(recipe, Place(), observer=kept)
     assert kept.checkpoints == []
 
@@ -508,7 +500,7 @@ def test_held_out_rows_that_do_not_fit_are_told_of(
     if fault == "label":
         held_out = {"parquet": write_source("held-out.parquet", 10, labels=[0] * 9 + [7])}
     kept = Keeper()
-    with pytest.raises((Mismatch, SourceError), match=r"written for 5 classes|has the label 7"):
+    with pytest.raises((UsageError, SourceError), match=r"written for 5 classes|has the label 7"):
         train(make_recipe(cache=make_cache(), evaluate=held_out, steps=2), Place(), observer=kept)
     assert kept.checkpoints == ([2] if fault == "label" else [])
 
@@ -720,9 +712,9 @@ def test_a_tail_spread_as_the_teachers_mean_takes_it_from_the_cache(
 @pytest.mark.parametrize(
     ("keys", "kind", "error", "sentence"),
     [
-        ({"arguments": {"vocabulary": 15}}, "topk", Mismatch, r"for 13 tokens, this student has 15\. .*tokenizer"),
-        ({"arguments": {"vocabulary": 15, "fused": False}}, "dense", Mismatch, r"for 13 tokens, this student has 15"),
-        ({"factory": "pooled"}, "topk", Mismatch, r"gives logits for positions \[1\] where .* have \[1, 6\]"),
+        ({"arguments": {"vocabulary": 15}}, "topk", UsageError, r"for 13 tokens, this student has 15\. .*tokenizer"),
+        ({"arguments": {"vocabulary": 15, "fused": False}}, "dense", UsageError, r"for 13 tokens, this student has 15"),
+        ({"factory": "pooled"}, "topk", UsageError, r"gives logits for positions \[1\] where .* have \[1, 6\]"),
         (
             {"losses": {"forward_kl": {"temperature": 3.0}}},
             "topk",
@@ -869,7 +861,7 @@ def test_inputs_go_by_name_into_a_student(make_recipe: Any, tmp_path: Path) -> N
     recipe = make_recipe(source=source, factory="scaled", steps=2)
     train(recipe, Place())
     odd = make_recipe(source={**source, "columns": {"inputs": ["x", "label"], "label": False}}, factory="scaled")
-    with pytest.raises((Mismatch, SourceError), match="label"):
+    with pytest.raises((UsageError, SourceError), match="label"):
         train(odd, Place())
 
 
@@ -900,7 +892,7 @@ def test_the_check_of_the_data_leaves_no_trace_in_the_trained_weights(
 
 def test_a_student_with_one_logit_is_refused(make_recipe: Any, write_source: Any) -> None:
     recipe = make_recipe(source={"parquet": write_source("s.parquet", 16, labels=[0] * 16)}, arguments={"classes": 1})
-    with pytest.raises(Mismatch, match=r"logits for 1 class.*The softmax of a single number is 1"):
+    with pytest.raises(UsageError, match=r"logits for 1 class.*The softmax of a single number is 1"):
         train(recipe, Place())
 
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from storage.base.errors import DeviceLost, SourceError, StoreLost, TeacherError
+from jobs.errors import DeviceLost
+from storage.base.errors import JobError, SourceError, StoreLost
 from storage.encodings.dense import Dense
 from storage.encodings.topk import TopK
 from storage.samples.samples import Columns, as_samples
@@ -114,7 +115,7 @@ def test_more_bad_samples_than_are_allowed_end_the_span_with_the_first_ones_id(
     how: str, bad: tuple[int, ...], allowed: int
 ) -> None:
     said = rf"cannot label the sample 's5' \(in rows\[0:16\]\): .*max_bad_samples lets a job leave out {allowed}\."
-    with pytest.raises(TeacherError, match=said):
+    with pytest.raises(JobError, match=said):
         ask(Picky(**{how: bad}), max_bad=allowed)
 
 
@@ -126,10 +127,10 @@ def test_an_error_about_the_answers_shape_is_no_samples_fault() -> None:
     class Wrong(Picky):
         def logits(self, inputs: dict[str, np.ndarray[Any, Any]]) -> torch.Tensor:
             super().logits(inputs)
-            raise TeacherError("The teacher gave shape [3].")
+            raise JobError("The teacher gave shape [3].")
 
     teacher = Wrong()
-    with pytest.raises(TeacherError, match="gave shape"):
+    with pytest.raises(JobError, match="gave shape"):
         ask(teacher)
     assert len(teacher.asked) == 1
 
@@ -149,11 +150,11 @@ class OutOfMemoryError(RuntimeError):
     [
         (RuntimeError("CUDA error: device-side assert triggered"), DeviceLost, "The teacher's device failed"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), DeviceLost, "The teacher's device failed"),
-        (OutOfMemoryError("tried to allocate 2 GiB"), TeacherError, r"no memory for 8 samples .*Lower it"),
-        (MemoryError(), TeacherError, r"no memory for 8 samples .*teacher\.batch_size is 8\."),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), TeacherError, "no memory for 8 samples"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), TeacherError, "no memory for 8 samples"),
-        (caused_by(RuntimeError("std::bad_alloc")), TeacherError, "no memory for 8 samples"),
+        (OutOfMemoryError("tried to allocate 2 GiB"), JobError, r"no memory for 8 samples .*Lower it"),
+        (MemoryError(), JobError, r"no memory for 8 samples .*teacher\.batch_size is 8\."),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), JobError, "no memory for 8 samples"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), JobError, "no memory for 8 samples"),
+        (caused_by(RuntimeError("std::bad_alloc")), JobError, "no memory for 8 samples"),
         (caused_by(RuntimeError("CUDA error: unspecified launch failure")), DeviceLost, "device failed"),
     ],
     ids=["assert", "cudnn", "device memory", "memory", "cpu", "cublas", "cause", "device behind a cause"],
@@ -191,7 +192,7 @@ class Fixed(Picky):
     ],
 )
 def test_the_reason_names_what_is_wrong_with_logits(logits: list[float], reason: str) -> None:
-    with pytest.raises(TeacherError, match=reason):
+    with pytest.raises(JobError, match=reason):
         ask(Fixed(logits), max_bad=0)
 
 

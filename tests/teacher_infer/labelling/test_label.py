@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from jobs.models.model_spec import ModelSpec
-from storage.base.errors import SourceChanged, SourceError, StoreFull, TeacherError
+from storage.base.errors import JobError, SourceError, StoreFull, VerificationError
 from storage.cache.catalog import verify
 from storage.cache.checked_reads import read_footer
 from storage.cache.commits import read_commit, settle
@@ -121,14 +121,14 @@ def test_a_file_that_cannot_be_read_any_more_has_changed(toys: Path, tmp_path: P
     work = replace(work_of(tmp_path), source=make_source({"parquet": str(path)}))
     [span] = spans_of(work)
     path.write_bytes(b"no Parquet")
-    with pytest.raises(SourceChanged, match=r"could be planned, and cannot be read\. .*a\.parquet"):
+    with pytest.raises(VerificationError, match=r"could be planned, and cannot be read\. .*a\.parquet"):
         label_span(work, toy_teacher(), span)
 
 
 def test_rows_that_changed_under_the_plan_are_no_shard(toys: Path, tmp_path: Path) -> None:
     planned = spans_of(work_of(tmp_path))[0]
     changed = work_of(tmp_path, first=1)
-    with pytest.raises(SourceChanged, match=r"rows\[0:10\] have the digest .*The plan read"):
+    with pytest.raises(VerificationError, match=r"rows\[0:10\] have the digest .*The plan read"):
         label_span(changed, toy_teacher(), planned)
     assert changed.store.names("commits") == []
 
@@ -137,7 +137,7 @@ def test_rows_that_changed_under_the_plan_are_no_shard(toys: Path, tmp_path: Pat
 def test_a_teacher_that_is_not_a_number_names_the_sample(toys: Path, tmp_path: Path, bad: float) -> None:
     work = work_of(tmp_path)
     teacher = toy_teacher(bad=float(np.float32(bad)))
-    with pytest.raises(TeacherError, match=rf"cannot label the sample 's{round(bad * 10)}' .*its logits contain NaN"):
+    with pytest.raises(JobError, match=rf"cannot label the sample 's{round(bad * 10)}' .*its logits contain NaN"):
         label_span(work, teacher, spans_of(work)[0])
     assert work.store.names("commits") == []
     assert work.store.names("tmp") == []
@@ -154,7 +154,7 @@ def test_a_teacher_must_give_one_row_of_logits_a_sample(toys: Path, tmp_path: Pa
     work = work_of(tmp_path)
     teacher = toy_teacher()
     teacher._model = torch.nn.Flatten(0)  # type: ignore[assignment]
-    with pytest.raises(TeacherError, match=r"gave shape \[32\] for 8 samples"):
+    with pytest.raises(JobError, match=r"gave shape \[32\] for 8 samples"):
         label_span(replace(work, batch_size=8), teacher, spans_of(work)[0])
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.base.errors import SourceChanged, SourceError
+from storage.base.errors import SourceError, VerificationError
 from storage.encodings.dense import Dense
 from storage.samples.samples import SourceFile
 from storage.sources import decoding
@@ -72,7 +72,7 @@ def test_a_file_that_lost_rows_since_they_were_counted_is_refused(
 ) -> None:
     write(tmp_path, "a.parquet", list(range(5)))
     monkeypatch.setattr(ParquetSource, "files", lambda _: [SourceFile(f"{tmp_path}/a.parquet", 9)])
-    with pytest.raises(SourceChanged, match=r"a\.parquet\[4:8\] gave 1 rows\. It had 4 when"):
+    with pytest.raises(VerificationError, match=r"a\.parquet\[4:8\] gave 1 rows\. It had 4 when"):
         plan_of(tmp_path)
 
 

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, processors
 
-from storage.base.errors import Mismatch, ModelError, RecipeError, SourceError
+from storage.base.errors import ModelError, RecipeError, SourceError, UsageError
 from storage.objectstore.folder import Folder
 from storage.samples.described_columns import columns_line
 from storage.sources import make_source
@@ -138,7 +138,7 @@ def test_weights_that_would_not_load_are_refused(ask: Ask, model: str, tmp_path:
 
 def test_another_tokenizer_is_refused(ask: Ask, tmp_path: Path) -> None:
     other = save_tokenizer(tmp_path / "other", [*WORDS[:2], *reversed(WORDS[2:])])
-    with pytest.raises(Mismatch, match=r"has another vocabulary .*Name the teacher's own tokenizer"):
+    with pytest.raises(UsageError, match=r"has another vocabulary .*Name the teacher's own tokenizer"):
         ask(pack={"tokenizer": str(other)})
 
 

@@ -175,7 +175,7 @@ def test_a_recipe_may_name_the_attention(saved: Save) -> None:
     assert TeacherSection(path=saved(), attention="eager", **SECTION).spec() == HuggingFaceSpec(
         saved(), attention="eager"
     )
-    with pytest.raises(ValueError, match="attention belongs to a model of path or hub"):
+    with pytest.raises(RecipeError, match="attention belongs to a model of path or hub"):
         TeacherSection(factory="a:b", attention="eager", **SECTION)
     with pytest.raises(ValueError, match="attention"):
         TeacherSection(path=saved(), attention="fast", **SECTION)

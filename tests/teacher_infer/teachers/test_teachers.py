@@ -15,7 +15,7 @@ import torch
 
 from jobs.models.hugging_face import HuggingFaceSpec
 from jobs.models.model_spec import ModelSpec
-from storage.base.errors import ModelError, TeacherError
+from storage.base.errors import JobError, ModelError
 from storage.samples.samples import Columns, as_samples
 from teacher_infer.teachers import (
     TEACHERS,
@@ -175,7 +175,7 @@ def test_a_module_with_one_logit_is_refused_before_it_runs(toys: Path) -> None:
 def test_a_module_that_gives_no_logits_is_named(toys: Path, shape: tuple[int, ...]) -> None:
     teacher: Any = make_teacher(ModelSpec("stillhouse_toys:linear"), dtype="float32", seed=0)
     teacher.inner._model = lambda x: torch.zeros(shape)
-    with pytest.raises(TeacherError, match=r"gave shape \[.*\[samples, positions, classes\]"):
+    with pytest.raises(JobError, match=r"gave shape \[.*\[samples, positions, classes\]"):
         teacher.logits({"x": X})
 
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from jobs.models.hugging_face import HuggingFaceSpec
-from storage.base.errors import Mismatch, ModelError, RecipeError, SourceError, TeacherError
+from storage.base.errors import JobError, ModelError, RecipeError, SourceError, UsageError
 from storage.sources import make_source
 from teacher_infer.planning.config import TeacherSection
 from teacher_infer.teachers import make_teacher
@@ -113,7 +113,7 @@ def leaking(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_whose_attention_crosses_documents_is_refused(saved: Save, dtype: str) -> None:
     teacher = teacher_of(saved(), dtype)
     ids, places = np.array([[3, 4, 5, 6, 7, 8]]), np.array([[0, 1, 2, 0, 1, 2]])
-    with pytest.raises(TeacherError, match=r"^LlamaForCausalLM lets one packed document see another: .*a single doc"):
+    with pytest.raises(JobError, match=r"^LlamaForCausalLM lets one packed document see another: .*a single doc"):
         teacher.logits({"input_ids": ids, "position_ids": places})
     for single in ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 0, 0], [0, 0, 0, 0, 0, 0]):
         assert teacher.logits({"input_ids": ids, "position_ids": np.array([single])}).shape == (1, 6, SIZE)
@@ -135,7 +135,7 @@ def test_a_model_whose_positions_run_on_is_refused(saved: Save, dtype: str, monk
         return real(self, position_ids=places, attention_mask=mask, **given)
 
     monkeypatch.setattr(GPT2LMHeadModel, "forward", runs_on)
-    with pytest.raises(TeacherError, match="lets one packed document see another"):
+    with pytest.raises(JobError, match="lets one packed document see another"):
         teacher_of(saved("gpt2"), dtype).logits(
             {"input_ids": np.array([[3, 4, 5, 6]]), "position_ids": np.array([[0, 1, 0, 1]])}
         )
@@ -155,7 +155,7 @@ def test_padding_before_a_text_is_taken_where_it_moves_nothing(saved: Save, name
 def test_padding_before_a_text_is_refused_where_it_counts_as_positions(saved: Save, dtype: str) -> None:
     teacher = teacher_of(saved("gpt2"), dtype)
     ids, mask = np.array([[0, 0, 5, 6, 7]]), np.array([[0, 0, 1, 1, 1]])
-    with pytest.raises(TeacherError, match=r"^GPT2LMHeadModel counts padding before a text as positions: .*after the"):
+    with pytest.raises(JobError, match=r"^GPT2LMHeadModel counts padding before a text as positions: .*after the"):
         teacher.logits({"input_ids": ids, "attention_mask": mask})
     given = {"input_ids": ids, "attention_mask": mask, "position_ids": np.array([[0, 0, 0, 1, 2]])}
     found = teacher.logits(given)[0, 2:].float()
@@ -213,7 +213,7 @@ def test_a_model_that_the_gpus_do_not_hold_is_refused(saved: Save, place: str, m
         return load(*given, **more)
 
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", on_a_machine_with_gpus)
-    with pytest.raises(TeacherError, match=rf"a part of it would lie on {place}.*Raise ray\.gpus_per_actor"):
+    with pytest.raises(JobError, match=rf"a part of it would lie on {place}.*Raise ray\.gpus_per_actor"):
         TransformersTeacher(HuggingFaceSpec(folder), dtype="float32", seed=0, device="auto")
 
 
@@ -264,7 +264,7 @@ def test_a_folder_without_a_factory_is_hugging_faces(saved: Save) -> None:
     ],
 )
 def test_a_teacher_has_one_form(settings: dict[str, Any], found: str) -> None:
-    with pytest.raises(ValueError, match=found):
+    with pytest.raises(RecipeError, match=found):
         TeacherSection(**settings, **SECTION)
 
 
@@ -319,7 +319,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(saved: Save, own: Save, tm
     swapped = [*WORDS[:4], WORDS[5], WORDS[4], *WORDS[6:]]
     source, _ = samples(tmp_path, ["w1"], tokenizer=str(save_tokenizer(tmp_path / "swapped", swapped)))
     found = r"another vocabulary \(32 tokens; 'w2' is 5\)\. .* has 32 tokens, and 'w2' is 4\. Name the teacher's own"
-    with pytest.raises(Mismatch, match=found):
+    with pytest.raises(UsageError, match=found):
         spec.refuse_source(source)
 
 
@@ -328,7 +328,7 @@ def test_a_tokenizer_beyond_a_teacher_without_one_is_refused(own: Save, tmp_path
     (Path(folder) / "tokenizer.json").unlink()
     larger = save_tokenizer(tmp_path / "larger", [*WORDS, "more"])
     source, _ = samples(tmp_path, ["w1"], tokenizer=str(larger))
-    with pytest.raises(Mismatch, match=r"has 33 tokens\. The teacher '.*' has a vocabulary of 32"):
+    with pytest.raises(UsageError, match=r"has 33 tokens\. The teacher '.*' has a vocabulary of 32"):
         HuggingFaceSpec(folder).refuse_source(source)
 
 

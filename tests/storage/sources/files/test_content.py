@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from storage.base.errors import SourceChanged, SourceError
+from storage.base.errors import SourceError, VerificationError
 from storage.objectstore.folder import Folder
 from storage.samples.rows_digest import rows_digest
 from storage.sources import Source, make_source
@@ -127,7 +127,7 @@ def test_a_file_that_changes_while_it_is_unpacked_has_changed(tmp_path: Path, mo
         return decompress(name, handle, kind)
 
     monkeypatch.setattr(content, "decompress", cut)
-    with pytest.raises(SourceChanged, match="was written while it was read"):
+    with pytest.raises(VerificationError, match="was written while it was read"):
         source_of(str(path)).files()
 
 

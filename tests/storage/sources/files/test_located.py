@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.base.errors import SourceChanged, SourceError, StoreError, StoreLost
+from storage.base.errors import SourceError, StoreError, StoreLost, VerificationError
 from storage.objectstore.folder import Folder
 from storage.sources import Source, make_source
 from storage.sources.files.located import reading, version_of
@@ -142,7 +142,7 @@ def test_a_file_that_breaks_while_it_is_read_has_changed(tmp_path: Path, kind: s
     fs = LocalFileSystem()
     with pytest.raises(SourceError, match="cannot be read: torn"), reading(fs, str(path), kind):
         raise OSError("torn")
-    with pytest.raises(SourceChanged, match=r"was written while it was read\..*torn"), reading(fs, str(path), kind):
+    with pytest.raises(VerificationError, match=r"was written while it was read\..*torn"), reading(fs, str(path), kind):
         path.write_bytes(content(kind, 1))
         raise OSError("torn")
 

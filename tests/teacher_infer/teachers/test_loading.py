@@ -177,7 +177,7 @@ def test_a_recipe_may_name_the_attention(saved: Save) -> None:
     )
     with pytest.raises(RecipeError, match="attention belongs to a model of path or hub"):
         TeacherSection(factory="a:b", attention="eager", **SECTION)
-    with pytest.raises(ValueError, match="attention"):
+    with pytest.raises(RecipeError, match="attention"):
         TeacherSection(path=saved(), attention="fast", **SECTION)
 
 

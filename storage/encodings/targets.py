@@ -35,9 +35,9 @@ class Sparse(NamedTuple):
 class Targets(ABC):
     """The teacher's distribution at each position. An encoding adds a frozen dataclass whose fields are its arrays.
 
-    A subclass that holds every class defines `classes`, `lead` and `logits`; one that holds some of them defines
-    `sparse`, `top`, `label_log_prob` and `entropy` instead of `logits`. Results of numpy arrays are float64, of torch
-    tensors float32, or float64 where the tensors are.
+    A subclass defines `lead`, and `logits` where it holds every class. One that holds some defines `sparse`, and
+    of `top`, `label_log_prob` and `entropy` what it knows; the others refuse by the encoding's name. Results of numpy
+    arrays are float64, of torch tensors float32, or float64 where the tensors are.
 
     kind: the encoding's name in ENCODINGS, for messages. classes: V.
     mask_P: [P] bool, which positions have a target; None means all. It is set where rows are decoded (see

@@ -1,6 +1,6 @@
 """This project's own stream, on caches that are written without a teacher.
 
-DecodedRows of tokens have no encoding of their own here: tokens, ids and log-probabilities are carried as a
+Rows of tokens have no encoding of their own here: tokens, ids and log-probabilities are carried as a
 sample's inputs, beside a dense target of two classes.
 """
 

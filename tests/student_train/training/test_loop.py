@@ -42,9 +42,12 @@ from storage.stream.torch_tensors import to_torch
 from student_train.losses.forward_kl import kl_divergence
 from student_train.training import checkpoint, loop
 from student_train.training.config import OptimizerSection, StudentRecipe
-from student_train.training.fit import check_fit
+from student_train.training.data import open_data
+from student_train.training.fit import check_fit, check_labels
 from student_train.training.journal import Point
-from student_train.training.loop import Outcome, Place, learning_rate, open_data, step_seed, train
+from student_train.training.loop import Outcome, Place, train
+from student_train.training.optimizer import learning_rate
+from student_train.training.step import step_seed
 from teacher_infer.planning.config import TeacherRecipe
 from tests.student_train.sequences import SequenceRows
 
@@ -187,14 +190,13 @@ def test_steps_are_the_optimizers_on_the_mean_loss(
 def fed(recipe: StudentRecipe, monkeypatch: pytest.MonkeyPatch) -> tuple[Outcome, list[str]]:
     """What a run came to, and the ids of the rows that it learned from."""
     ids: list[str] = []
-    really = loop.check_labels
 
-    def check_labels(rows: DecodedRows, classes: int) -> None:
+    def check(rows: DecodedRows, classes: int) -> None:
         ids.extend(rows.sample_id)
-        really(rows, classes)
+        check_labels(rows, classes)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "check_labels", check_labels)
+        patched.setattr("student_train.training.step.check_labels", check)
         return train(recipe, Place()), ids
 
 
@@ -245,7 +247,7 @@ def test_the_order_and_the_reading_are_the_recipes(
         made.append(Stream(*arguments, **settings))
         return made[-1]
 
-    monkeypatch.setattr(loop, "Stream", stream)
+    monkeypatch.setattr("student_train.training.data.Stream", stream)
     cache = make_cache()
     train(make_recipe(cache=cache, steps=1, order={"lanes": 2, "window": 5}, reading={"threads": 3}), Place())
     train(make_recipe(cache=cache, steps=1, order={"lanes": 3}), Place())
@@ -285,7 +287,7 @@ def test_dropout_has_a_say_in_what_is_resumed(make_cache: Any, make_recipe: Any,
     recipe = make_recipe(cache=make_cache(), factory="noisy", steps=3)
     before = weights(train(recipe, Place()))
     monkeypatch.setattr(
-        "student_train.training.loop.step_seed", lambda seed, step, rank: step_seed(seed + 1, step, rank)
+        "student_train.training.step.step_seed", lambda seed, step, rank: step_seed(seed + 1, step, rank)
     )
     after = weights(train(recipe, Place()))
     assert not all(torch.equal(after[name], value) for name, value in before.items())

@@ -75,8 +75,12 @@ class StreamDataset(IterableDataset[TorchBatch]):
         return self._part(info.id, info.num_workers, self._begin.number())
 
     def endless(self) -> Iterator[TorchBatch]:
-        """Batches for ever, in this process."""
+        """Batches without end, in this process: each epoch is followed by the next one."""
         return self._alone(self.stream.endless)
+
+    def close(self) -> None:
+        """Stop the threads that read ahead, and free what they read. A later loop goes on with the next batch."""
+        self.stream.close()
 
     def state_dict(self, after: Batch | None = None) -> dict[str, Any]:
         """The stream's state: the next batch's, or the one after that batch, wherever it was put together."""

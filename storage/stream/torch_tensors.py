@@ -27,6 +27,9 @@ def changed(rows: DecodedRows, change: Callable[[Any], Any]) -> DecodedRows:
 
 def tensor(array: np.ndarray[Any, Any], device: str | torch.device = "cpu") -> torch.Tensor:
     """An array as a tensor, sharing its memory on the CPU. The caller does not write to a read-only one."""
+    array = np.ascontiguousarray(array)
+    if array.flags.writeable:  # as those of a stream's batches are; the filter below takes longer than the tensor
+        return torch.from_numpy(array).to(device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        return torch.from_numpy(array).to(device)

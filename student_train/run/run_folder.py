@@ -21,8 +21,9 @@ from storage.rows.row_groups import RowGroups
 from student_train.run.owner import Ownership, own, refuse_lost
 from student_train.training.checkpoint import cpu_tensors, refuse_foreign
 from student_train.training.config import StudentRecipe
+from student_train.training.data import open_data, open_evaluation
 from student_train.training.journal import METRICS, PROGRESS_FILE, TOLD_FILE, show_progress
-from student_train.training.loop import Outcome, open_data, open_evaluation
+from student_train.training.loop import Outcome
 
 log = logging.getLogger("stillhouse.train")
 

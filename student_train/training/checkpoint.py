@@ -19,7 +19,7 @@ MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.j
 class State:
     """step: optimiser steps done; stream: where the next batch begins.
 
-    Random numbers need no state: each step seeds them anew (see `loop.step_seed`).
+    Random numbers need no state: each step seeds them anew (see `step.step_seed`).
     """
 
     step: int

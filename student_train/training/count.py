@@ -20,7 +20,7 @@ class Count:
     """
 
     def __init__(self, batch: Batch, world: int, device: str) -> None:
-        """batch: this worker's part, in numpy."""
+        """batch: this worker's part, on the CPU."""
         self._world, self._work = world, None
         mine = [_count(batch, needs) for needs in _KINDS]
         self._counts: Any = mine

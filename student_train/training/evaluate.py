@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
+from jobs.models.model_call import apply_model
 from storage.encodings.targets import IGNORED, Targets
 from storage.format.rows import DecodedRows
+from storage.rows.reading import Reading
+from storage.rows.row_groups import RowGroups, first_rows
+from storage.stream.stream import scan
+from storage.stream.torch_tensors import to_torch
 from student_train.losses import Output
 from student_train.losses.chunked_logits import logits
 from student_train.losses.cross_entropy import cross_entropy
 from student_train.losses.forward_kl import kl_divergence
-from student_train.losses.positions import indices, kept, mask_of
+from student_train.losses.positions import indices, kept, lead, mask_of
+from student_train.training.fit import check_labels
 
 ECE_BINS = 15
 # Rows of a batch, and the logits that they have at most: as float32, 256 MiB.
@@ -44,6 +51,21 @@ class Calibration:
 
     def value(self) -> float:
         return float((self.confidence - self.correct).abs().sum() / self.count.sum())
+
+
+def evaluate_rows(
+    model: torch.nn.Module, held_out: RowGroups, classes: int, device: str, reading: Reading
+) -> dict[str, float]:
+    """What `evaluate` gives for a model, which is put into eval mode, on all held-out rows. Raises SourceError."""
+    model.eval()
+
+    def batches() -> Iterator[DecodedRows]:
+        positions = math.prod(lead(first_rows(held_out, 1)))
+        for rows in scan(held_out, rows_a_batch(classes, positions), reading):
+            check_labels(rows, classes)
+            yield to_torch(rows, device)
+
+    return evaluate(lambda rows: apply_model(model, rows.inputs), batches())
 
 
 def evaluate(logits_of: Callable[[DecodedRows], Output], batches: Iterable[DecodedRows]) -> dict[str, float]:

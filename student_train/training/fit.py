@@ -95,14 +95,16 @@ def _other_classes(where: str, theirs: int, mine: int, sequences: bool) -> Usage
 
 
 def check_labels(rows: DecodedRows, classes: int) -> None:
-    """Raises SourceError, with the sample's id, for a label that is no class. The rows are a stream's, in numpy."""
+    """Raises SourceError, with the sample's id, for a label that is no class. rows: arrays or CPU tensors."""
     if rows.label is None:
         return
-    outside = np.argwhere(((rows.label < 0) & (rows.label != IGNORED)) | (rows.label >= classes))
+    # numpy's view of a tensor: it compares small arrays faster than torch.
+    label = np.asarray(rows.label)
+    outside = np.argwhere(((label < 0) & (label != IGNORED)) | (label >= classes))
     if len(outside):
         at = [int(axis) for axis in outside[0]]
         place, none = (f" at position {at[1]}", f"; {IGNORED} means that there is none") if len(at) > 1 else ("", "")
         raise SourceError(
-            f"The sample '{rows.sample_id[at[0]]}' has the label {rows.label[tuple(at)]}{place}.",
+            f"The sample '{rows.sample_id[at[0]]}' has the label {label[tuple(at)]}{place}.",
             f"The model has the classes 0 to {classes - 1}{none}.",
         )

@@ -16,7 +16,8 @@ from storage.stream.stream import Stream
 from storage.stream.torch_tensors import to_torch
 from student_train.losses.forward_kl import forward_kl
 from student_train.training.config import StudentRecipe
-from student_train.training.loop import Place, learning_rate, train
+from student_train.training.loop import Place, train
+from student_train.training.optimizer import learning_rate
 
 STEPS, BATCH, TEMPERATURE = 40, 8, 2.0
 

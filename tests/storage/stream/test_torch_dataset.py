@@ -242,6 +242,21 @@ def test_a_stream_that_is_moved_behind_its_back_is_refused(cache: Cache) -> None
     assert firsts(StreamDataset(stream))[0] == 4
 
 
+def test_a_closed_dataset_keeps_its_state_and_goes_on(cache: Cache) -> None:
+    dataset, expected = StreamDataset(new_stream(cache)), new_stream(cache)
+    batches = dataset.endless()
+    for used in (2, 7):
+        assert told(itertools.islice(batches, used)) == told(itertools.islice(expected.endless(), used))
+        run = dataset.stream._run
+        assert run is not None
+        dataset.close()
+        assert dataset.stream._run is None and run._thread._shutdown
+        assert dataset.state_dict() == expected.state_dict()
+    assert told(dataset) == told(expected)
+    dataset.close()
+    dataset.close()
+
+
 def test_a_copy_has_a_place_of_its_own(cache: Cache) -> None:
     dataset = StreamDataset(new_stream(cache))
     other = copy.deepcopy(dataset)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,17 @@ from storage.rows.open import open_rows
 from storage.rows.plain_table import plain_table
 from storage.rows.reading import Reading
 from storage.stream.stream import Stream, scan
+from storage.stream.torch_dataset import StreamDataset, TorchBatch
 from storage.stream.torch_tensors import to_torch
 from student_train.losses.forward_kl import kl_divergence
 from student_train.training import checkpoint, loop
 from student_train.training.config import OptimizerSection, StudentRecipe
-from student_train.training.fit import check_fit
+from student_train.training.data import make_batches, open_data
+from student_train.training.fit import check_fit, check_labels
 from student_train.training.journal import Point
-from student_train.training.loop import Outcome, Place, learning_rate, open_data, step_seed, train
+from student_train.training.loop import Outcome, Place, train
+from student_train.training.optimizer import learning_rate, make_optimizer
+from student_train.training.step import step_seed
 from teacher_infer.planning.config import TeacherRecipe
 from tests.student_train.sequences import SequenceRows
 
@@ -176,18 +181,17 @@ def test_steps_are_the_optimizers_on_the_mean_loss(
 # Some rows of a cache, and inputs by reference.
 
 
-def fed(recipe: StudentRecipe, monkeypatch: pytest.MonkeyPatch) -> tuple[Outcome, list[str]]:
+def fed(recipe: StudentRecipe, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[Outcome, list[str]]:
     """What a run came to, and the ids of the rows that it learned from."""
     ids: list[str] = []
-    really = loop.check_labels
 
-    def check_labels(rows: DecodedRows, classes: int) -> None:
+    def check(rows: DecodedRows, classes: int) -> None:
         ids.extend(rows.sample_id)
-        really(rows, classes)
+        check_labels(rows, classes)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "check_labels", check_labels)
-        return train(recipe, Place()), ids
+        patched.setattr("student_train.training.step.check_labels", check)
+        return train(recipe, Place(), **settings), ids
 
 
 def test_a_filter_chooses_what_is_learned_from_and_what_is_held_out(
@@ -237,13 +241,83 @@ def test_the_order_and_the_reading_are_the_recipes(
         made.append(Stream(*arguments, **settings))
         return made[-1]
 
-    monkeypatch.setattr(loop, "Stream", stream)
+    monkeypatch.setattr("student_train.training.data.Stream", stream)
     cache = make_cache()
     train(make_recipe(cache=cache, steps=1, order={"lanes": 2, "window": 5}, reading={"threads": 3}), Place())
     train(make_recipe(cache=cache, steps=1, order={"lanes": 3}), Place())
     train(make_recipe(cache=cache, steps=1), Place())
     assert [(one.order.lanes, one.order.window) for one in made] == [(2, 5), (3, made[1].order.window), (1, 37)]
     assert [one.reading for one in made] == [Reading(threads=3), Reading(), Reading()]
+
+
+# The public batch path.
+
+
+@pytest.fixture
+def datasets(monkeypatch: pytest.MonkeyPatch) -> list[StreamDataset]:
+    """The data sets that the trainer makes."""
+    made: list[StreamDataset] = []
+
+    def make(*arguments: Any, **settings: Any) -> StreamDataset:
+        made.append(StreamDataset(*arguments, **settings))
+        return made[-1]
+
+    monkeypatch.setattr("student_train.training.data.StreamDataset", make)
+    return made
+
+
+def test_the_trainer_moves_each_batch_of_a_data_set_without_waiting(
+    make_cache: Any, make_recipe: Any, datasets: list[StreamDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[tuple[int, Any, bool]] = []
+    really = TorchBatch.to
+
+    def to(batch: TorchBatch, device: Any, non_blocking: bool = False) -> TorchBatch:
+        # Taken after this batch and before the next one: the state that a checkpoint of this step gets.
+        assert datasets[0].state_dict() == datasets[0].state_dict(after=batch)
+        moved.append((batch.first, device, non_blocking))
+        return really(batch, device, non_blocking)
+
+    monkeypatch.setattr(TorchBatch, "to", to)
+    train(make_recipe(cache=make_cache(), steps=6, batch_size=8), Place())
+    # 37 rows: the fifth batch lies in two epochs.
+    assert moved == [(first, "cpu", True) for first in range(0, 48, 8)]
+    assert len(datasets) == 1 and datasets[0].state_dict()["place"] == 48
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True), ("cuda:1", True)])
+def test_batches_are_pinned_for_a_gpu_alone(device: str, pinned: bool, make_cache: Any, make_recipe: Any) -> None:
+    recipe = make_recipe(cache=make_cache())
+    assert make_batches(recipe, open_data(recipe), 0, Place(device=device)).pin is pinned
+
+
+def test_a_data_set_goes_on_from_a_checkpoint_of_the_trainer(
+    make_cache: Any, make_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, recipe = Keeper(tmp_path), make_recipe(cache=make_cache(), steps=9, checkpoint_every=3, seed=4)
+    ids = fed(recipe, monkeypatch, observer=kept)[1]
+    model = recipe.student.spec().build(0)
+    state = checkpoint.restore(
+        kept.at(3),
+        model,
+        make_optimizer(recipe.optimizer, model),
+        recipe_digest=recipe.digest(),
+        data_digest=open_data(recipe).digest,
+    )
+    batches = StreamDataset(Stream(open_data(recipe), batch_size=8, seed=4))
+    batches.load_state_dict(state.stream)
+    assert [name for batch in islice(batches.endless(), 6) for name in batch.sample_id] == ids[3 * 8 :]
+    batches.close()
+
+
+def test_a_run_that_ends_or_fails_leaves_no_threads_that_read(
+    make_cache: Any, make_recipe: Any, datasets: list[StreamDataset]
+) -> None:
+    cache = make_cache()
+    train(make_recipe(cache=cache, steps=2), Place())
+    with pytest.raises(JobError, match="nan"):
+        train(make_recipe(cache=cache, factory="breaks", log_every=1), Place())
+    assert [batches.stream._run for batches in datasets] == [None, None]
 
 
 # Resuming.
@@ -277,7 +351,7 @@ def test_dropout_has_a_say_in_what_is_resumed(make_cache: Any, make_recipe: Any,
     recipe = make_recipe(cache=make_cache(), factory="noisy", steps=3)
     before = weights(train(recipe, Place()))
     monkeypatch.setattr(
-        "student_train.training.loop.step_seed", lambda seed, step, rank: step_seed(seed + 1, step, rank)
+        "student_train.training.step.step_seed", lambda seed, step, rank: step_seed(seed + 1, step, rank)
     )
     after = weights(train(recipe, Place()))
     assert not all(torch.equal(after[name], value) for name, value in before.items())

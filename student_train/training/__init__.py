@@ -1,1 +1,1 @@
-"""The training loop and what it needs: checks, evaluation, checkpoints and metrics."""
+"""The training loop and what it needs: data, steps, checks, evaluation, checkpoints and metrics."""

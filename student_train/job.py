@@ -36,6 +36,16 @@ from student_train.training.config import StudentRecipe
 from student_train.training.journal import Journal, Point, read_progress
 from student_train.training.loop import Place, train
 
+# What is set for an embedded Ray, unless the user has set it.
+ON_ONE_MACHINE = {
+    # Ray Train looks at its workers every two seconds, which is most of a short run.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # A process of each run that asks whether the worker's node will be taken away. This machine is the only node.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # OpenMP's threads wait for each other in busy loops, and take the cores from the processes beside them.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
 
 def run(recipe: StudentRecipe) -> list[dict[str, Any]]:
     """Train every seed of a recipe, some at the same time, and give their results in the seeds' order.
@@ -57,8 +67,8 @@ def _run_all(recipe: StudentRecipe, runs: Sequence[Run]) -> list[dict[str, Any]]
         Tracker(one).close_replaced()
     if not all(one.finished for one in runs):
         if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
-            # Ray Train looks at its workers every two seconds; on one machine that is most of a short run.
-            os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+            for name, value in ON_ONE_MACHINE.items():
+                os.environ.setdefault(name, value)
         connect(recipe.ray.num_cpus)
         if is_embedded():
             refuse_too_large(resources(recipe.ray), recipe.ray.workers)
@@ -149,13 +159,26 @@ def _told(run: Run) -> dict[str, Any]:
     return result
 
 
+class _Trainer(TorchTrainer):
+    """Ray Train without the processes of each run that have nothing to do here."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # A private method of Ray's: in a version without it, or without these callbacks, the processes are started.
+        idle = {"DatasetsCallback"}  # hands out data sets of Ray's own
+        if is_embedded():
+            # Frees the workers' places after the controller died. It asks Ray's state API whether that is so, which an
+            # embedded Ray does not serve, and the end of each run waits for it.
+            idle.add("PlacementGroupCleanerCallback")
+        return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in idle]
+
+
 def _attempt(run: Run, tracker: Tracker) -> Any:
     """One group of workers from the last checkpoint on: their answer, or the error that ended it."""
     recipe, folder, model_digest = run.recipe, run.folder, run.identity["model_digest"]
     settings = recipe.ray
     # Without it, Ray Train asks for workers for ever.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.start_timeout_s)
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _worker,
         train_loop_config={
             "recipe": recipe.model_dump(mode="json", exclude_unset=True),

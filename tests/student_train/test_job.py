@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from jobs.failures import classification
 from storage.base.errors import JobError, RecipeError, StoreLost
@@ -99,7 +100,7 @@ def test_an_attempt_leaves_no_handler_of_interrupts_behind(
             signal.signal(signal.SIGINT, lambda *_: None)
             return SimpleNamespace(return_value={"steps": 3})
 
-    monkeypatch.setattr(job, "TorchTrainer", Trainer)
+    monkeypatch.setattr(job, "_Trainer", Trainer)
     [run] = begin(make_recipe(cache=make_cache()))
     assert job._attempt(run, SimpleNamespace(uri=None, run_id=None)) == {"steps": 3}  # type: ignore[arg-type]
     assert signal.getsignal(signal.SIGINT) == before
@@ -110,6 +111,27 @@ def test_ray_trains_own_retries_are_off() -> None:
     config = job._no_retries()
     assert (config.max_failures, config.controller_failure_limit) == (0, 0)
     assert getattr(config, "max_preemption_failures", 0) == 0
+
+
+@pytest.mark.parametrize(("address", "for_one_machine"), [("local", True), ("10.0.0.1:6379", False)])
+def test_settings_for_one_machine_are_not_made_for_a_cluster_or_over_the_users(
+    monkeypatch: pytest.MonkeyPatch, make_cache: Any, make_recipe: Any, address: str, for_one_machine: bool
+) -> None:
+    kept = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "7"}
+    for name in job.ON_ONE_MACHINE:
+        monkeypatch.setenv(name, kept.get(name, ""))
+        if name not in kept:
+            monkeypatch.delenv(name)  # and as it was when the test is over
+    monkeypatch.setenv("RAY_ADDRESS", address)
+
+    def connect(_: int | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "connect", connect)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(make_recipe(cache=make_cache()))
+    found = {name: os.environ[name] for name in job.ON_ONE_MACHINE if name in os.environ}
+    assert found == ({**job.ON_ONE_MACHINE, **kept} if for_one_machine else kept)
 
 
 @pytest.fixture
@@ -141,6 +163,24 @@ def test_a_worker_that_lost_its_source_is_started_again(
     said = capfd.readouterr().err
     assert code == 0, said
     assert "toy, seed 0: attempt 2 begins" in said and "Connection reset by peer" in said
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_a_run_starts_no_process_that_has_nothing_to_do(
+    one_ray: str, labelled: Callable[..., str], monkeypatch: pytest.MonkeyPatch, embedded: bool
+) -> None:
+    monkeypatch.setattr(job, "is_embedded", lambda: embedded)
+    before = set(actors())
+    assert main([labelled({}, {})]) == 0
+    # All runs on a Ray share one coordinator, which the first run starts.
+    names = [name for actor, name in actors().items() if actor not in before and "Coordinator" not in name]
+    cleaner = [] if embedded else ["PlacementGroupCleaner"]
+    assert sorted(names) == [*cleaner, "RayTrainWorker", "SynchronizationActor", "TrainController"]
+
+
+def actors() -> dict[str, str]:
+    """The class of each actor that the session's Ray has or had."""
+    return {actor: facts["ActorClassName"] for actor, facts in ray._private.state.actors().items()}
 
 
 def test_a_loss_that_is_no_number_is_met_once_however_many_workers(

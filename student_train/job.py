@@ -42,8 +42,9 @@ ON_ONE_MACHINE = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # A process of each run that asks whether the worker's node will be taken away. This machine is the only node.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # OpenMP's threads wait for each other in busy loops, and take the cores from the processes beside them.
-    "OMP_WAIT_POLICY": "PASSIVE",
+    # Threads of OpenMP (GNU's, which torch has on Linux) wait for each other in a busy loop of this many rounds, by
+    # default of 300,000: with other processes on the cores, a step of a small model took several times as long.
+    "GOMP_SPINCOUNT": "3000",
 }
 
 

@@ -35,9 +35,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files that use Ray first: they take the longest, and short files fill the other processes at the end."""
+    """Put files whose tests fork first, then those that use Ray.
+
+    A fork of a process that has Ray's threads may abort: it copies what they hold, and not the threads. The files with
+    Ray take the longest, and short files fill the other processes at the end.
+    """
     with_ray = {item.path for item in items if {"ray_session", "head"} & set(getattr(item, "fixturenames", ()))}
-    items.sort(key=lambda item: item.path not in with_ray)
+    forking = {path for path in {item.path for item in items} if "dataloader" in path.read_text().lower()} - with_ray
+    items.sort(key=lambda item: 0 if item.path in forking else 1 if item.path in with_ray else 2)
 
 
 # A module that Ray's workers import too; so its folder is on their path when they start.

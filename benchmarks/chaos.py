@@ -299,7 +299,7 @@ class Run:
         """Keys with more than one record, and ids that are not exactly once in the cache."""
         from storage.cache.open import open_cache
         from storage.rows.cache_rows import CacheRows
-        from storage.stream.stream import scan
+        from storage.stream.scan import scan
 
         self._look(again=True)
         changed = sum(len(records) > 1 for records in self._records.values())

@@ -28,7 +28,8 @@ from storage.order.read_amplification import read_factor  # noqa: E402
 from storage.order.sample_order import Order  # noqa: E402
 from storage.order.schedule import lookups  # noqa: E402
 from storage.rows.row_groups import Column, RowGroups  # noqa: E402
-from storage.stream.stream import PLACES_AHEAD, default_order  # noqa: E402
+from storage.stream.batch_producer import PLACES_AHEAD  # noqa: E402
+from storage.stream.stream import default_order  # noqa: E402
 
 WORLDS = (1, 2, 3, 7, 8, 16, 24, 32, 48, 64)
 

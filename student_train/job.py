@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import socket
@@ -18,8 +17,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.exceptions import RayError
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
 
 from jobs.cluster.connect import connect, is_embedded
 from jobs.cluster.resources import refuse_too_large
@@ -27,6 +25,7 @@ from jobs.console import Progress
 from jobs.failures.classification import portable
 from storage.base.errors import StillhouseError
 from storage.objectstore.folder import Folder
+from student_train.ray_train import ON_ONE_MACHINE, LeanTrainer, no_retries
 from student_train.run.attempts import resources, train_in_attempts
 from student_train.run.owner import refuse_lost
 from student_train.run.run_folder import CHECKPOINTS, Run, begin, keep_model
@@ -35,17 +34,6 @@ from student_train.training.checkpoint import refuse_foreign
 from student_train.training.config import StudentRecipe
 from student_train.training.journal import Journal, Point, read_progress
 from student_train.training.loop import Place, train
-
-# What is set for an embedded Ray, unless the user has set it.
-ON_ONE_MACHINE = {
-    # Ray Train looks at its workers every two seconds, which is most of a short run.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    # A process of each run that asks whether the worker's node will be taken away. This machine is the only node.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Threads of OpenMP (GNU's, which torch has on Linux) wait for each other in a busy loop of this many rounds, by
-    # default of 300,000: with other processes on the cores, a step of a small model took several times as long.
-    "GOMP_SPINCOUNT": "3000",
-}
 
 
 def run(recipe: StudentRecipe) -> list[dict[str, Any]]:
@@ -160,26 +148,13 @@ def _told(run: Run) -> dict[str, Any]:
     return result
 
 
-class _Trainer(TorchTrainer):
-    """Ray Train without the processes of each run that have nothing to do here."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        # A private method of Ray's: in a version without it, or without these callbacks, the processes are started.
-        idle = {"DatasetsCallback"}  # hands out data sets of Ray's own
-        if is_embedded():
-            # Frees the workers' places after the controller died. It asks Ray's state API whether that is so, which an
-            # embedded Ray does not serve, and the end of each run waits for it.
-            idle.add("PlacementGroupCleanerCallback")
-        return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in idle]
-
-
 def _attempt(run: Run, tracker: Tracker) -> Any:
     """One group of workers from the last checkpoint on: their answer, or the error that ended it."""
     recipe, folder, model_digest = run.recipe, run.folder, run.identity["model_digest"]
     settings = recipe.ray
     # Without it, Ray Train asks for workers for ever.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.start_timeout_s)
-    trainer = _Trainer(
+    trainer = LeanTrainer(
         _worker,
         train_loop_config={
             "recipe": recipe.model_dump(mode="json", exclude_unset=True),
@@ -198,7 +173,7 @@ def _attempt(run: Run, tracker: Tracker) -> Any:
         run_config=RunConfig(
             name=f"{recipe.name}-seed-{recipe.seed}",
             storage_path=folder.url_of(CHECKPOINTS),
-            failure_config=_no_retries(),
+            failure_config=no_retries(),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
@@ -214,14 +189,6 @@ def _attempt(run: Run, tracker: Tracker) -> Any:
         # Ray Train leaves its handler behind, which stops nothing once its workers are gone.
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
-
-
-def _no_retries() -> FailureConfig:
-    """Ray Train's own retries are off: it tries final errors again, at once, and counts starts that time out."""
-    known = {field.name for field in dataclasses.fields(FailureConfig)}
-    # Versions before 2.60 have no budget of its own for preemptions.
-    preemptions: dict[str, Any] = {"max_preemption_failures": 0} if "max_preemption_failures" in known else {}
-    return FailureConfig(max_failures=0, controller_failure_limit=0, **preemptions)
 
 
 class _Reporter:

@@ -14,6 +14,7 @@ from storage.cache.cache import Cache
 from storage.cache.commits import Commit, read_commits
 from storage.cache.leases import lease, live_jobs
 from storage.objectstore.folder import Folder
+from storage.objectstore.preparation import prepare_folder
 from teacher_infer.labelling.job_progress import JobProgress
 from teacher_infer.planning.plan import Span
 from teacher_infer.planning.prepare import Part, Prepared, lineage_of, nested
@@ -25,7 +26,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
     prepared.recipe.tracking.resolved_uri()  # refused before the work, not after it
     if store.protocol == "memory":
         raise RecipeError("store is memory://.", "Ray's workers are other processes, which cannot see it.")
-    store.prepare()
+    prepare_folder(store)
     spans: dict[str, tuple[int, Span]] = {}
     for index, part in enumerate(prepared.parts):
         for span in part.plan.spans:

@@ -86,7 +86,7 @@ def same(found: Gradients, wanted: Gradients) -> None:
 
 def test_some_positions_have_no_target(url: str) -> None:
     """Without any, the tests of this file would not tell a mask from none."""
-    from storage.stream.stream import scan
+    from storage.stream.scan import scan
 
     targets: Any = [rows.targets for rows in scan(open_rows(url), 64)]
     masks = np.concatenate([part.mask_P.ravel() for part in targets])

@@ -49,6 +49,7 @@ RAY = (
     "teacher_infer/job.py",
     "teacher_infer/teacher_actor.py",
     "student_train/job.py",
+    "student_train/ray_train.py",
 )
 MLFLOW = ("jobs/tracking/client.py", "jobs/tracking/caches.py", "jobs/tracking/runs.py")
 # Commands and the drivers of jobs print. Everything else logs below the logger "stillhouse".

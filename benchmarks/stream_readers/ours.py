@@ -103,7 +103,7 @@ def shuffled(groups: Any, seed: int, lanes: bool) -> Any:
 
 
 def scan_rows(groups: Any) -> Iterator[Any]:
-    from storage.stream.stream import scan
+    from storage.stream.scan import scan
 
     return scan(groups, BATCH)
 

@@ -50,33 +50,26 @@ def read_checked(
     part: what these bytes are, for messages. Bytes that are wrong, or do not come, are read once more.
     Raises CorruptShard, which names the shard and the part, and StoreLost.
     """
-    try:
-        _read(store, path, start, pieces, checks, part)
-    except (CorruptShard, StoreLost) as error:
-        log.warning("%s It is fetched again.", error)
-        _read(store, path, start, pieces, checks, part)
-
-
-def _read(
-    store: Folder,
-    path: str,
-    start: int,
-    pieces: Sequence[memoryview],
-    checks: Sequence[tuple[int, str]],
-    part: str,
-) -> None:
     stop, url = checks[-1][0], store.url_of(path)
     where = f"The shard {url} is damaged: {part} (bytes {start} to {stop})"
+
+    def read() -> None:
+        try:
+            count = store.read_pieces(path, start, pieces)
+        except FileNotFoundError:
+            raise CorruptShard(f"The shard {url} is not there.", "The cache lists it.", _REMEDY) from None
+        if count < stop - start:
+            raise CorruptShard(
+                f"{where} was cut off after {count} bytes.", f"{stop - start} bytes were committed.", _REMEDY
+            )
+        bounds = [start, *(end for end, _ in checks)]
+        digests = pieces_digests(pieces, np.diff(bounds).tolist())
+        for digest, (_, xxh3) in zip(digests, checks, strict=True):
+            if digest != xxh3:
+                raise CorruptShard(f"{where} has the digest {digest[:16]}.", f"{xxh3[:16]} was committed.", _REMEDY)
+
     try:
-        count = store.read_pieces(path, start, pieces)
-    except FileNotFoundError:
-        raise CorruptShard(f"The shard {url} is not there.", "The cache lists it.", _REMEDY) from None
-    if count < stop - start:
-        raise CorruptShard(
-            f"{where} was cut off after {count} bytes.", f"{stop - start} bytes were committed.", _REMEDY
-        )
-    bounds = [start, *(end for end, _ in checks)]
-    digests = pieces_digests(pieces, np.diff(bounds).tolist())
-    for digest, (_, xxh3) in zip(digests, checks, strict=True):
-        if digest != xxh3:
-            raise CorruptShard(f"{where} has the digest {digest[:16]}.", f"{xxh3[:16]} was committed.", _REMEDY)
+        read()
+    except (CorruptShard, StoreLost) as error:
+        log.warning("%s It is fetched again.", error)
+        read()

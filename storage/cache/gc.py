@@ -14,6 +14,7 @@ from storage.cache.cache import Cache, read_cache
 from storage.cache.commits import read_commit
 from storage.cache.index import read_index
 from storage.cache.leases import DEAD_S, live_jobs, sweep
+from storage.objectstore.clock import store_clock
 from storage.objectstore.folder import Entry, Folder
 
 # While a job runs, a file in tmp/ may be its own for that long; and where none does, it may be the lease on its way of
@@ -66,7 +67,7 @@ def collect(store: Folder, older_than_s: float, *, dry_run: bool) -> dict[str, A
             f"{store.url} is no store: it has neither commits nor caches.", "A teacher's recipe makes one."
         )
     with nullcontext(_no_check) if dry_run else sweep(store) as check:
-        now = store.clock()
+        now = store_clock(store)
         if now is None:
             raise StoreError(f"{store.url} tells no dates of its files.", "What gc spares it spares by age.")
         jobs = live_jobs(store)

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from storage.base.errors import JobError, StillhouseError, StoreError
+from storage.objectstore.clock import store_now
 from storage.objectstore.folder import Folder
 
 log = logging.getLogger("stillhouse.store")
@@ -83,7 +84,7 @@ def lease(store: Folder, name: str, shard_keys: Iterable[str]) -> Generator[Leas
 
 def live_jobs(store: Folder) -> list[Job]:
     """The leases whose holders are alive, by the store's own clock. Raises StoreError for one that cannot be read."""
-    now = store.now()
+    now = store_now(store)
     jobs: list[Job] = []
     for entry in store.entries("jobs"):
         file = entry.name
@@ -141,7 +142,7 @@ def _wait_for_sweeps(store: Folder) -> None:
 def _swept(store: Folder) -> bool:
     # Where a store tells no dates there is no gc, which goes by them.
     dates = [e.modified for e in store.entries("jobs") if e.name.startswith(_SWEEP) and e.modified is not None]
-    return bool(dates) and is_fresh(max(dates), store.now())
+    return bool(dates) and is_fresh(max(dates), store_now(store))
 
 
 def is_fresh(modified: float | None, now: float) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import threading
-import time
-import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -203,47 +201,6 @@ class Folder:
             return self._keeps_create is not False
         with in_words(self.url):
             return links_hold(self.stage()) if self.is_local else keeps_promise(self._fs, self._at("tmp"))
-
-    def prepare(self) -> None:
-        """Make the folder and prove that it can be written. Raises StoreError."""
-        if not self.is_local and self.protocol != "memory":
-            self._refuse_missing_bucket()
-        probe = f"tmp/probe-{uuid.uuid4().hex}"
-        try:
-            self.create(probe, b"")
-            self.remove(probe)
-        except (StoreError, OSError) as error:
-            reason = error.__cause__ if isinstance(error, StoreError) and error.__cause__ else error
-            raise StoreError(
-                f"{self.url} cannot be written: {getattr(reason, 'strerror', None) or reason}.",
-                "A job needs a folder that it may write.",
-                "Choose another store, or mend its permissions or this machine's credentials.",
-            ) from None
-
-    def _refuse_missing_bucket(self) -> None:
-        bucket = self._root.partition("/")[0]
-        with in_words(self.url):
-            if is_there(self._fs, bucket):
-                return
-        raise StoreError(
-            f"There is no bucket '{bucket}' for {self.url}, or it may not be looked into.",
-            "A store's bucket is there before a job writes to it.",
-            "Make the bucket, or mend the URL, the endpoint or the credentials.",
-        )
-
-    def now(self) -> float:
-        """Seconds since 1970 by the clock that dates this folder's files; this machine's where it tells no dates."""
-        told = self.clock()
-        return time.time() if told is None else told
-
-    def clock(self) -> float | None:
-        """Seconds since 1970 by the clock that dates this folder's files; None where they have no dates."""
-        name = f"clock-{uuid.uuid4().hex}"
-        self.write(f"tmp/{name}", b"")
-        try:
-            return {entry.name: entry.modified for entry in self.entries("tmp")}.get(name)
-        finally:
-            self.remove_files([f"tmp/{name}"])
 
     def create(self, path: str, data: bytes) -> bool:
         """Put a whole file if nothing is there: True when this call made it, False when it existed.

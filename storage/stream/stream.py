@@ -3,91 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import count
 from operator import index
-from typing import Any, Self
-
-import numpy as np
+from typing import Any
 
 from storage.base.errors import RecipeError, VerificationError
-from storage.encodings.targets import Targets
-from storage.format.rows import DecodedRows
 from storage.order import sample_order as ordering
 from storage.order.rank_share import Share
 from storage.order.read_amplification import warn_of_reads
 from storage.order.sample_order import Order
-from storage.order.schedule import Need, held_rows, lookups, needs
-from storage.rows.prefetch import Reader
+from storage.order.schedule import held_rows
 from storage.rows.reading import Reading
-from storage.rows.row_groups import Ints, RowGroups, row_bytes
+from storage.rows.row_groups import RowGroups, row_bytes
+from storage.stream.batch import Batch
+from storage.stream.batch_producer import BATCHES_AHEAD, BatchProducer
+from storage.stream.default_order import default_order
 
-# Below this a cache is shuffled whole. Above it so many lanes are cut into windows that together hold about as much.
-WHOLE_BYTES = 1 << 30
-LANES = 16
-# Places are looked up for many batches at once, since one costs as much.
-PLACES_AHEAD, EPOCHS_AHEAD = 1 << 15, 8
-# Batches that are put together while the consumer works on one.
-BATCHES_AHEAD = 2
 # No stream comes so far; arithmetic on the places beyond would overflow.
 _PLACES = 1 << 62
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's part of a global batch, in memory of its own.
-
-    places: [B] the place of each row. first: the first place of the global batch; global_size: the
-    rows of all ranks together.
-    """
-
-    first: int
-    global_size: int
-    places: Ints
-    rows: DecodedRows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, rows: slice) -> Self:
-        """Some rows of this rank's part, `batch[8:16]`, for gradient accumulation; `first` and `global_size` stay."""
-        return replace(self, places=self.places[rows], rows=self.rows[rows])
-
-    @property
-    def sample_id(self) -> np.ndarray[Any, Any]:
-        return self.rows.sample_id
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        return self.rows.inputs
-
-    @property
-    def label(self) -> Any:
-        return self.rows.label
-
-    @property
-    def targets(self) -> Targets | None:
-        return self.rows.targets
-
-
-def default_order(groups: RowGroups, seed: int, lanes: int | None = None, window: int | None = None) -> Order:
-    """A full shuffle of what takes no more than 1 GiB in memory; else 16 lanes whose windows hold about as much.
-
-    What is given of `lanes` and `window` (rows of a lane) stays; the other follows from the rows alone.
-    """
-    total, loaded, width = int(groups.rows.sum()), int(groups.sizes.sum()), max(1, row_bytes(groups))
-    whole = loaded * width <= WHOLE_BYTES
-    if lanes is None:
-        lanes = 1 if whole and window is None else LANES
-    if window is None:
-        # A window holds all of the row groups that it begins and ends in.
-        largest = int(groups.sizes.max())
-        held = loaded if whole and lanes == 1 else max(largest, WHOLE_BYTES // (lanes * width) - largest)
-        window = max(1, min(total, held * total // loaded)) if held < loaded else total
-    return Order(seed, min(window, total), lanes)
 
 
 class Stream:
@@ -131,7 +65,7 @@ class Stream:
             self._warn_of_reads(window)
         self.reading = reading or Reading()
         self.place = 0
-        self._run: _Run | None = None
+        self._run: BatchProducer | None = None
         self._total = int(groups.rows.sum())
         # How long the consumer waited for batches, in seconds.
         self.waited = 0.0
@@ -196,7 +130,7 @@ class Stream:
         """
         size, stop = self.share.batch_size, self.place + len(self) * self.share.batch_size
         firsts = range(self.place + number * size, stop, of * size)
-        run = _Run(self, iter(firsts))
+        run = self._producer(iter(firsts))
         try:
             for _ in firsts:
                 yield run.take()
@@ -207,7 +141,7 @@ class Stream:
     def _take(self) -> Batch:
         if self._run is None or self._run.next != self.place:
             self.close()
-            self._run = _Run(self, count(self.place, self.share.batch_size))
+            self._run = self._producer(count(self.place, self.share.batch_size))
         begun = time.perf_counter()
         try:
             batch = self._run.take()
@@ -219,6 +153,9 @@ class Stream:
         # Counted when it is handed out: a state taken in the loop's body belongs to the next batch.
         self.place = batch.first + batch.global_size
         return batch
+
+    def _producer(self, firsts: Iterator[int]) -> BatchProducer:
+        return BatchProducer(self.groups, self.order, self.share, self.reading, firsts, self.place)
 
     def close(self) -> None:
         """Let go of all that is held; the next batch begins anew from the place."""
@@ -238,63 +175,3 @@ class Stream:
         held = held_rows(laid, groups.sizes, self.share, self.place) + largest
         batches = (BATCHES_AHEAD + 1) * -(-self.share.batch_size // self.share.world)
         return (held + batches + reading.threads * largest) * width + reading.prefetch_bytes
-
-
-class _Run:
-    """Batches from a place on, put together by a thread while the consumer works on the last one."""
-
-    def __init__(self, stream: Stream, firsts: Iterator[int]) -> None:
-        groups, order, share = stream.groups, stream.order, stream.share
-        first = next(firsts, None)
-        self.next = stream.place if first is None else first
-        total = int(groups.rows.sum())
-        laid = ordering.epoch(order, groups.rows, self.next // total)
-        self._size = share.batch_size
-        self._reader = Reader(
-            groups,
-            needs(order, groups.rows, share, self.next, laid),
-            stream.reading,
-            room=held_rows(laid, groups.sizes, share, self.next),
-            near=order.lanes,
-        )
-        ahead = min(PLACES_AHEAD, EPOCHS_AHEAD * total)
-        self._lookups = lookups(order, groups.rows, share, chain([self.next], firsts), ahead)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._ready: deque[Future[Batch | None]] = deque()
-
-    def take(self) -> Batch:
-        while len(self._ready) <= BATCHES_AHEAD:
-            self._ready.append(self._thread.submit(self._batch))
-        batch = self._ready.popleft().result()
-        assert batch is not None, "no more batches were asked for"
-        self.next = batch.first + batch.global_size
-        return batch
-
-    def _batch(self) -> Batch | None:
-        at = next(self._lookups, None)
-        if at is None:
-            return None
-        self._reader.advance(at.first, at.first + self._size)
-        return Batch(at.first, self._size, at.places, self._reader.rows(at.group, at.row))
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self._reader.close()
-
-
-def scan(groups: RowGroups, batch_size: int, reading: Reading | None = None) -> Iterator[DecodedRows]:
-    """Every row once, in the order it is stored in, for evaluation."""
-    starts = np.concatenate([[0], np.cumsum(groups.rows)])
-    wanted = (
-        Need(group, int(starts[group]), int(starts[group + 1]) - 1) for group in np.flatnonzero(groups.rows).tolist()
-    )
-    largest = int(groups.sizes.max()) if len(groups.sizes) else 0
-    reader = Reader(groups, wanted, reading or Reading(), room=2 * largest + batch_size, near=0)
-    try:
-        for first in range(0, int(starts[-1]), batch_size):
-            places = np.arange(first, min(first + batch_size, int(starts[-1])))
-            group = np.searchsorted(starts, places, side="right") - 1
-            reader.advance(first, first + len(places))
-            yield reader.rows(group, places - starts[group])
-    finally:
-        reader.close()

@@ -19,6 +19,7 @@ from typing import Any
 from jobs.errors import FolderInUse
 from storage.base.errors import JobError, StillhouseError, StoreError
 from storage.cache.leases import DEAD_S, is_fresh, renewed, take_back
+from storage.objectstore.clock import store_now
 from storage.objectstore.folder import Folder
 
 _PREFIX, _SUFFIX = "lease-", ".json"
@@ -106,7 +107,7 @@ def refuse_lost(folder: Folder, id: str) -> None:
 
 
 def _refuse_living(folder: Folder, number: int, owner: Owner, modified: float | None) -> None:
-    if owner.is_gone() or not is_fresh(modified, now := folder.now()):
+    if owner.is_gone() or not is_fresh(modified, now := store_now(folder)):
         return
     wait_s = DEAD_S - (now - modified) if modified is not None else DEAD_S
     raise FolderInUse(

@@ -17,6 +17,7 @@ from storage.base.errors import StillhouseError, StoreError
 from storage.base.redact import redact
 from storage.cache.lineage import software
 from storage.objectstore.folder import Folder
+from storage.objectstore.preparation import prepare_folder
 from storage.rows.row_groups import RowGroups
 from student_train.run.owner import Ownership, own, refuse_lost
 from student_train.training.checkpoint import cpu_tensors, refuse_foreign
@@ -102,7 +103,7 @@ def begin(recipe: StudentRecipe) -> list[Run]:
             "Models and checkpoints are written to folders; a cache may lie on an object store.",
             "Name a local folder that every machine of the job sees.",
         )
-    output.prepare()
+    prepare_folder(output)
     data, held_out = open_data(recipe), open_evaluation(recipe)
     for rows in (data, held_out):
         for note in getattr(rows, "notes", ()):

@@ -13,7 +13,7 @@ from storage.encodings.targets import IGNORED, Targets
 from storage.format.rows import DecodedRows
 from storage.rows.reading import Reading
 from storage.rows.row_groups import RowGroups, first_rows
-from storage.stream.stream import scan
+from storage.stream.scan import scan
 from storage.stream.torch_tensors import to_torch
 from student_train.losses import Output
 from student_train.losses.chunked_logits import logits

@@ -241,7 +241,7 @@ def make_recipe(nets: str, tmp_path: Path) -> Any:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One thread, and an order worked out for few places at once: thousands of epochs of a tiny cache take seconds."""
-    monkeypatch.setattr("storage.stream.stream.PLACES_AHEAD", 64)
+    monkeypatch.setattr("storage.stream.batch_producer.PLACES_AHEAD", 64)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

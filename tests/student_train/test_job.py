@@ -15,7 +15,7 @@ import ray
 
 from jobs.failures import classification
 from storage.base.errors import JobError, RecipeError, StoreLost
-from student_train import job
+from student_train import job, ray_train
 from student_train.__main__ import main
 from student_train.run.attempts import train_in_attempts, translate
 from student_train.run.run_folder import begin
@@ -100,7 +100,7 @@ def test_an_attempt_leaves_no_handler_of_interrupts_behind(
             signal.signal(signal.SIGINT, lambda *_: None)
             return SimpleNamespace(return_value={"steps": 3})
 
-    monkeypatch.setattr(job, "_Trainer", Trainer)
+    monkeypatch.setattr(job, "LeanTrainer", Trainer)
     [run] = begin(make_recipe(cache=make_cache()))
     assert job._attempt(run, SimpleNamespace(uri=None, run_id=None)) == {"steps": 3}  # type: ignore[arg-type]
     assert signal.getsignal(signal.SIGINT) == before
@@ -108,7 +108,7 @@ def test_an_attempt_leaves_no_handler_of_interrupts_behind(
 
 
 def test_ray_trains_own_retries_are_off() -> None:
-    config = job._no_retries()
+    config = ray_train.no_retries()
     assert (config.max_failures, config.controller_failure_limit) == (0, 0)
     assert getattr(config, "max_preemption_failures", 0) == 0
 
@@ -169,7 +169,7 @@ def test_a_worker_that_lost_its_source_is_started_again(
 def test_a_run_starts_no_process_that_has_nothing_to_do(
     one_ray: str, labelled: Callable[..., str], monkeypatch: pytest.MonkeyPatch, embedded: bool
 ) -> None:
-    monkeypatch.setattr(job, "is_embedded", lambda: embedded)
+    monkeypatch.setattr(ray_train, "is_embedded", lambda: embedded)
     before = set(actors())
     assert main([labelled({}, {})]) == 0
     # All runs on a Ray share one coordinator, which the first run starts.

@@ -16,7 +16,7 @@ import pytest
 
 from storage.cache.open import open_cache
 from storage.rows.cache_rows import CacheRows
-from storage.stream.stream import scan
+from storage.stream.scan import scan
 from teacher_infer.__main__ import main
 
 Recipe = Callable[..., dict[str, Any]]

@@ -20,7 +20,7 @@ import pytest
 from jobs.console import Progress
 from storage.cache.open import open_cache
 from storage.rows.cache_rows import CacheRows
-from storage.stream.stream import scan
+from storage.stream.scan import scan
 from teacher_infer import job
 from teacher_infer.__main__ import main
 from teacher_infer.labelling import watch

@@ -8,6 +8,7 @@ from typing import Any
 from storage.cache.cache import Cache
 from storage.cache.seal import seal
 from storage.objectstore.folder import Folder
+from storage.objectstore.preparation import prepare_folder
 from storage.sources import make_source
 from teacher_infer.labelling.label import Work, label_span
 from teacher_infer.planning.config import TeacherRecipe
@@ -19,7 +20,7 @@ def labelled(recipe: dict[str, Any], spoil: Callable[[Any], Any] = lambda logits
     """A recipe's cache without Ray; `spoil` changes the teacher's answers on their way."""
     read = TeacherRecipe.model_validate(recipe)
     store = Folder(read.store)
-    store.prepare()
+    prepare_folder(store)
     prepared = prepare(read, store)
     [part] = prepared.parts
     teacher = make_teacher(prepared.spec, dtype=read.teacher.dtype, seed=read.seed)

@@ -17,7 +17,7 @@ from storage.encodings.targets import IGNORED
 from storage.encodings.topk import TopK
 from storage.objectstore.folder import Folder
 from storage.rows.cache_rows import CacheRows
-from storage.stream.stream import scan
+from storage.stream.scan import scan
 from tests.storage import sparse
 
 

@@ -24,7 +24,7 @@ from storage.encodings.topk import TopK, TopKTargets
 from storage.format.rows import DecodedRows
 from storage.objectstore.folder import Folder
 from storage.rows.cache_rows import CacheRows
-from storage.stream.stream import scan
+from storage.stream.scan import scan
 from tests.storage import sparse
 
 

@@ -21,7 +21,8 @@ from storage.encodings.targets import IGNORED, Targets, with_mask
 from storage.encodings.topk import TopK
 from storage.rows.open import open_rows
 from storage.rows.row_groups import first_rows
-from storage.stream.stream import Batch, Stream, scan
+from storage.stream.scan import scan
+from storage.stream.stream import Batch, Stream
 from storage.stream.torch_dataset import StreamDataset, TorchBatch
 from tests.small_caches import image_cache, packed_cache
 

@@ -40,6 +40,7 @@ from storage.objectstore.client_errors import in_words, is_contested, is_past_th
 from storage.objectstore.filesystem import is_url, open_filesystem
 from storage.objectstore.folder import Folder, open_url
 from storage.objectstore.location import absolute
+from storage.objectstore.preparation import prepare_folder
 from storage.sources.packing.tokenizer import TokenizerFile
 from tests.servers import KEY, SECRET, free_ports, lead_to
 from tests.storage.helpers import commit, files, label
@@ -331,7 +332,7 @@ def test_wrong_credentials_are_refused_in_a_sentence(
             assert code == 2
             assert said.startswith(f"StoreError: {url}") and "access was refused" in said
         with pytest.raises(StoreError, match="access was refused") as caught:
-            Folder(url).prepare()
+            prepare_folder(Folder(url))
         assert WRONG not in str(caught.value)
 
 
@@ -347,7 +348,7 @@ def test_no_credentials_at_all_are_told_of_in_a_sentence(
             assert code == 2
             assert said.startswith(f"StoreError: {url}") and "there are no credentials: " in said
         with pytest.raises(StoreError, match="no credentials"):
-            Folder(url).prepare()
+            prepare_folder(Folder(url))
 
 
 def test_a_bucket_that_is_not_there_is_told_of_in_a_sentence(careless: Folder, told: Told) -> None:
@@ -357,7 +358,7 @@ def test_a_bucket_that_is_not_there_is_told_of_in_a_sentence(careless: Folder, t
     for _, said in answers:
         assert url in said and ("There is no store at" in said or "is no store" in said)
     with pytest.raises(StoreError, match=r"There is no bucket 'no-such-bucket' for .* Make the bucket, or mend"):
-        Folder(url).prepare()
+        prepare_folder(Folder(url))
 
 
 def test_an_endpoint_that_nobody_listens_at_is_lost_in_a_sentence(monkeypatch: pytest.MonkeyPatch, told: Told) -> None:
@@ -368,7 +369,7 @@ def test_an_endpoint_that_nobody_listens_at_is_lost_in_a_sentence(monkeypatch: p
             assert code == 1
             assert said.startswith(f"StoreLost: {url}") and "What was committed stays" in said
         with pytest.raises(StoreLost, match="did not answer"):
-            Folder(url).prepare()
+            prepare_folder(Folder(url))
 
 
 # URLs and settings that cannot be used

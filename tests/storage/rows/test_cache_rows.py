@@ -37,7 +37,8 @@ from storage.rows.cache_rows import PARTS, CacheRows
 from storage.rows.reading import Reading
 from storage.rows.row_groups import read_group, row_bytes
 from storage.samples.samples import Columns, as_samples
-from storage.stream.stream import Stream, scan
+from storage.stream.scan import scan
+from storage.stream.stream import Stream
 from tests.storage.helpers import rows_of
 from tests.storage.stream.fakes import Make, batches, check_rows, ids_of, values
 

@@ -26,7 +26,8 @@ from storage.rows.selected_rows import Selected
 from storage.samples.samples import SourceFile
 from storage.sources import make_source
 from storage.sources.parquet import ParquetSource
-from storage.stream.stream import Stream, scan
+from storage.stream.scan import scan
+from storage.stream.stream import Stream
 from tests.storage.stream.caches import put_cache, put_rows, raw_rows, section_bytes, watch, write_source
 from tests.storage.stream.fakes import Make, batches, values
 

@@ -18,7 +18,7 @@ from storage.rows.row_groups import first_rows
 from storage.rows.selected_rows import Selected
 from storage.rows.source_rows import SourceRows
 from storage.sources import make_source
-from storage.stream.stream import scan
+from storage.stream.scan import scan
 from tests.storage.stream.caches import put_cache, section_bytes, watch, write_source
 
 SHARDS = [range(11), range(11, 14), range(14, 23)]

@@ -18,7 +18,8 @@ from storage.rows import selected_rows as selections
 from storage.rows.cache_rows import CacheRows
 from storage.rows.row_groups import first_rows, read_group
 from storage.rows.selected_rows import Selected, parse
-from storage.stream.stream import Stream, scan
+from storage.stream.scan import scan
+from storage.stream.stream import Stream
 from tests.storage.stream.caches import entropy_of, put_cache, top1_of, watch
 from tests.storage.stream.fakes import batches, by_place, ids, ids_of, values
 

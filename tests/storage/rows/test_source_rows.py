@@ -15,7 +15,8 @@ from storage.rows.cache_rows import CacheRows
 from storage.rows.row_groups import read_group
 from storage.rows.source_rows import SourceRows
 from storage.sources import decoding, make_source
-from storage.stream.stream import Stream, scan
+from storage.stream.scan import scan
+from storage.stream.stream import Stream
 from tests.storage.stream.fakes import Make, batches, check_rows, ids, values
 
 N = 23

@@ -25,7 +25,7 @@ from storage.samples.samples import as_samples
 from storage.sources import jsonl, make_source
 from storage.sources.json_lines import Lines
 from storage.sources.jsonl import JsonlSource
-from storage.stream.stream import scan
+from storage.stream.scan import scan
 from tests.storage.stream import caches
 
 

@@ -28,8 +28,11 @@ from storage.rows.cache_rows import CacheRows
 from storage.rows.prefetch import Reader
 from storage.rows.reading import Reading
 from storage.rows.row_groups import row_bytes
+from storage.stream import batch_producer
+from storage.stream import default_order as default_orders
 from storage.stream import stream as streams
-from storage.stream.stream import Batch, Stream, default_order, scan
+from storage.stream.scan import scan
+from storage.stream.stream import Batch, Stream, default_order
 from tests.storage.stream.fakes import (
     Fake,
     Make,
@@ -53,7 +56,7 @@ AWKWARD = [7, 0, 13, 1, 1, 40, 8, 0, 5, 16, 16]
 @pytest.fixture(autouse=True)
 def few_places_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch of a cache this small is over in no time; working out a thousand of them ahead is not."""
-    monkeypatch.setattr(streams, "PLACES_AHEAD", 32)
+    monkeypatch.setattr(batch_producer, "PLACES_AHEAD", 32)
 
 
 @pytest.fixture
@@ -77,7 +80,8 @@ def readers(monkeypatch: pytest.MonkeyPatch) -> list[Reader]:
         made.append(Reader(*given, **settings))
         return made[-1]
 
-    monkeypatch.setattr(streams, "Reader", make)
+    monkeypatch.setattr(batch_producer, "Reader", make)
+    monkeypatch.setattr("storage.stream.scan.Reader", make)
     return made
 
 
@@ -140,7 +144,7 @@ def test_nothing_of_how_it_is_read_changes_what_comes(monkeypatch: pytest.Monkey
     settings = {"batch_size": 11, "seed": 2, "lanes": lanes, "window": window}
     right = [values(batch.rows) for batch in batches(Stream(Fake(AWKWARD), **settings), 30)]
     for threads, budget, ahead in itertools.product((1, 3, 8), (0, 40, 1 << 40), (0, 1, 9)):
-        monkeypatch.setattr(streams, "BATCHES_AHEAD", ahead)
+        monkeypatch.setattr(batch_producer, "BATCHES_AHEAD", ahead)
         groups = Fake(AWKWARD, delay=lambda _: dice.choice([0, 0, 0.0003]))
         stream = Stream(groups, **settings, reading=Reading(prefetch_bytes=budget, threads=threads))
         assert [values(batch.rows) for batch in batches(stream, 30)] == right
@@ -153,7 +157,7 @@ def test_the_order_is_worked_out_ahead_without_changing_it(
 ) -> None:
     groups = CacheRows(cache)
     expected = ids(Stream(groups, batch_size=6, seed=2), 20)
-    monkeypatch.setattr(streams, "PLACES_AHEAD", ahead)
+    monkeypatch.setattr(batch_producer, "PLACES_AHEAD", ahead)
     assert ids(Stream(groups, batch_size=6, seed=2), 20) == expected
 
 
@@ -232,7 +236,7 @@ def test_a_batch_that_does_not_reach_every_worker_is_refused(
 def test_no_lanes_and_no_window_are_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, value: int, whole: bool
 ) -> None:
-    monkeypatch.setattr(streams, "WHOLE_BYTES", 1 << 30 if whole else 64)
+    monkeypatch.setattr(default_orders, "WHOLE_BYTES", 1 << 30 if whole else 64)
     with pytest.raises(RecipeError, match=rf"^{name} is {value} for a stream of memory\. There is at least one\.$"):
         Stream(Fake([8, 8]), batch_size=4, **{name: value})
 
@@ -259,12 +263,12 @@ def test_some_rows_of_row_groups_that_fit_are_shuffled_whole() -> None:
 
 def test_what_does_not_fit_is_cut_into_lanes_whose_windows_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row takes 16 bytes; the windows hold about what a whole shuffle may, with their row groups."""
-    monkeypatch.setattr(streams, "WHOLE_BYTES", 16 * 6400)
+    monkeypatch.setattr(default_orders, "WHOLE_BYTES", 16 * 6400)
     assert default_order(Fake([8] * 800), 0) == Order(0, 6400, 1)
     for kept in (None, [4] * 2000, [1, 7] * 1000):
         groups = Fake([8] * 2000, kept=kept)
         order = default_order(groups, 0)
-        assert order.lanes == streams.LANES == 16
+        assert order.lanes == default_orders.LANES == 16
         share = streams.Share(64)
         most = streams.held_rows(ordering.epoch(order, groups.rows, 0), groups.sizes, share, 0)
         assert 6400 / 2 < most < 6400 * 1.2
@@ -292,7 +296,7 @@ def test_what_is_given_of_the_order_stays(given: dict[str, int], expected: tuple
 
 def test_a_window_is_never_smaller_than_a_row_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else most of what is read would be thrown away."""
-    monkeypatch.setattr(streams, "WHOLE_BYTES", 100)
+    monkeypatch.setattr(default_orders, "WHOLE_BYTES", 100)
     assert default_order(Fake([8, 3, 50, 8]), 0) == Order(0, 50, 16)
 
 
@@ -311,7 +315,7 @@ def test_a_window_is_bounded_by_what_its_rows_take_in_memory_not_on_disk(
     commit = commit_shard(local, "ab" * 32, "a1", staged, shards.write_shard(staged, batch.schema, [batch]))
     groups = CacheRows(seal(local, "blank", [commit], {}))
     assert commit.bytes < 64 * width / 10 and len(groups.rows) == 16 and row_bytes(groups) == width
-    monkeypatch.setattr(streams, "WHOLE_BYTES", 16 * width)
+    monkeypatch.setattr(default_orders, "WHOLE_BYTES", 16 * width)
     stream = Stream(groups, batch_size=4, seed=0, lanes=1, reading=Reading(prefetch_bytes=0, threads=1))
     assert stream.order.window == 12
     assert stream.memory_bound < 48 * width
@@ -862,7 +866,7 @@ def test_batches_are_put_together_while_the_consumer_works() -> None:
     while len(groups.reads) < 4 and time.monotonic() < deadline:
         time.sleep(0.002)
     time.sleep(0.02)
-    assert len(groups.reads) == 2 + streams.BATCHES_AHEAD == 4
+    assert len(groups.reads) == 2 + batch_producer.BATCHES_AHEAD == 4
     stream.close()
 
 

@@ -30,7 +30,8 @@ from storage.rows.cache_rows import CacheRows
 from storage.rows.open import open_rows
 from storage.rows.plain_table import plain_table
 from storage.rows.reading import Reading
-from storage.stream.stream import Stream, scan
+from storage.stream.scan import scan
+from storage.stream.stream import Stream
 from storage.stream.torch_dataset import StreamDataset, TorchBatch
 from storage.stream.torch_tensors import to_torch
 from student_train.losses.forward_kl import kl_divergence

@@ -25,7 +25,8 @@ from storage.objectstore.folder import Folder
 from storage.rows.cache_rows import CacheRows
 from storage.sources import make_source
 from storage.sources.function import FunctionSource
-from storage.stream.stream import Stream, scan
+from storage.stream.scan import scan
+from storage.stream.stream import Stream
 from teacher_infer.labelling.label import Work, label_span
 from teacher_infer.planning.key_parts import KeyParts
 from teacher_infer.planning.plan import Span, make_plan
